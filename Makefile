@@ -1,0 +1,46 @@
+# Every target works as the first command on a machine with Python 3.11+, make and a package registry.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test soak bench lint format clean
+
+help:
+	@echo "make demo [INPUT=FILE]  archive a log through the embedded broker, replay it, compare the two"
+	@echo "make test               ruff, mypy strict, pytest"
+	@echo "make soak               the long proofs: hundreds of crash cycles"
+	@echo "make bench              throughput beside the floor of this machine"
+	@echo "make lint / format      ruff and mypy / ruff format"
+
+# `python -m venv` is run again over an old folder when the pins change: it keeps what still fits.
+$(STAMP): pyproject.toml .ci/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "nsqtools needs Python 3.11 or later; name one with: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "the venv module is missing; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/nsqtools demo $(if $(INPUT),--input "$(INPUT)")
+
+test: lint
+	$(BIN)/python -m pytest -m "not soak"
+
+soak: $(STAMP)
+	$(BIN)/python -m pytest -m soak
+
+bench: $(STAMP)
+	@$(BIN)/python -m tests.benchmarks $(BENCH)
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
