@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nsqtools.client.rdy import (
+    REDISTRIBUTE_INTERVAL_S,
+    ConnectionRdy,
+    LowRdyTiming,
+    share_rdy,
+)
+
+TIMING = LowRdyTiming()
+
+
+def connection(key: str, **fields: float) -> ConnectionRdy:
+    idle = ConnectionRdy(key=key, max_rdy_count=2500, rdy=0, in_flight=0, rdy_changed_at=0.0)
+    return replace(idle, **fields)  # type: ignore[arg-type]
+
+
+def share(
+    *connections: ConnectionRdy, max_in_flight: int, now: float = 0.0, seed: int = 1
+) -> dict[str, int]:
+    rng = random.Random(seed)
+    return share_rdy(connections, max_in_flight=max_in_flight, now=now, rng=rng)
+
+
+def test_equal_shares_with_the_remainder_spread() -> None:
+    connections = [connection(key) for key in "abc"]
+    assert share(*connections, max_in_flight=200) == {"a": 67, "b": 67, "c": 66}
+
+
+def test_the_survivor_is_raised_at_once() -> None:
+    assert share(connection("a", rdy=100), max_in_flight=200) == {"a": 200}
+
+
+def test_what_a_small_nsqd_cannot_take_goes_to_the_others() -> None:
+    shares = share(
+        connection("a"), connection("b", max_rdy_count=10), connection("c"), max_in_flight=200
+    )
+    assert shares == {"a": 95, "b": 10, "c": 95}
+
+
+def test_no_connections_no_shares() -> None:
+    assert share(max_in_flight=10) == {}
+
+
+def test_a_pause_is_rdy_0_for_all() -> None:
+    shares = share(connection("a", rdy=5), connection("b", rdy=5), max_in_flight=0)
+    assert shares == {"a": 0, "b": 0}
+
+
+def test_lowered_ones_come_first() -> None:
+    shares = share(connection("a"), connection("b", rdy=10), max_in_flight=10)
+    assert list(shares.items()) == [("b", 5), ("a", 5)]
+
+
+def test_too_many_connections_get_rdy_1_for_some() -> None:
+    connections = [connection(f"{n}") for n in range(10)]
+    shares = share(*connections, max_in_flight=3)
+    assert sorted(shares.values()) == [0] * 7 + [1] * 3
+    assert len({tuple(share(*connections, max_in_flight=3, seed=s).items()) for s in range(9)}) > 1
+
+
+@pytest.mark.parametrize(
+    ("holder", "keeps"),
+    [
+        ({"rdy_changed_at": 91.0, "last_message_at": 5.0}, True),
+        ({"rdy_changed_at": 80.0, "last_message_at": 91.0}, True),
+        ({"rdy_changed_at": 80.0, "last_message_at": 89.0}, False),
+        ({"rdy_changed_at": 89.0}, False),
+        ({"rdy_changed_at": 71.0, "last_message_at": 75.0, "in_flight": 1}, True),
+        ({"rdy_changed_at": 70.0, "last_message_at": 99.0}, False),
+    ],
+)
+def test_when_a_holder_gives_up(holder: dict[str, float], keeps: bool) -> None:
+    shares = share(connection("a", rdy=1, **holder), connection("b"), max_in_flight=1, now=100.0)
+    assert shares == {"a": int(keeps), "b": int(not keeps)}
+
+
+def test_a_message_in_flight_keeps_the_place_of_the_one_that_gave_up() -> None:
+    busy = connection("a", rdy=1, in_flight=1)
+    assert share(busy, connection("b"), max_in_flight=1, now=30.0) == {"a": 0, "b": 0}
+    answered = connection("a", rdy=0, rdy_changed_at=30.0)
+    assert share(answered, connection("b"), max_in_flight=1, now=31.0)["a"] in (0, 1)
+
+
+def test_lowering_max_in_flight_leaves_one_holder() -> None:
+    connections = [connection(key, rdy=50, last_message_at=0.0) for key in "abc"]
+    assert sorted(share(*connections, max_in_flight=1, now=1.0).values()) == [0, 0, 1]
+
+
+@st.composite
+def crowds(draw: st.DrawFn) -> list[ConnectionRdy]:
+    one = st.builds(
+        ConnectionRdy,
+        key=st.text("abcdef", min_size=1, max_size=3),
+        max_rdy_count=st.integers(0, 3000),
+        rdy=st.integers(0, 3000),
+        in_flight=st.integers(0, 3000),
+        rdy_changed_at=st.floats(0, 100),
+        last_message_at=st.none() | st.floats(0, 100),
+    )
+    return draw(st.lists(one, max_size=12, unique_by=lambda c: c.key))
+
+
+@given(crowd=crowds(), max_in_flight=st.integers(-1, 3000), seed=st.integers(0, 9))
+def test_the_sum_and_the_limits_hold(
+    crowd: list[ConnectionRdy], max_in_flight: int, seed: int
+) -> None:
+    shares = share(*crowd, max_in_flight=max_in_flight, now=100.0, seed=seed)
+    limits = {c.key: c.max_rdy_count for c in crowd}
+    assert shares.keys() == limits.keys()
+    assert sum(shares.values()) <= max(0, max_in_flight)
+    assert all(0 <= shares[key] <= limit for key, limit in limits.items())
+    usable = [limit for limit in limits.values() if limit]
+    if 0 < len(usable) <= max_in_flight:
+        assert sum(shares.values()) == min(max_in_flight, sum(usable))
+        assert all(shares[key] for key, limit in limits.items() if limit)
+        unlimited = [shares[key] for key, limit in limits.items() if shares[key] < limit]
+        assert max(unlimited, default=0) - min(unlimited, default=0) <= 1
+
+
+@given(crowd=crowds(), max_in_flight=st.integers(1, 12), seed=st.integers(0, 9))
+def test_the_same_seed_decides_the_same(
+    crowd: list[ConnectionRdy], max_in_flight: int, seed: int
+) -> None:
+    first = share(*crowd, max_in_flight=max_in_flight, now=100.0, seed=seed)
+    again = share(*reversed(crowd), max_in_flight=max_in_flight, now=100.0, seed=seed)
+    assert first == again
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    count=st.integers(2, 12),
+    places=st.integers(1, 5),
+    seed=st.integers(0, 10_000),
+    traffic=st.floats(0, 1),
+)
+def test_nobody_starves(count: int, places: int, seed: int, traffic: float) -> None:
+    """Two rounds bound the wait for RDY, whatever the traffic; a message takes a tick here."""
+    rng = random.Random(seed)
+    crowd = {f"{n}": connection(f"{n}") for n in range(count)}
+    served_at = dict.fromkeys(crowd, 0.0)
+    rounds = -(-count // places)
+    bound_s = 2 * rounds * (TIMING.low_rdy_timeout_s + 3 * REDISTRIBUTE_INTERVAL_S)
+    now = 0.0
+    while now < 6 * bound_s:
+        shares = share_rdy(crowd.values(), max_in_flight=places, now=now, rng=rng)
+        assert sum(shares.values()) <= places
+        for key, rdy in shares.items():
+            before = crowd[key]
+            if rdy:
+                served_at[key] = now
+            changed_at = before.rdy_changed_at if rdy == before.rdy else now
+            delivered = bool(rdy) and rng.random() < traffic
+            crowd[key] = replace(
+                before,
+                rdy=rdy,
+                rdy_changed_at=changed_at,
+                in_flight=int(delivered),
+                last_message_at=now if delivered else before.last_message_at,
+            )
+        if count > places:
+            assert sum(max(c.rdy, c.in_flight) for c in crowd.values()) <= places
+        assert all(now - at <= bound_s for at in served_at.values())
+        now += REDISTRIBUTE_INTERVAL_S
