@@ -1,0 +1,151 @@
+"""A block: messages that entered a topic together, laid out as the frames that consumers get.
+
+The frame header is packed when a message enters, so delivering a run of messages is one slice of the
+block, from memory and from disk alike. On disk (docs/formats.md, "The broker's log"), big-endian:
+
+    u32 length | u32 crc32 | u64 first | u64 due_ns | u32 count | frames
+
+`length` counts what follows the crc, `crc32` covers it. `first` is the sequence number of the first
+message; a message's id is its sequence number in 16 hex digits. `due_ns` is 0, or the time at which
+deferred messages may be delivered. `frames` are NSQ message frames with attempts 1.
+"""
+
+from __future__ import annotations
+
+import struct
+from binascii import hexlify
+from typing import TYPE_CHECKING, NamedTuple
+from zlib import crc32
+
+from nsqtools.wire.messages import ID_BYTES, PAYLOAD_HEADER_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+HEADER = struct.Struct(">IIQQI")
+HEADER_BYTES = HEADER.size
+_CHECKED = struct.Struct(">QQI")
+_LENGTH_FIELDS_BYTES = 8
+# A frame: i32 size, i32 type, then the payload.
+_FRAME_HEADER_BYTES = 8
+FRAME_OVERHEAD_BYTES = _FRAME_HEADER_BYTES + PAYLOAD_HEADER_BYTES
+_FRAME_START = struct.Struct(">iiqH")
+_ATTEMPTS_AT = 16
+_U16 = struct.Struct(">H")
+_I32 = struct.Struct(">i")
+ATTEMPTS_MAX = 65535
+
+
+class Block:
+    """Messages `first` to `end` (exclusive), and the next block when that is in memory too."""
+
+    __slots__ = ("due_ns", "end", "first", "frames", "next", "starts")
+
+    def __init__(self, first: int, frames: bytes, starts: Sequence[int], due_ns: int) -> None:
+        self.first = first
+        self.end = first + len(starts) - 1
+        self.frames = frames
+        self.starts = starts  # one more than messages: the last is the end
+        self.due_ns = due_ns
+        self.next: Block | None = None
+
+    def __len__(self) -> int:
+        return self.end - self.first
+
+    def slice(self, first: int, end: int) -> bytes:
+        """The frames of messages `first` to `end` (exclusive), as they go to a consumer."""
+        base = self.first
+        return self.frames[self.starts[first - base] : self.starts[end - base]]
+
+    def header(self) -> bytes:
+        """What stands before the frames on disk."""
+        checked = _CHECKED.pack(self.first, self.due_ns, len(self))
+        length = len(checked) + len(self.frames)
+        return struct.pack(">II", length, crc32(self.frames, crc32(checked))) + checked
+
+
+def build_block(first: int, bodies: Sequence[bytes], timestamp_ns: int, due_ns: int = 0) -> Block:
+    """Frame `bodies` as messages numbered from `first`, published at `timestamp_ns`."""
+    count = len(bodies)
+    numbers = struct.pack(f">{count}Q", *range(first, first + count))
+    ids = hexlify(numbers)
+    sizes = list(map(len, bodies))
+    size = sizes[0]
+    if sizes.count(size) == count:
+        start = _frame_start(size, timestamp_ns)
+        at = range(0, len(ids), ID_BYTES)
+        frames = b"".join(
+            [start + ids[i : i + ID_BYTES] + body for i, body in zip(at, bodies, strict=True)]
+        )
+        stride = FRAME_OVERHEAD_BYTES + size
+        return Block(first, frames, range(0, (count + 1) * stride, stride), due_ns)
+    starts = [0]
+    position = 0
+    for size in sizes:
+        position += FRAME_OVERHEAD_BYTES + size
+        starts.append(position)
+    prefix = {size: _frame_start(size, timestamp_ns) for size in set(sizes)}
+    parts: list[bytes] = [b""] * (3 * count)
+    parts[0::3] = map(prefix.__getitem__, sizes)
+    parts[1::3] = [ids[i : i + ID_BYTES] for i in range(0, len(ids), ID_BYTES)]
+    parts[2::3] = bodies
+    return Block(first, b"".join(parts), starts, due_ns)
+
+
+def _frame_start(size: int, timestamp_ns: int) -> bytes:
+    frame_size = FRAME_OVERHEAD_BYTES - 4 + size
+    return _FRAME_START.pack(frame_size, 2, timestamp_ns, 1)
+
+
+def with_attempts(frame: bytes, attempts: int) -> bytes:
+    """The frame with another number of attempts."""
+    counted = _U16.pack(attempts & ATTEMPTS_MAX)
+    return frame[:_ATTEMPTS_AT] + counted + frame[_ATTEMPTS_AT + 2 :]
+
+
+class BadBlock(NamedTuple):
+    """Why the bytes at a position are not a block."""
+
+    position: int
+    reason: str
+
+
+class Short(NamedTuple):
+    """The block at a position needs this many bytes from there."""
+
+    position: int
+    need: int
+
+
+def parse_block(data: bytes, position: int, length_max: int) -> tuple[Block, int] | BadBlock | Short:
+    """The block at `position` and where it ends; every byte of it is checked."""
+    if len(data) - position < HEADER_BYTES:
+        return Short(position, HEADER_BYTES)
+    length, crc, first, due_ns, count = HEADER.unpack_from(data, position)
+    if not _CHECKED.size < length <= length_max or not count:
+        return BadBlock(position, f"impossible block length {length}")
+    end = position + _LENGTH_FIELDS_BYTES + length
+    if end > len(data):
+        return Short(position, _LENGTH_FIELDS_BYTES + length)
+    checked = memoryview(data)[position + _LENGTH_FIELDS_BYTES : end]
+    if crc32(checked) != crc:
+        return BadBlock(position, "checksum mismatch")
+    frames = data[position + HEADER_BYTES : end]
+    starts = _starts(frames, count)
+    if starts is None:
+        return BadBlock(position, "frames do not match the message count")
+    return Block(first, frames, starts, due_ns), end
+
+
+def _starts(frames: bytes, count: int) -> Sequence[int] | None:
+    """Where each frame begins, and the end; None when they do not add up."""
+    stride = 4 + _I32.unpack_from(frames)[0]
+    if stride * count == len(frames) and all(
+        frames[byte::stride] == frames[byte : byte + 1] * count for byte in (3, 2, 1, 0)
+    ):
+        return range(0, len(frames) + 1, stride)
+    starts, position = [0], 0
+    while position + 4 <= len(frames) and len(starts) <= count:
+        position += 4 + _I32.unpack_from(frames, position)[0]
+        starts.append(position)
+    return starts if len(starts) == count + 1 and position == len(frames) else None

@@ -1,0 +1,335 @@
+"""A topic: takes messages, writes them to its log, and hands them to its channels.
+
+`pumped` is nsqd's topic pump as a number: messages before it belong to the channels, those behind it
+wait in the topic. It stands still while the topic is paused or has no channel; so the first channel
+gets what waited, and a later one only what comes after it (spec: tcp-protocol, part 7).
+
+Publishing is a group commit: what publishers bring within one turn of the loop becomes one block and
+one write; then all of them are answered.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from typing import TYPE_CHECKING
+
+from nsqtools import durable
+from nsqtools.broker.block import build_block
+from nsqtools.broker.channel import Channel
+from nsqtools.broker.journal import ChannelState, Journal
+from nsqtools.broker.log import DiskLog, Memory, MemoryLog
+from nsqtools.errors import StorageError
+from nsqtools.wire.names import is_ephemeral, is_valid_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from nsqtools.broker.options import NsqdOptions
+
+    Answer = Callable[[str | None], None]
+
+log = logging.getLogger("nsqtools.broker.topic")
+
+CHANNEL_SUFFIX = ".channel"
+STATE_FILE = "topic.json"
+EXITING = "exiting"
+
+
+class Topic:
+    """See the module. All methods run on the broker's loop.
+
+    `clock` gives wall time in nanoseconds and monotonic seconds; `defer` runs a function in the thread
+    that syncs files; `changed` is told when a channel appears or goes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path | None,
+        options: NsqdOptions,
+        *,
+        now_ns: Callable[[], int],
+        now_s: Callable[[], float],
+        defer: Callable[[Callable[[], None]], object],
+        changed: Callable[[], None],
+    ) -> None:
+        self.name = name
+        self.folder = folder
+        self.ephemeral = is_ephemeral(name)
+        self.channels: dict[str, Channel] = {}
+        self.paused = False
+        self.message_count = 0
+        self.message_bytes = 0
+        self.dropped_count = 0
+        self.unsynced_count = 0
+        self.exiting = False
+        self._holds = 0
+        self.now_s = now_s
+        self._options = options
+        self._now_ns = now_ns
+        self._changed = changed
+        self._waiting: list[tuple[list[bytes], int, Answer]] = []
+        self.log: DiskLog | MemoryLog
+        if folder is None:
+            self.log = MemoryLog(now_ns() // 1_000_000)
+        else:
+            self.log = self._open_log(folder, defer)
+        self.pumped = self.log.start
+        if folder is not None:
+            self._load_state(folder)
+
+    @property
+    def depth(self) -> int:
+        """Messages that wait in the topic itself, for a channel or for the end of a pause."""
+        return self.log.count(self.pumped, self.log.end)
+
+    @property
+    def backend_depth(self) -> int:
+        memory_start = self.log.memory_start
+        return self.log.count(self.pumped, memory_start) if self.pumped < memory_start else 0
+
+    # Publishing
+
+    def put(self, bodies: list[bytes], delay_ms: int, answer: Answer) -> None:
+        """Take messages; `answer` is called with None once they are written, or with why not.
+
+        The caller sees to it that `commit` runs within this turn of the loop.
+        """
+        self._waiting.append((bodies, delay_ms, answer))
+
+    @property
+    def waiting(self) -> bool:
+        return bool(self._waiting)
+
+    def commit(self) -> list[tuple[Answer, str | None]]:
+        """Write what was put; gives the answers, which are due now or after a sync."""
+        waiting, self._waiting = self._waiting, []
+        answers: list[tuple[Answer, str | None]] = []
+        run: list[bytes] = []
+        run_answers: list[Answer] = []
+        for bodies, delay_ms, answer in waiting:
+            if delay_ms:
+                self._commit_run(run, run_answers, 0, answers)
+                run, run_answers = [], []
+                self._commit_run(bodies, [answer], delay_ms, answers)
+            else:
+                run += bodies
+                run_answers.append(answer)
+        self._commit_run(run, run_answers, 0, answers)
+        return answers
+
+    def pump(self) -> None:
+        """Hand what waits to the channels, unless there is none or the topic is paused."""
+        first, end = self.pumped, self.log.end
+        if self.paused or self._holds or not self.channels or first == end:
+            return
+        self.pumped = end
+        for channel in list(self.channels.values()):
+            channel.pumped(first, end)
+
+    def hold(self) -> None:
+        """Keep what is published in the topic until `release`."""
+        self._holds += 1
+
+    def release(self) -> None:
+        self._holds -= 1
+        if not self.exiting:
+            self.pump()
+
+    # Channels
+
+    def channel(self, name: str) -> Channel:
+        """The channel of that name, made when it is missing. Raises StorageError."""
+        channel = self.channels.get(name)
+        if channel is None:
+            state = ChannelState(self.pumped)
+            journal = self._journal(name)
+            if journal is not None:
+                journal.create(state)
+            channel = self._add(name, state, journal)
+            log.info("TOPIC(%s): new channel(%s)", self.name, name)
+            self._changed()
+            self.pump()
+        return channel
+
+    def delete_channel(self, name: str) -> None:
+        channel = self.channels.pop(name)
+        channel.disconnect()
+        channel.remove()
+        if not self.channels:
+            self.save_state()
+        log.info("TOPIC(%s): deleting channel(%s)", self.name, name)
+        self._changed()
+
+    # Administration
+
+    def pause(self, *, paused: bool) -> None:
+        self.paused = paused
+        self.save_state()
+        self.pump()
+
+    def empty(self) -> None:
+        """Drop what waits in the topic; the channels keep theirs."""
+        first, self.pumped = self.pumped, self.log.end
+        for channel in self.channels.values():
+            channel.void(first, self.pumped)
+        self.save_state()
+
+    def save_state(self) -> None:
+        """Keep what the channels' journals do not know. Raises StorageError."""
+        if self.folder is not None:
+            held = self.paused or not self.channels
+            state = {"version": 1, "paused": self.paused, "pumped": self.pumped if held else None}
+            durable.replace_file(self.folder / STATE_FILE, json.dumps(state).encode())
+
+    def scan(self, now_s: float, now_ns: int) -> None:
+        for channel in self.channels.values():
+            channel.scan(now_s, now_ns)
+            channel.deliver()
+
+    def trim(self) -> None:
+        """Let go of the log that no channel needs; a few stragglers do not hold it."""
+        if not self.channels:
+            self.log.trim(self.pumped)
+            return
+        channels = self.channels.values()
+        if isinstance(self.log, DiskLog):
+            end = self.log.first_segment_end
+            if end is None:
+                return
+            for channel in channels:
+                if channel.floor() < end:
+                    channel.carry_over(end)
+        self.log.trim(min(self.pumped, *(channel.floor() for channel in channels)))
+
+    def flush(self) -> None:
+        """Write the channels' journals. Raises StorageError."""
+        for channel in self.channels.values():
+            channel.flush()
+
+    def close(self) -> None:
+        """Stop: nothing is taken any more, and everything is handed to the disk."""
+        self.exiting = True
+        for _, _, answer in self._waiting:
+            answer(EXITING)
+        self._waiting.clear()
+        for channel in self.channels.values():
+            channel.disconnect()
+            channel.close()
+        if isinstance(self.log, DiskLog):
+            self.save_state()
+            self.log.close()
+
+    def remove(self) -> None:
+        """Delete the topic with everything that it holds."""
+        self.exiting = True
+        for name in list(self.channels):
+            channel = self.channels.pop(name)
+            channel.disconnect()
+            channel.remove()
+        if self.folder is not None and isinstance(self.log, DiskLog):
+            self.log.close()
+            gone = self.folder.with_name(f"{self.folder.name}.{self.log.end}.deleted")
+            self.folder.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
+
+    # Inside
+
+    def _open_log(self, folder: Path, defer: Callable[[Callable[[], None]], object]) -> DiskLog:
+        options = self._options
+        durable.make_directories(folder)
+        return DiskLog(
+            folder,
+            memory=Memory(max(1, options.mem_queue_size), options.mem_queue_bytes),
+            segment_size_max_bytes=options.max_bytes_per_file,
+            now_ms=self._now_ns() // 1_000_000,
+            defer=defer,
+        )
+
+    def _load_state(self, folder: Path) -> None:
+        for path in sorted(folder.glob(f"*{CHANNEL_SUFFIX}")):
+            name = path.name.removesuffix(CHANNEL_SUFFIX)
+            if is_valid_name(name):
+                self._load_channel(name, path)
+        state = _read_state(folder / STATE_FILE)
+        self.paused = bool(state.get("paused"))
+        pumped = state.get("pumped")
+        held = self.paused or not self.channels
+        if held and isinstance(pumped, int):
+            self.pumped = min(max(pumped, self.log.start), self.log.end)
+        elif not held:
+            self.pumped = self.log.end
+
+    def _load_channel(self, name: str, path: Path) -> None:
+        journal = Journal(path)
+        state, cut_bytes = journal.load()
+        if cut_bytes:
+            log.warning("a channel's journal was cut path=%s cut_bytes=%d", path, cut_bytes)
+        state.cursor = min(max(state.cursor, self.log.start), self.log.end)
+        self._add(name, state, journal)
+
+    def _add(self, name: str, state: ChannelState, journal: Journal | None) -> Channel:
+        limited = self.ephemeral or is_ephemeral(name)
+        channel = Channel(
+            name,
+            self,
+            state=state,
+            journal=journal,
+            depth_max=self._options.mem_queue_size if limited else None,
+            max_msg_timeout_s=self._options.max_msg_timeout_s,
+        )
+        self.channels[name] = channel
+        return channel
+
+    def _journal(self, name: str) -> Journal | None:
+        if self.folder is None or is_ephemeral(name):
+            return None
+        return Journal(self.folder / f"{name}{CHANNEL_SUFFIX}")
+
+    def _commit_run(
+        self,
+        bodies: list[bytes],
+        answers: list[Answer],
+        delay_ms: int,
+        out: list[tuple[Answer, str | None]],
+    ) -> None:
+        if not bodies:
+            return
+        error = EXITING if self.exiting else self._append(bodies, delay_ms)
+        out += [(answer, error) for answer in answers]
+
+    def _append(self, bodies: list[bytes], delay_ms: int) -> str | None:
+        kept = bodies
+        if self.ephemeral:
+            room = max(0, self._options.mem_queue_size - self.depth)
+            kept = bodies if self.channels and not self.paused else bodies[:room]
+            self.dropped_count += len(bodies) - len(kept)
+        now_ns = self._now_ns()
+        due_ns = now_ns + delay_ms * 1_000_000 if delay_ms else 0
+        try:
+            if kept:
+                self.log.append(build_block(self.log.end, kept, now_ns, due_ns))
+        except StorageError as failure:
+            log.error("TOPIC(%s): failed to write messages error=%s", self.name, failure)
+            return str(failure)
+        self.message_count += len(bodies)
+        self.message_bytes += sum(map(len, bodies))
+        self.unsynced_count += len(kept)
+        return None
+
+
+def _read_state(path: Path) -> dict[str, object]:
+    """The topic's state; a damaged file costs a pause at most, not the topic."""
+    try:
+        state = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as cause:
+        log.error("a topic's state cannot be read and is taken as not paused path=%s error=%s", path, cause)
+        return {}
+    except OSError as cause:
+        raise StorageError("read", path, cause) from cause
+    return state if isinstance(state, dict) else {}
