@@ -23,6 +23,7 @@ def help_text(
     summary: str,
     options: Sequence[Option],
     *,
+    usage: str = "",
     examples: Iterable[tuple[str, str]],
     exit_status: Mapping[int, str],
     width: int = WIDTH_MAX,
@@ -30,14 +31,14 @@ def help_text(
     """Help for a program; `examples` are (what it does, command) pairs, `width` is in columns."""
     width = max(WIDTH_MIN, min(width, WIDTH_MAX))
     words = next((made for made in options if made.positional), None)
-    usage = f"usage: {program} [flags]" + (f" {words.flag.upper()}..." if words else "")
-    parts = [usage, "", *textwrap.wrap(summary, width)]
+    words_shown = f" {words.flag.upper()}..." if words else ""
+    parts = [f"usage: {usage or program} [flags]{words_shown}", "", *textwrap.wrap(summary, width)]
     if words:
         parts += ["", *_entry(words.flag.upper(), words.help, width)]
     for group, members in _groups(options).items():
         parts += ["", f"{group}:"]
         for made in members:
-            parts += _entry(_left(made), _right(made, program), width)
+            parts += _entry(_left(made, program), _right(made), width)
         if group == _COMMON:
             parts += _common_flags(program, width)
     parts += ["", "How values are written:", *_explained(options, width)]
@@ -65,16 +66,18 @@ def _groups(options: Iterable[Option]) -> dict[str, list[Option]]:
     return groups
 
 
-def _left(made: Option) -> str:
+def _left(made: Option, program: str) -> str:
+    if made.is_secret:
+        return made.variable(program)
     if made.is_bool:
         return f"--{made.flag}"
     return f"--{made.flag} {made.kind.metavar}"
 
 
-def _right(made: Option, program: str) -> str:
+def _right(made: Option) -> str:
     notes = []
     if made.is_secret:
-        notes.append(f"only from {made.variable(program)} or the configuration file")
+        notes.append(f"an environment variable, or {made.key} in the file; never a flag")
     if made.repeat:
         notes.append("repeatable")
     if made.default and not (made.is_bool and made.default == "false"):
@@ -113,10 +116,12 @@ def _explained(options: Iterable[Option], width: int) -> list[str]:
 def _elsewhere(program: str, options: Sequence[Option], width: int) -> list[str]:
     flags = [made for made in options if not made.positional and not made.is_bool]
     sample = next((made for made in flags if "-" in made.flag and not made.is_secret), flags[0])
+    pairs = next((made for made in flags if made.repeat and made.kind.separator == ";"), None)
+    semicolons = f", those of --{pairs.flag} by semicolons" if pairs else ""
     text = (
         f"-flag and --flag, `v` and `=v` are the same. Each flag is also a key of the --{CONFIG}"
         f" file (--{sample.flag} is {sample.key}) and an environment variable"
         f" ({sample.variable(program)}; repeated values parted by"
-        f" commas). Flags win over the environment, the environment over the file."
+        f" commas{semicolons}). Flags win over the environment, the environment over the file."
     )
     return textwrap.wrap(text, width, break_on_hyphens=False)

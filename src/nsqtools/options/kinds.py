@@ -300,13 +300,13 @@ class Size(Kind[int]):
         return str(value)
 
 
-@dataclass(frozen=True, slots=True)
 class Choice(Kind[T]):
     """One of a few words; `T` may be a Literal of them."""
 
-    words: tuple[T, ...]
-    aliases: dict[str, T] = field(default_factory=dict)
-    metavar: str = "WORD"
+    def __init__(self, words: tuple[T, ...], aliases: dict[str, T] | None = None) -> None:
+        self.words = words
+        self.aliases = aliases or {}
+        self.metavar = "|".join(map(str, words))
 
     def parse(self, text: str) -> T:
         for word in self.words:
@@ -322,6 +322,7 @@ class LogLevel(Choice[str]):
 
     def __init__(self) -> None:
         super().__init__(("debug", "info", "warn", "error", "fatal"), {"warning": "warn"})
+        self.metavar = "LEVEL"
 
     def parse(self, text: str) -> str:
         return Choice.parse(self, text.lower())

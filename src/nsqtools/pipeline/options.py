@@ -155,12 +155,12 @@ class NsqToFileOptions:
     record_format: RecordFormat = option(
         RECORD_FORMAT,
         default="lines",
-        help="lines (body and newline), jsonl, or framed (exact, any bytes, fastest to replay)",
+        help="lines: body and newline; jsonl: an object a line; framed: exact, for any bytes",
         group=_FORMAT,
         flag="format",
     )
     compress: Compression | None = option(
-        COMPRESSION, help="none, gzip or zstd (default none)", group=_FORMAT
+        COMPRESSION, help="compression (default none)", group=_FORMAT
     )
     gzip: bool = option(BOOL, default="false", help="the same as --compress gzip", group=_FORMAT)
     gzip_level: int = option(

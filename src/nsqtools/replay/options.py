@@ -61,7 +61,7 @@ class FileToNsqOptions:
     record_format: ReplayFormat = option(
         REPLAY_FORMAT,
         default="auto",
-        help="auto (from the bytes, not the name), lines, jsonl or framed",
+        help="auto takes it from the bytes, not from the name",
         group=_WHAT,
         flag="format",
     )
@@ -116,9 +116,7 @@ class FileToNsqOptions:
         group=_PACE,
     )
 
-    progress: Progress = option(
-        PROGRESS, default="auto", help="auto (on a terminal), always or never"
-    )
+    progress: Progress = option(PROGRESS, default="auto", help="auto: on a terminal")
     shutdown_timeout_s: float = option(
         Duration(minimum="1ns"),
         default="30s",
