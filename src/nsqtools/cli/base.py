@@ -1,0 +1,53 @@
+"""What every program is: a name, an options class, and a `run` that is imported when it is needed.
+
+This module imports next to nothing, so that `--version` answers at once; all that belongs to a
+run is in `cli/command.py`.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from nsqtools import __version__
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing itself is among what --version need not load
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """A program. `options` and `run` are `module:name`; examples are (what it does, command).
+
+    `name` begins its messages, its environment variables and its line of version; `command` is
+    what a user types, where that is more.
+    """
+
+    name: str
+    headline: str
+    summary: str
+    options: str
+    run: str
+    examples: tuple[tuple[str, str], ...]
+    command: str = ""
+
+    @property
+    def usage(self) -> str:
+        """What a user types to run it."""
+        return self.command or self.name
+
+    @property
+    def version(self) -> str:
+        """As NSQ's tools print it."""
+        return f"{self.name} v{__version__}"
+
+    def main(self, argv: Sequence[str] | None = None) -> None:
+        """The console script: runs the program and exits."""
+        words = sys.argv[1:] if argv is None else list(argv)
+        if words in (["--version"], ["-version"]):
+            print(self.version)
+            return
+        from nsqtools.cli.command import execute  # click, and asyncio behind it
+
+        sys.exit(execute(self, words))

@@ -1,0 +1,161 @@
+"""A program as a click command: options, help, running on the event loop, errors to exit codes.
+
+`run` never sees click: it gets its options and returns an exit code. Options are collected by
+our own parser, so that all mistakes can be told at once; click keeps the command, its context and
+the usage plumbing.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import shutil
+import sys
+import traceback
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nsqtools.errors import NsqToolsError, OptionsError
+from nsqtools.options import help_text, load_parsed, options_of, parse_arguments
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from nsqtools.cli.base import Program
+
+FAILED = 1
+INTERRUPTED = 130
+# The one table of exit codes. The codes of errors are those of their classes in errors.py.
+EXIT_STATUS = {
+    0: "done, or stopped by SIGTERM or SIGINT with nothing left to do",
+    FAILED: "failed for a reason without a number of its own",
+    2: "options are missing or wrong",
+    3: "a connection failed, or a peer broke the protocol",
+    4: "an archive is damaged or cannot be read",
+    5: "a disk or folder refused",
+    INTERRUPTED: "interrupted before it could stop in order",
+}
+# Messages live shortly and in bulk; the collector's own thresholds cost a quarter of the speed.
+GC_THRESHOLD = (50_000, 50, 50)
+
+
+class OptionsCommand(click.Command):
+    """A program's command, which leaves the reading of flags to the options class."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__(program.name, add_help_option=False, callback=self._run)
+        self.program = program
+        self.options_class: type[Any] = resolve(program.options)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        options = options_of(self.options_class)
+        arguments = parse_arguments(options, args, self.program.name)
+        if arguments.wants_help:
+            click.echo(self.get_help(ctx), nl=False)
+            ctx.exit()
+        if arguments.wants_version:
+            click.echo(self.program.version)
+            ctx.exit()
+        ctx.params["options"] = load_parsed(
+            self.options_class, self.program.name, arguments, os.environ
+        )
+        return []
+
+    def get_help(self, ctx: click.Context) -> str:
+        return help_text(
+            self.program.name,
+            self.program.summary,
+            options_of(self.options_class),
+            usage=self.program.usage,
+            examples=self.program.examples,
+            exit_status=EXIT_STATUS,
+            width=shutil.get_terminal_size((100, 24)).columns,
+        )
+
+    def _run(self, options: object) -> int:
+        return run_on_loop(resolve(self.program.run), options)
+
+
+def resolve(target: str) -> Any:
+    """What `module:name` names."""
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def run_on_loop(run: Callable[[Any], Awaitable[int]], options: object) -> int:
+    """Runs `run(options)` to its end, on uvloop where there is one."""
+    import asyncio
+
+    try:
+        import uvloop
+
+        factory: Callable[[], asyncio.AbstractEventLoop] | None = uvloop.new_event_loop
+    except ImportError:
+        factory = None
+
+    async def main() -> int:
+        return await run(options)
+
+    gc.collect()
+    gc.freeze()  # what is imported stays; the collector need not look at it again
+    gc.set_threshold(*GC_THRESHOLD)
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(main())
+
+
+def execute(program: Program, argv: Sequence[str]) -> int:
+    """Runs a program and returns its exit code; what goes wrong is told on stderr."""
+    try:
+        result = OptionsCommand(program).main(
+            list(argv), prog_name=program.name, standalone_mode=False
+        )
+        sys.stdout.flush()
+    except (KeyboardInterrupt, click.Abort):
+        print(f"{program.name}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone. Python would complain once more when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except Exception as error:  # noqa: BLE001 - the outermost place: every error ends here
+        return report(program, error)
+    return result if isinstance(result, int) else 0
+
+
+def report(program: Program, error: BaseException) -> int:
+    """Tells an error on stderr and returns its exit code; a bug comes with its traceback."""
+    causes = causes_of(error)
+    ours = [cause for cause in causes if isinstance(cause, NsqToolsError)]
+    for cause in ours:
+        for line in lines_of(cause, program):
+            print(line, file=sys.stderr)
+    if len(ours) == len(causes):
+        return max(cause.exit_code for cause in ours)
+    traceback.print_exception(error, file=sys.stderr)
+    for bug in (cause for cause in causes if not isinstance(cause, NsqToolsError)):
+        print(f"{program.name}: unexpected {type(bug).__name__}: {bug}", file=sys.stderr)
+    return FAILED
+
+
+def lines_of(error: NsqToolsError, program: Program) -> list[str]:
+    """What an operator reads of one error: a line for each mistake, and what to do."""
+    problems = error.problems if isinstance(error, OptionsError) else (str(error),)
+    hint = error.hint
+    if not hint and isinstance(error, OptionsError):
+        hint = f"Read {program.usage} --help."
+    return [f"{program.name}: {problem}" for problem in problems] + (
+        [f"hint: {hint}"] if hint else []
+    )
+
+
+def causes_of(error: BaseException) -> list[BaseException]:
+    """The errors inside the groups that task groups raise; each message once."""
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    found: dict[str, BaseException] = {}
+    for inner in error.exceptions:
+        for cause in causes_of(inner):
+            found.setdefault(f"{type(cause)}{cause}", cause)
+    return list(found.values())

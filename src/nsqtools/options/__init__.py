@@ -1,0 +1,87 @@
+"""Options of programs: declared once, read from flags, environment and TOML, checked all at once.
+
+`fields` declares, `kinds`, `network` and `times` read values, `load` merges, `help` explains.
+"""
+
+from __future__ import annotations
+
+from nsqtools.options.arguments import Arguments, parse_arguments
+from nsqtools.options.fields import Option, option, options_of, repeated, settings_of
+from nsqtools.options.help import help_text
+from nsqtools.options.kinds import (
+    BOOL,
+    DURATION,
+    FLOAT,
+    INT,
+    LOG_LEVEL,
+    NAME_VALUE,
+    PATH,
+    REGEX,
+    SECRET,
+    SIZE,
+    TEXT,
+    Choice,
+    Duration,
+    Float,
+    Int,
+    Kind,
+    OutOfRange,
+    Setting,
+    Size,
+    render_duration,
+)
+from nsqtools.options.load import load, load_parsed, load_settings
+from nsqtools.options.network import (
+    ADDRESS,
+    HOST,
+    HTTP_ADDRESS,
+    LISTEN_ADDRESS,
+    Address,
+    join_address,
+    split_address,
+)
+from nsqtools.options.times import TIMESTAMP, parse_time_ns, render_time_ns
+
+__all__ = [
+    "ADDRESS",
+    "BOOL",
+    "DURATION",
+    "FLOAT",
+    "HOST",
+    "HTTP_ADDRESS",
+    "INT",
+    "LISTEN_ADDRESS",
+    "LOG_LEVEL",
+    "NAME_VALUE",
+    "PATH",
+    "REGEX",
+    "SECRET",
+    "SIZE",
+    "TEXT",
+    "TIMESTAMP",
+    "Address",
+    "Arguments",
+    "Choice",
+    "Duration",
+    "Float",
+    "Int",
+    "Kind",
+    "Option",
+    "OutOfRange",
+    "Setting",
+    "Size",
+    "help_text",
+    "join_address",
+    "load",
+    "load_parsed",
+    "load_settings",
+    "option",
+    "options_of",
+    "parse_arguments",
+    "parse_time_ns",
+    "render_duration",
+    "render_time_ns",
+    "repeated",
+    "settings_of",
+    "split_address",
+]
