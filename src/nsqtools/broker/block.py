@@ -14,9 +14,13 @@ from __future__ import annotations
 
 import struct
 from binascii import hexlify
+from itertools import accumulate
+from os.path import commonprefix
 from typing import TYPE_CHECKING, NamedTuple
 from zlib import crc32
 
+from nsqtools.wire.cutting import cut, same_in_run
+from nsqtools.wire.frames import MESSAGE
 from nsqtools.wire.messages import ID_BYTES, PAYLOAD_HEADER_BYTES
 
 if TYPE_CHECKING:
@@ -30,7 +34,9 @@ _LENGTH_FIELDS_BYTES = 8
 _FRAME_HEADER_BYTES = 8
 FRAME_OVERHEAD_BYTES = _FRAME_HEADER_BYTES + PAYLOAD_HEADER_BYTES
 _FRAME_START = struct.Struct(">iiqH")
+_SIZE_FIELD_BYTES = 4
 _ATTEMPTS_AT = 16
+_ID_AT = 18
 _U16 = struct.Struct(">H")
 _I32 = struct.Struct(">i")
 ATTEMPTS_MAX = 65535
@@ -67,34 +73,37 @@ class Block:
 def build_block(first: int, bodies: Sequence[bytes], timestamp_ns: int, due_ns: int = 0) -> Block:
     """Frame `bodies` as messages numbered from `first`, published at `timestamp_ns`."""
     count = len(bodies)
-    numbers = struct.pack(f">{count}Q", *range(first, first + count))
-    ids = hexlify(numbers)
     sizes = list(map(len, bodies))
-    size = sizes[0]
-    if sizes.count(size) == count:
-        start = _frame_start(size, timestamp_ns)
-        at = range(0, len(ids), ID_BYTES)
-        frames = b"".join(
-            [start + ids[i : i + ID_BYTES] + body for i, body in zip(at, bodies, strict=True)]
-        )
-        stride = FRAME_OVERHEAD_BYTES + size
-        return Block(first, frames, range(0, (count + 1) * stride, stride), due_ns)
-    starts = [0]
-    position = 0
-    for size in sizes:
-        position += FRAME_OVERHEAD_BYTES + size
-        starts.append(position)
-    prefix = {size: _frame_start(size, timestamp_ns) for size in set(sizes)}
-    parts: list[bytes] = [b""] * (3 * count)
-    parts[0::3] = map(prefix.__getitem__, sizes)
-    parts[1::3] = [ids[i : i + ID_BYTES] for i in range(0, len(ids), ID_BYTES)]
-    parts[2::3] = bodies
+    parts: list[bytes] = [b""] * (2 * count)
+    parts[0::2] = cut(_heads(first, sizes, timestamp_ns), 0, 0, FRAME_OVERHEAD_BYTES, count)
+    parts[1::2] = bodies
+    starts: Sequence[int]
+    if sizes.count(sizes[0]) == count:
+        stride = FRAME_OVERHEAD_BYTES + sizes[0]
+        starts = range(0, (count + 1) * stride, stride)
+    else:
+        starts = [0, *accumulate(FRAME_OVERHEAD_BYTES + size for size in sizes)]
     return Block(first, b"".join(parts), starts, due_ns)
 
 
-def _frame_start(size: int, timestamp_ns: int) -> bytes:
-    frame_size = FRAME_OVERHEAD_BYTES - 4 + size
-    return _FRAME_START.pack(frame_size, 2, timestamp_ns, 1)
+def _heads(first: int, sizes: Sequence[int], timestamp_ns: int) -> bytes:
+    """What stands before each body, one after the other.
+
+    Written by columns: one head is repeated, then the digits of the ids that differ are put in, and
+    the sizes where they differ.
+    """
+    count = len(sizes)
+    ids = hexlify(struct.pack(f">{count}Q", *range(first, first + count)))
+    size = sizes[0] + FRAME_OVERHEAD_BYTES - _SIZE_FIELD_BYTES
+    heads = bytearray((_FRAME_START.pack(size, MESSAGE, timestamp_ns, 1) + ids[:ID_BYTES]) * count)
+    for digit in range(len(commonprefix([ids[:ID_BYTES], ids[-ID_BYTES:]])), ID_BYTES):
+        heads[_ID_AT + digit :: FRAME_OVERHEAD_BYTES] = ids[digit::ID_BYTES]
+    if sizes.count(sizes[0]) != count:
+        overhead = FRAME_OVERHEAD_BYTES - _SIZE_FIELD_BYTES
+        raw = struct.pack(f">{count}i", *[size + overhead for size in sizes])
+        for byte in range(_SIZE_FIELD_BYTES):
+            heads[byte::FRAME_OVERHEAD_BYTES] = raw[byte::_SIZE_FIELD_BYTES]
+    return bytes(heads)
 
 
 def with_attempts(frame: bytes, attempts: int) -> bytes:
@@ -117,7 +126,9 @@ class Short(NamedTuple):
     need: int
 
 
-def parse_block(data: bytes, position: int, length_max: int) -> tuple[Block, int] | BadBlock | Short:
+def parse_block(
+    data: bytes, position: int, length_max: int
+) -> tuple[Block, int] | BadBlock | Short:
     """The block at `position` and where it ends; every byte of it is checked."""
     if len(data) - position < HEADER_BYTES:
         return Short(position, HEADER_BYTES)
@@ -139,10 +150,8 @@ def parse_block(data: bytes, position: int, length_max: int) -> tuple[Block, int
 
 def _starts(frames: bytes, count: int) -> Sequence[int] | None:
     """Where each frame begins, and the end; None when they do not add up."""
-    stride = 4 + _I32.unpack_from(frames)[0]
-    if stride * count == len(frames) and all(
-        frames[byte::stride] == frames[byte : byte + 1] * count for byte in (3, 2, 1, 0)
-    ):
+    stride = _SIZE_FIELD_BYTES + _I32.unpack_from(frames)[0]
+    if stride * count == len(frames) and same_in_run(frames, 0, len(frames), stride, (3, 2, 1, 0)):
         return range(0, len(frames) + 1, stride)
     starts, position = [0], 0
     while position + 4 <= len(frames) and len(starts) <= count:

@@ -419,9 +419,7 @@ def _open_segment(path: Path) -> Segment | None:
         raise StorageError("read", path, cause) from cause
     if head is None:
         return _without_header(path, size_bytes)
-    segment = Segment(
-        path=path, first=head[0], ordinal=head[1], end=head[0], size_bytes=size_bytes
-    )
+    segment = Segment(path=path, first=head[0], ordinal=head[1], end=head[0], size_bytes=size_bytes)
     if not segment.load_index(raw_index):
         bad = scan(segment)
         if bad is not None:

@@ -20,9 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Self
 
 from nsqtools import durable
-from nsqtools.broker.http import HttpApi
 from nsqtools.broker.log import DiskLog
-from nsqtools.broker.registrar import Registrar
 from nsqtools.broker.session import RECEIVE_BUFFER_BYTES, Session
 from nsqtools.broker.topic import Topic
 from nsqtools.errors import ConnectionFailed, StorageError
@@ -37,6 +35,7 @@ if TYPE_CHECKING:
 
     from nsqtools.broker.channel import Channel
     from nsqtools.broker.options import NsqdOptions
+    from nsqtools.broker.registrar import Registrar
 
 log = logging.getLogger("nsqtools.broker")
 
@@ -250,10 +249,14 @@ class Broker:
             if is_valid_name(name):
                 self._open_topic(name)
         if self.options.http_address:
+            from nsqtools.broker.http import HttpApi  # aiohttp takes a third of a second
+
             api = HttpApi(self)
             self.http_port = await api.start(self.options.http_address)
             self._exits.push_async_callback(api.stop)
         if self.options.lookupd_tcp_address:
+            from nsqtools.broker.registrar import Registrar
+
             self.registrar = Registrar(self)
             await self._exits.enter_async_context(self.registrar)
         await self._listen()
@@ -274,7 +277,7 @@ class Broker:
                 )
         except OSError as cause:
             raise ConnectionFailed(address, f"cannot listen: {cause.strerror or cause}") from cause
-        if isinstance(server, asyncio.AbstractServer) and "/" not in address:
+        if "/" not in address:
             self.tcp_port = server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
         log.info("TCP: listening on %s", address if "/" in address else f"{host}:{self.tcp_port}")
         self._exits.push_async_callback(_close_server, server)
@@ -387,5 +390,3 @@ async def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
-
-

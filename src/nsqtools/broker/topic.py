@@ -328,7 +328,11 @@ def _read_state(path: Path) -> dict[str, object]:
     except FileNotFoundError:
         return {}
     except ValueError as cause:
-        log.error("a topic's state cannot be read and is taken as not paused path=%s error=%s", path, cause)
+        log.error(
+            "a topic's state cannot be read and is taken as not paused path=%s error=%s",
+            path,
+            cause,
+        )
         return {}
     except OSError as cause:
         raise StorageError("read", path, cause) from cause

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from nsqtools.errors import NsqToolsError, ProtocolError
 from nsqtools.wire.buffering import Tail
 from nsqtools.wire.commands import MAGIC_V2, MPUB_COUNT_BYTES, SIZE_BYTES
+from nsqtools.wire.cutting import cut, same_in_run
 from nsqtools.wire.messages import ID_BYTES
 from nsqtools.wire.names import go_quote, is_valid_name
 
@@ -377,11 +378,8 @@ def _cut_mpub(data: bytes, at: int, limits: CommandLimits) -> tuple[list[bytes],
         return None
     stride = SIZE_BYTES + size
     stop = first + count * stride
-    if stop <= len(data) and all(
-        data[first + byte : stop : stride] == data[first + byte : first + byte + 1] * count
-        for byte in (3, 2, 1, 0)
-    ):
-        return [data[i : i + size] for i in range(first + SIZE_BYTES, stop, stride)], stop
+    if stop <= len(data) and same_in_run(data, first, stop, stride, (3, 2, 1, 0)):
+        return cut(data, first, SIZE_BYTES, size, count), stop
     return _cut_mixed(data, first, count, limit)
 
 
@@ -486,7 +484,7 @@ _PARSERS: dict[bytes, Callable[[CommandDecoder, list[bytes], int], Command]] = {
 
 def split_ids(ids: bytes) -> list[bytes]:
     """The ids of a FIN run, one by one."""
-    return [ids[at : at + ID_BYTES] for at in range(0, len(ids), ID_BYTES)]
+    return cut(ids, 0, 0, ID_BYTES, len(ids) // ID_BYTES)
 
 
 def _ids_of(lines: bytes) -> bytes:

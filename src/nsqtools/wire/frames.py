@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from nsqtools.errors import ProtocolError, ServerError
 from nsqtools.wire.buffering import Tail
+from nsqtools.wire.cutting import cut, same_in_run
 from nsqtools.wire.messages import PAYLOAD_HEADER_BYTES, Messages
 
 RESPONSE = 0
@@ -134,17 +135,13 @@ class FrameDecoder:
         stride = _SIZE_FIELD_BYTES + size
         count = min((len(data) - start) // stride, self._run)
         stop = start + count * stride
-        header = data[start : start + _HEADER_BYTES]
         # The last byte of the size differs first, so it is compared first.
-        for at in (3, 2, 1, 0, 7, 6, 5, 4):
-            if data[start + at : stop : stride] != header[at : at + 1] * count:
-                self._run, self._pause = _RUN_MIN, _RUN_PAUSE
-                stop = start + stride
-                break
-        else:
+        if same_in_run(data, start, stop, stride, (3, 2, 1, 0, 7, 6, 5, 4)):
             self._run = min(_RUN_MAX, self._run << 1)
-        length = size - _SIZE_FIELD_BYTES
-        payloads += [data[at : at + length] for at in range(start + _HEADER_BYTES, stop, stride)]
+        else:
+            self._run, self._pause = _RUN_MIN, _RUN_PAUSE
+            count, stop = 1, start + stride
+        payloads += cut(data, start, _HEADER_BYTES, size - _SIZE_FIELD_BYTES, count)
         return stop
 
     def _check(self, size: int, frame_type: int) -> None:
