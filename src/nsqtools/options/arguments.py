@@ -66,11 +66,13 @@ def _take_flag(
         found.wants_version = True
     elif made is None and flag != CONFIG:
         found.problems.append(f"unknown flag {word.partition('=')[0]}{nearest(flag, known)}")
+        _skip_value(equals, rest)
     elif made is not None and made.is_secret:
         found.problems.append(
             f"--{flag} cannot be given on the command line, where other users can read it:"
             f" set {made.variable(program)}"
         )
+        _skip_value(equals, rest)
     elif equals:
         found.values.setdefault(flag, []).append(value)
     elif made is not None and made.is_bool:
@@ -79,6 +81,13 @@ def _take_flag(
         found.values.setdefault(flag, []).append(rest.pop())
     else:
         found.problems.append(f"flag needs an argument: --{flag}")
+
+
+def _skip_value(equals: str, rest: list[str]) -> None:
+    """Passes over what looks like the value of a refused flag: it is no mistake of its own, and it
+    may be a secret, which must not be repeated in a message."""
+    if not equals and rest and not rest[-1].startswith("-"):
+        rest.pop()
 
 
 def nearest(name: str, known: Iterable[str], *, prefix: str = "--") -> str:

@@ -116,12 +116,14 @@ def _explained(options: Iterable[Option], width: int) -> list[str]:
 def _elsewhere(program: str, options: Sequence[Option], width: int) -> list[str]:
     flags = [made for made in options if not made.positional and not made.is_bool]
     sample = next((made for made in flags if "-" in made.flag and not made.is_secret), flags[0])
-    pairs = next((made for made in flags if made.repeat and made.kind.separator == ";"), None)
-    semicolons = f", those of --{pairs.flag} by semicolons" if pairs else ""
+    repeated = [made for made in flags if made.repeat]
+    parted = "; repeated values parted by commas" if repeated else ""
+    for pairs in (made for made in repeated if made.kind.separator == ";"):
+        parted += f", those of --{pairs.flag} by semicolons"
     text = (
         f"-flag and --flag, `v` and `=v` are the same. Each flag is also a key of the --{CONFIG}"
         f" file (--{sample.flag} is {sample.key}) and an environment variable"
-        f" ({sample.variable(program)}; repeated values parted by"
-        f" commas{semicolons}). Flags win over the environment, the environment over the file."
+        f" ({sample.variable(program)}{parted}). Flags win over the environment,"
+        " the environment over the file."
     )
     return textwrap.wrap(text, width, break_on_hyphens=False)

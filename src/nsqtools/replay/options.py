@@ -75,11 +75,11 @@ class FileToNsqOptions:
     topic: str = option(
         Name(what="topic", empty=True, metavar="TOPIC"),
         default="",
-        help="topic to publish to (required)",
+        help="topic to publish to; required",
         group=_WHERE,
     )
     nsqd_tcp_address: tuple[str, ...] = repeated(
-        ADDRESS, help="nsqd to publish to (required)", group=_WHERE
+        ADDRESS, help="nsqd to publish to; required", group=_WHERE
     )
     mode: Mode = option(
         MODE, default="round-robin", help="how batches are shared between nsqds", group=_WHERE
