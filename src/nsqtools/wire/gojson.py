@@ -67,25 +67,36 @@ class JsonFields:
         # The hook makes objects tuples, so that they can be told from arrays, which are lists.
         if not isinstance(decoded, tuple):
             raise MalformedJson("not a JSON object")
-        return cls({_fold(key): value for key, value in decoded if value is not None})
+        values: dict[str, object] = {}
+        for key, value in decoded:
+            if value is None:
+                values.setdefault(_fold(key), None)
+            else:
+                values[_fold(key)] = value
+        return cls(values)
 
     def __contains__(self, key: str) -> bool:
+        """Whether the member is there, be it `null`."""
         return key in self._values
 
+    def _get(self, key: str, default: object) -> object:
+        value = self._values.get(key)
+        return default if value is None else value
+
     def text(self, key: str, default: str = "") -> str:
-        value = self._values.get(key, default)
+        value = self._get(key, default)
         if not isinstance(value, str):
             raise MalformedJson(f"{key} is not a string")
         return _SURROGATES.sub("\ufffd", value)
 
     def flag(self, key: str) -> bool:
-        value = self._values.get(key, False)
+        value = self._get(key, default=False)
         if not isinstance(value, bool):
             raise MalformedJson(f"{key} is not a boolean")
         return value
 
     def integer(self, key: str, default: int = 0, *, highest: int = INT64_MAX) -> int:
-        value = self._values.get(key, default)
+        value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int):
             raise MalformedJson(f"{key} is not an integer")
         if not -highest - 1 <= value <= highest:
@@ -94,7 +105,7 @@ class JsonFields:
 
     def section(self, key: str) -> JsonFields:
         """A member that is itself an object; one without members when it is absent."""
-        return JsonFields._from_pairs(self._values.get(key, ()))
+        return JsonFields._from_pairs(self._get(key, ()))
 
     def sections(self, key: str) -> list[JsonFields]:
         """A member that is an array of objects; empty when it is absent."""
@@ -102,11 +113,10 @@ class JsonFields:
 
     def texts(self, key: str) -> list[str]:
         """A member that is an array of strings; empty when it is absent."""
-        items = self._array(key)
-        return [JsonFields({key: item}).text(key) for item in items]
+        return [JsonFields({key: item}).text(key) for item in self._array(key)]
 
     def _array(self, key: str) -> list[object]:
-        value = self._values.get(key, [])
+        value = self._get(key, [])
         if not isinstance(value, list):
             raise MalformedJson(f"{key} is not an array")
         return value
