@@ -15,7 +15,6 @@ from __future__ import annotations
 import struct
 from binascii import hexlify
 from itertools import accumulate
-from os.path import commonprefix
 from typing import TYPE_CHECKING, NamedTuple
 from zlib import crc32
 
@@ -96,7 +95,8 @@ def _heads(first: int, sizes: Sequence[int], timestamp_ns: int) -> bytes:
     ids = hexlify(struct.pack(f">{count}Q", *range(first, first + count)))
     size = sizes[0] + FRAME_OVERHEAD_BYTES - _SIZE_FIELD_BYTES
     heads = bytearray((_FRAME_START.pack(size, MESSAGE, timestamp_ns, 1) + ids[:ID_BYTES]) * count)
-    for digit in range(len(commonprefix([ids[:ID_BYTES], ids[-ID_BYTES:]])), ID_BYTES):
+    constant = next((at for at in range(ID_BYTES) if ids[at] != ids[at - ID_BYTES]), ID_BYTES)
+    for digit in range(constant, ID_BYTES):
         heads[_ID_AT + digit :: FRAME_OVERHEAD_BYTES] = ids[digit::ID_BYTES]
     if sizes.count(sizes[0]) != count:
         overhead = FRAME_OVERHEAD_BYTES - _SIZE_FIELD_BYTES

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Protocol
 from nsqtools.broker.block import Block, with_attempts
 from nsqtools.broker.flight import Flight, Holder, Lease
 from nsqtools.broker.journal import ChannelState, Pending
-from nsqtools.errors import StorageError
 from nsqtools.wire.names import is_ephemeral
 
 if TYPE_CHECKING:
@@ -56,8 +55,9 @@ class Subscriber(Holder, Protocol):
 class Feed(Protocol):
     """What a channel needs of its topic."""
 
-    name: str
-    log: TopicLog
+    @property
+    def log(self) -> TopicLog:
+        """Where the messages are."""
 
     @property
     def pumped(self) -> int:

@@ -121,7 +121,7 @@ class Journal:
     def emptied(self, cursor: int) -> None:
         self._add(b"E", _U64.pack(cursor))
 
-    def paused(self, paused: bool) -> None:  # noqa: FBT001
+    def paused(self, paused: bool) -> None:
         self._add(b"P", bytes([paused]))
 
     def carried(self, number: int, frame: bytes) -> None:

@@ -16,6 +16,7 @@ import errno
 import logging
 import os
 from bisect import bisect_right
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -252,7 +253,7 @@ class DiskLog:
                 _give_up(segment, found, segment.end - number)
                 return self.read(segment.end)
             chain = [block for block, _, _ in found if block.end > number]
-            for block, follower in zip(chain, chain[1:], strict=False):
+            for block, follower in pairwise(chain):
                 block.next = follower
             if chain:
                 return chain[0]
@@ -418,7 +419,8 @@ def _open_segment(path: Path) -> Segment | None:
     except OSError as cause:
         raise StorageError("read", path, cause) from cause
     if head is None:
-        return _without_header(path, size_bytes)
+        _put_aside(path, size_bytes)
+        return None
     segment = Segment(path=path, first=head[0], ordinal=head[1], end=head[0], size_bytes=size_bytes)
     if not segment.load_index(raw_index):
         bad = scan(segment)
@@ -427,7 +429,8 @@ def _open_segment(path: Path) -> Segment | None:
     return segment
 
 
-def _without_header(path: Path, size_bytes: int) -> None:
+def _put_aside(path: Path, size_bytes: int) -> None:
+    """A file that does not begin as a segment: the torn creation of one, or damaged."""
     if size_bytes <= HEADER_SIZE_BYTES:
         _remove(path)
         return

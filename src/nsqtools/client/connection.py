@@ -1,0 +1,342 @@
+"""One connection to an nsqd: handshake, upgrades, frames in, commands out.
+
+The handshake (spec: client-behaviour, part 3): magic, IDENTIFY, then TLS, then deflate or snappy, then
+AUTH. Heartbeats are answered here and nowhere else, so that nothing a user does can stop them. Frames
+go to a `Receiver` as they are decoded; the one who owns the connection decides what they mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections import deque
+from typing import TYPE_CHECKING, Protocol, cast
+
+from nsqtools.errors import ConnectionFailed, NsqToolsError, ProtocolError, ServerError
+from nsqtools.wire import commands
+from nsqtools.wire.compression import Codec, Deflate, Snappy
+from nsqtools.wire.frames import HEARTBEAT, OK, FrameDecoder, Response
+from nsqtools.wire.identify import IdentifyReply, IdentifyRequest
+from nsqtools.wire.messages import Messages
+
+if TYPE_CHECKING:
+    from nsqtools.client.options import ConnectionOptions
+    from nsqtools.wire.frames import Event
+
+log = logging.getLogger("nsqtools.client")
+
+RECEIVE_BUFFER_BYTES = 1 << 20
+# Commands that nsqd has not taken yet, beyond which `drain` waits.
+WRITE_HIGH_WATER_BYTES = 4 << 20
+# How long a peer gets to close its side after we have closed ours.
+CLOSE_TIMEOUT_S = 2.0
+_TLS_VERSIONS = {
+    "tls1.0": ssl.TLSVersion.TLSv1,
+    "tls1.1": ssl.TLSVersion.TLSv1_1,
+    "tls1.2": ssl.TLSVersion.TLSv1_2,
+    "tls1.3": ssl.TLSVersion.TLSv1_3,
+}
+
+
+class Receiver(Protocol):
+    """The owner of a connection. Called on the loop; must return soon."""
+
+    def messages_received(self, connection: Connection, messages: Messages) -> None:
+        """Messages, in the order they came."""
+
+    def response_received(self, connection: Connection, data: bytes) -> None:
+        """A response frame that is neither a heartbeat nor part of the handshake."""
+
+    def error_received(self, connection: Connection, error: ServerError) -> None:
+        """An error frame; after a fatal one nsqd closes."""
+
+    def connection_lost(self, connection: Connection, cause: NsqToolsError) -> None:
+        """The connection has ended; nothing can be sent any more. Called once."""
+
+
+class Connection(asyncio.BufferedProtocol):
+    """Made by `connect`. Methods that send do nothing once the connection is lost."""
+
+    def __init__(
+        self, address: str, options: ConnectionOptions, receiver: Receiver, buffer: memoryview
+    ) -> None:
+        self.address = address
+        self.reply = IdentifyReply()
+        self.connected_at_s = 0.0
+        self._options = options
+        self._receiver = receiver
+        self._buffer = buffer
+        self._loop = asyncio.get_running_loop()
+        self._decoder = FrameDecoder()
+        self._codec: Codec | None = None
+        self._transport: asyncio.Transport | None = None
+        self._handshake: deque[Response | ServerError] = deque()
+        self._wanted: asyncio.Future[None] | None = None
+        self._established = False
+        self._failure: NsqToolsError | None = None
+        self._lost = self._loop.create_future()
+        self._may_write = asyncio.Event()
+        self._may_write.set()
+        self._heard_s = 0.0
+        self._silence: asyncio.TimerHandle | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._established and not self._lost.done()
+
+    # Sending
+
+    def send(self, data: bytes) -> None:
+        """Send command bytes; what nsqd does not take is buffered, see `drain`."""
+        if self._transport is not None and not self._lost.done():
+            self._transport.write(data if self._codec is None else self._codec.compress(data))
+
+    async def drain(self) -> None:
+        """Wait while nsqd takes less than was sent, for write_timeout_s at the most.
+
+        Cancelling it leaves what was sent on its way. A peer that takes nothing is given up.
+        """
+        try:
+            async with asyncio.timeout(self._options.write_timeout_s):
+                await self._may_write.wait()
+        except TimeoutError:
+            self._fail(ConnectionFailed(self.address, "nsqd takes no data"))
+
+    async def close(self) -> None:
+        """Send what is buffered, end our side, and wait for nsqd to end its own.
+
+        Closing at once would let unread bytes reset the connection, and take our last FINs with it.
+        Cancelling it closes at once.
+        """
+        transport = self._transport
+        if transport is None or self._lost.done():
+            return
+        try:
+            if transport.can_write_eof():
+                transport.write_eof()
+            else:
+                transport.close()
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await asyncio.shield(self._lost)
+        except TimeoutError:
+            log.debug("nsqd did not close its side nsqd=%s", self.address)
+        finally:
+            transport.abort()
+
+    async def ended(self) -> None:
+        """Wait until the connection is lost; cancelling it changes nothing."""
+        await asyncio.shield(self._lost)
+
+    def abort(self, cause: NsqToolsError) -> None:
+        """End the connection now, for this reason."""
+        self._fail(cause)
+
+    # asyncio.BufferedProtocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=WRITE_HIGH_WATER_BYTES)
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._heard_s = self._loop.time()
+        try:
+            if self._codec is None:
+                self._dispatch(self._decoder.receive(self._buffer[:nbytes]))
+            else:
+                self._decompress(self._codec, bytes(self._buffer[:nbytes]))
+        except ProtocolError as violation:
+            self._fail(violation)
+
+    def eof_received(self) -> bool:
+        self._fail(ConnectionFailed(self.address, "nsqd closed the connection"))
+        return False
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._fail(ConnectionFailed(self.address, str(exc or "connection closed")))
+        self._may_write.set()
+        if self._silence is not None:
+            self._silence.cancel()
+        if not self._lost.done():
+            self._lost.set_result(None)
+            if self._established and self._failure is not None:
+                self._receiver.connection_lost(self, self._failure)
+
+    def pause_writing(self) -> None:
+        self._may_write.clear()
+
+    def resume_writing(self) -> None:
+        self._may_write.set()
+
+    # Inside
+
+    def _decompress(self, codec: Codec, data: bytes) -> None:
+        self._dispatch(self._decoder.receive(codec.decompress(data)))
+        while codec.pending:
+            self._dispatch(self._decoder.receive(codec.decompress(b"")))
+
+    def _dispatch(self, events: list[Event]) -> None:
+        for event in events:
+            if isinstance(event, Messages):
+                self._receiver.messages_received(self, event)
+            elif isinstance(event, Response) and event.data == HEARTBEAT:
+                self.send(commands.NOP)
+            elif not self._established:
+                self._handshake.append(event)
+                if self._wanted is not None and not self._wanted.done():
+                    self._wanted.set_result(None)
+            elif isinstance(event, Response):
+                self._receiver.response_received(self, event.data)
+            else:
+                self._receiver.error_received(self, event)
+
+    def _fail(self, cause: NsqToolsError) -> None:
+        if self._failure is None:
+            self._failure = cause
+        if self._wanted is not None and not self._wanted.done():
+            self._wanted.set_exception(self._failure)
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def _response(self, what: str) -> bytes:
+        """The next response of the handshake; an error frame is raised."""
+        while not self._handshake:
+            if self._failure is not None:
+                raise self._failure
+            self._wanted = self._loop.create_future()
+            await self._wanted
+        answer = self._handshake.popleft()
+        if isinstance(answer, ServerError):
+            raise answer
+        log.debug("< nsqd=%s %s %r", self.address, what, answer.data[:200])
+        return answer.data
+
+    async def establish(self) -> None:
+        """The handshake. Raises ServerError, ProtocolError or ConnectionFailed."""
+        request = _identify_request(self._options)
+        self.send(commands.MAGIC_V2 + commands.identify(request.to_json()))
+        self.reply = IdentifyReply.parse(await self._response("IDENTIFY"), request)
+        if self._options.tls_v1 and not self.reply.tls_v1:
+            raise ConnectionFailed(self.address, "nsqd does not offer TLS, and we must have it")
+        if self.reply.tls_v1:
+            await self._start_tls()
+            await self._expect_ok("TLS upgrade")
+        if self.reply.snappy or self.reply.deflate:
+            self._codec = Snappy() if self.reply.snappy else Deflate(self._options.deflate_level)
+            self._dispatch_unread(self._codec)
+            await self._expect_ok("compression upgrade")
+        if self.reply.auth_required:
+            await self._authenticate()
+        self._established = True
+        self.connected_at_s = self._heard_s = self._loop.time()
+        self._watch_silence()
+
+    async def command(self, data: bytes, what: str) -> bytes:
+        """Send one more command of the handshake (SUB) and wait for its answer."""
+        self._established = False
+        self.send(data)
+        answer = await self._response(what)
+        self._established = True
+        return answer
+
+    async def _expect_ok(self, what: str) -> None:
+        answer = await self._response(what)
+        if answer != OK:
+            raise ProtocolError("E_INVALID", f"invalid response from {what}: {answer[:80]!r}")
+
+    def _dispatch_unread(self, codec: Codec) -> None:
+        unread = self._decoder.take_unread()
+        if unread:
+            self._decompress(codec, unread)
+
+    async def _authenticate(self) -> None:
+        secret = self._options.auth_secret
+        if not secret:
+            raise ConnectionFailed(self.address, "nsqd asks for AUTH and there is no auth_secret")
+        self.send(commands.auth(secret.encode()))
+        await self._response("AUTH")
+
+    async def _start_tls(self) -> None:
+        if self._transport is None:
+            raise ConnectionFailed(self.address, "closed before TLS")
+        transport = await self._loop.start_tls(
+            self._transport,
+            self,
+            tls_context(self._options),
+            server_hostname=self.address.rpartition(":")[0].strip("[]"),
+        )
+        if transport is None:
+            raise ConnectionFailed(self.address, "closed during the TLS handshake")
+        self._transport = transport
+
+    def _watch_silence(self) -> None:
+        """Give the connection up when it was silent for read_timeout_s: heartbeats should come."""
+        left_s = self._heard_s + self._options.read_timeout_s - self._loop.time()
+        if self._options.heartbeat_interval_s < 0:
+            return
+        if left_s <= 0:
+            self._fail(ConnectionFailed(self.address, "nsqd is silent, not even a heartbeat"))
+            return
+        self._silence = self._loop.call_later(left_s, self._watch_silence)
+
+
+async def connect(
+    address: str, options: ConnectionOptions, receiver: Receiver, buffer: memoryview
+) -> Connection:
+    """Connect and shake hands, each within the options' times.
+
+    `buffer` may be shared by all connections of a loop. Raises ConnectionFailed, ServerError or
+    ProtocolError; cancelling it closes what was opened.
+    """
+    host, _, port = address.rpartition(":")
+    loop = asyncio.get_running_loop()
+    connection = Connection(address, options, receiver, buffer)
+    try:
+        async with asyncio.timeout(options.dial_timeout_s):
+            await loop.create_connection(lambda: connection, host.strip("[]"), int(port))
+        async with asyncio.timeout(options.read_timeout_s):
+            await connection.establish()
+    except BaseException as cause:
+        connection.abort(ConnectionFailed(address, "given up during the handshake"))
+        raise _as_failure(address, cause) from cause
+    return connection
+
+
+def _as_failure(address: str, cause: BaseException) -> BaseException:
+    if isinstance(cause, TimeoutError):
+        return ConnectionFailed(address, "no answer in time")
+    if isinstance(cause, OSError):
+        return ConnectionFailed(address, cause.strerror or str(cause))
+    return cause
+
+
+def tls_context(options: ConnectionOptions) -> ssl.SSLContext:
+    """The client's TLS settings. Raises OSError when a file cannot be read."""
+    context = ssl.create_default_context(cafile=options.tls_root_ca_file)
+    context.minimum_version = _TLS_VERSIONS[options.tls_min_version]
+    if options.tls_cert is not None and options.tls_key is not None:
+        context.load_cert_chain(options.tls_cert, options.tls_key)
+    if options.tls_insecure_skip_verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _identify_request(options: ConnectionOptions) -> IdentifyRequest:
+    return IdentifyRequest(
+        client_id=options.effective_client_id,
+        hostname=options.effective_hostname,
+        user_agent=options.user_agent,
+        heartbeat_interval_ms=options.heartbeat_interval_ms,
+        sample_rate=getattr(options, "sample_rate", 0),
+        output_buffer_size=options.output_buffer_size,
+        output_buffer_timeout_ms=options.output_buffer_timeout_ms,
+        msg_timeout_ms=getattr(options, "msg_timeout_ms", 0),
+        tls_v1=options.tls_v1,
+        deflate=options.deflate,
+        deflate_level=options.deflate_level,
+        snappy=options.snappy,
+    )

@@ -1,0 +1,154 @@
+"""A producer for one nsqd: publishes are pipelined, and each is answered in its turn.
+
+nsqd answers in order, so the oldest unanswered publish is the one that an answer is for. When the
+connection ends, everything unanswered fails with ConnectionFailed: it may or may not have been taken,
+and only the caller knows whether to send it again. Connecting goes on by itself, with jitter, for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from typing import TYPE_CHECKING, Self
+
+from nsqtools.client.backoff import ReconnectDelay
+from nsqtools.client.connection import RECEIVE_BUFFER_BYTES, connect
+from nsqtools.errors import ConnectionFailed, NsqToolsError
+from nsqtools.wire import commands
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from nsqtools.client.connection import Connection
+    from nsqtools.client.options import ProducerOptions
+    from nsqtools.errors import ServerError
+    from nsqtools.wire.messages import Messages
+
+log = logging.getLogger("nsqtools.client")
+
+
+class Producer:
+    """See the module. Use as `async with`; leaving it fails what is unanswered."""
+
+    def __init__(
+        self, address: str, options: ProducerOptions, *, rng: random.Random | None = None
+    ) -> None:
+        self.address = address
+        self.options = options
+        self._rng = rng or random.Random()  # noqa: S311 - jitter
+        self._connection: Connection | None = None
+        self._connected = asyncio.Event()
+        self._unanswered: deque[asyncio.Future[None]] = deque()
+        self._last_failure: NsqToolsError = ConnectionFailed(address, "not connected yet")
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self._buffer = memoryview(bytearray(RECEIVE_BUFFER_BYTES // 16))
+        self._keeper = self._loop.create_task(self._keep_connected())
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._keeper.cancel()
+        connection = self._connection
+        if connection is not None:
+            await connection.close()
+        await asyncio.wait([self._keeper])
+
+    @property
+    def is_connected(self) -> bool:
+        return self._connected.is_set()
+
+    @property
+    def last_failure(self) -> NsqToolsError:
+        """Why the last connection ended, or was not made."""
+        return self._last_failure
+
+    async def connected(self, timeout_s: float | None = None) -> None:
+        """Wait for a connection. Raises the last failure when there is none after `timeout_s`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._connected.wait()
+        except TimeoutError:
+            raise self._last_failure from None
+
+    async def publish(self, topic: str, body: bytes) -> None:
+        """PUB, and wait for the answer; see `send`."""
+        await self.send(commands.pub(topic, body))
+
+    async def publish_many(self, topic: str, bodies: Sequence[bytes]) -> None:
+        """MPUB, and wait for the answer; all are taken or none. See `send`."""
+        await self.send(commands.mpub(topic, bodies))
+
+    async def publish_deferred(self, topic: str, body: bytes, delay_s: float) -> None:
+        """DPUB, and wait for the answer; see `send`."""
+        await self.send(commands.dpub(topic, body, round(delay_s * 1000)))
+
+    async def send(self, command: bytes) -> None:
+        """Send a publishing command and wait until nsqd has answered OK.
+
+        Raises ServerError when nsqd refused it, ConnectionFailed when the connection ended before the
+        answer (the outcome is not known) or there is none. Cancelling it leaves the publish on its
+        way.
+        """
+        connection = self._connection
+        if connection is None:
+            raise self._last_failure
+        answer = self._loop.create_future()
+        self._unanswered.append(answer)
+        connection.send(command)
+        await connection.drain()
+        await answer
+
+    # Receiver
+
+    def messages_received(self, connection: Connection, messages: Messages) -> None:
+        """A producer is subscribed to nothing."""
+        connection.abort(ConnectionFailed(self.address, f"{len(messages)} unexpected messages"))
+
+    def response_received(self, connection: Connection, data: bytes) -> None:  # noqa: ARG002
+        if self._unanswered:
+            answer = self._unanswered.popleft()
+            if not answer.done():
+                answer.set_result(None)
+
+    def error_received(self, connection: Connection, error: ServerError) -> None:  # noqa: ARG002
+        if self._unanswered:
+            answer = self._unanswered.popleft()
+            if not answer.done():
+                answer.set_exception(error)
+
+    def connection_lost(self, connection: Connection, cause: NsqToolsError) -> None:  # noqa: ARG002
+        self._connection = None
+        self._connected.clear()
+        self._last_failure = cause
+        while self._unanswered:
+            answer = self._unanswered.popleft()
+            if not answer.done():
+                answer.set_exception(ConnectionFailed(self.address, f"unanswered: {cause}"))
+
+    # Connecting
+
+    async def _keep_connected(self) -> None:
+        delay = ReconnectDelay(self._rng)
+        while True:
+            began_s = self._loop.time()
+            try:
+                connection = await connect(self.address, self.options, self, self._buffer)
+            except NsqToolsError as failure:
+                self._last_failure = failure
+                log.error("not connected nsqd=%s error=%s", self.address, failure)
+                await asyncio.sleep(delay.after(0.0))
+                continue
+            self._connection = connection
+            self._connected.set()
+            log.info("connected nsqd=%s", self.address)
+            await connection.ended()
+            await asyncio.sleep(delay.after(self._loop.time() - began_s))
