@@ -9,6 +9,7 @@ syntax of durations and booleans is kept, because NSQ's users have it in their s
 from __future__ import annotations
 
 import re
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -350,7 +351,10 @@ class Regex(Kind[re.Pattern[str]]):
 
     def parse(self, text: str) -> re.Pattern[str]:
         try:
-            return re.compile(text)
+            with warnings.catch_warnings():
+                # Python warns of patterns that may mean something else one day; Go does not.
+                warnings.simplefilter("ignore")
+                return re.compile(text)
         except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(f"not a regular expression: {error}") from error
 

@@ -1,0 +1,191 @@
+"""nsq_to_file's flags: NSQ's names, defaults and words (spec: tools, 1.1)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from nsqtools.errors import OptionsError
+from nsqtools.options import load, options_of, settings_of
+from nsqtools.pipeline.options import NsqToFileOptions
+
+SOUND = ["--topic=t", "--nsqd-tcp-address=127.0.0.1:4150"]
+# NSQ's flags and defaults, as its own tool shows them.
+NSQ_DEFAULTS = {
+    "topic": "",
+    "topic_pattern": "",
+    "topic_refresh": "1m",
+    "channel": "nsq_to_file",
+    "nsqd_tcp_address": "",
+    "lookupd_http_address": "",
+    "consumer_opt": "",
+    "max_in_flight": "200",
+    "http_client_connect_timeout": "2s",
+    "http_client_request_timeout": "5s",
+    "log_prefix": "[nsq_to_file] ",
+    "log_level": "info",
+    "output_dir": "/tmp",
+    "work_dir": "",
+    "datetime_format": "%Y-%m-%d_%H",
+    "filename_format": "<TOPIC>.<HOST><REV>.<DATETIME>.log",
+    "host_identifier": "",
+    "gzip": "false",
+    "gzip_level": "6",
+    "skip_empty_files": "false",
+    "rotate_size": "0",
+    "rotate_interval": "0s",
+    "sync_interval": "30s",
+}
+
+
+def read(*argv: str, environ: dict[str, str] | None = None) -> NsqToFileOptions:
+    return load(NsqToFileOptions, "nsq_to_file", argv, environ or {})
+
+
+def problems(*argv: str) -> tuple[str, ...]:
+    with pytest.raises(OptionsError) as caught:
+        read(*argv)
+    return caught.value.problems
+
+
+def test_nsq_flags_keep_their_names_and_defaults() -> None:
+    settings = settings_of(NsqToFileOptions())
+    assert {key: settings[key] for key in NSQ_DEFAULTS} == NSQ_DEFAULTS
+
+
+def test_every_default_is_what_the_class_itself_has() -> None:
+    options = NsqToFileOptions()
+    for made in options_of(NsqToFileOptions):
+        if made.default is not None:
+            assert getattr(options, made.name) == made.kind.parse(made.default)
+
+
+def test_without_flags_nsq_words_tell_what_is_missing() -> None:
+    assert problems() == (
+        "--nsqd-tcp-address or --lookupd-http-address required.",
+        "--topic or --topic-pattern required",
+        "--lookupd-http-address must be specified when no --topic specified",
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "problem"),
+    [
+        (["--log-level=loud"], "--log-level is invalid"),
+        (["--channel="], "--channel is required"),
+        (
+            ["--http-client-connect-timeout=0s"],
+            "--http-client-connect-timeout should be positive",
+        ),
+        (
+            ["--http-client-request-timeout=-1s"],
+            "--http-client-request-timeout should be positive",
+        ),
+        (["--sync-interval=0"], "--sync-interval should be positive"),
+        (["--topic-refresh=0s"], "--topic-refresh should be positive"),
+        (
+            ["--lookupd-http-address=a:4161"],
+            "use --nsqd-tcp-address or --lookupd-http-address not both",
+        ),
+        (["--gzip-level=0"], "invalid --gzip-level value (0), should be 1-9"),
+        (["--gzip-level=10"], "invalid --gzip-level value (10), should be 1-9"),
+        (["--zstd-level=20"], "invalid --zstd-level value (20), should be 1-19"),
+        (["--gzip", "--compress=zstd"], "--gzip contradicts --compress zstd"),
+        (["--gzip", "--compress=none"], "--gzip contradicts --compress none"),
+        (
+            ["--compress=zip"],
+            'invalid value "zip" for --compress: should be one of none, gzip, zstd',
+        ),
+        (["--topic=a b"], "invalid topic name"),
+        (["--channel=a/b"], "invalid channel name"),
+        (["--topic-pattern=("], "not a regular expression"),
+        (["--topic-pattern=x"], "leave no --topic to archive"),
+        (["--max-in-flight=0"], "should be at least 1"),
+        (["--consumer-opt=msg_timeot,5s"], "invalid option msg_timeot, did you mean msg_timeout?"),
+        (
+            ["--consumer-opt=msg_timeout,5"],
+            "failed to coerce option msg_timeout (5) - missing unit",
+        ),
+        (["--consumer-opt=read_timeout,5ms"], "invalid read_timeout ! 5ms < 100ms"),
+        (["--consumer-opt=max_in_flight,5"], "cannot be set here: use --max-in-flight"),
+        (["a", "b"], "unknown arguments: [a b]"),
+    ],
+)
+def test_each_mistake_is_told_alone_and_in_nsq_words(argv: list[str], problem: str) -> None:
+    found = problems(*SOUND, *argv)
+    assert len(found) == 1, found
+    assert problem in found[0]
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--gzip",
+        "--compress=zstd",
+        "--rotate-size=1M",
+        "--rotate-interval=1h",
+        "--rotate-records=5",
+        "--rotate-idle=1m",
+        "--work-dir=/tmp/other",
+    ],
+)
+def test_a_revision_is_needed_where_names_can_repeat(flag: str) -> None:
+    name = "--filename-format=<TOPIC>.<DATETIME>.log"
+    assert problems(*SOUND, name, flag) == (
+        "missing <REV> in --filename-format when gzip, rotation, or work dir enabled",
+    )
+    assert "<REV>" in read(*SOUND, flag).filename_format
+    assert "<REV>" not in read(*SOUND, name).filename_format
+
+
+@pytest.mark.parametrize(
+    ("flags", "compression", "level"),
+    [
+        ([], "none", 6),
+        (["--gzip"], "gzip", 6),
+        (["--gzip", "--compress=gzip", "--gzip-level=1"], "gzip", 1),
+        (["--compress=zstd"], "zstd", 3),
+    ],
+)
+def test_compression(flags: list[str], compression: str, level: int) -> None:
+    options = read(*SOUND, *flags)
+    assert (options.compression, options.compression_level) == (compression, level)
+
+
+def test_folders_are_compared_as_paths() -> None:
+    options = read(*SOUND, "--output-dir=/d", "--work-dir=/d/./")
+    assert not options.has_work_dir
+    assert options.effective_work_dir == Path("/d")
+    options = read(*SOUND, "--output-dir=/d", "--work-dir=/w")
+    assert options.effective_work_dir == Path("/w")
+
+
+def test_topics_are_found_by_pattern() -> None:
+    options = read(
+        "--topic-pattern=log", "--topic-exclude=^tmp", "--lookupd-http-address=http://a:1/lookup"
+    )
+    assert options.is_discovering
+    assert [options.wants_topic(name) for name in ("weblog", "tmplog", "web")] == [
+        True,
+        False,
+        False,
+    ]
+    assert options.topic_pattern == re.compile("log")
+
+
+def test_the_consumer_gets_its_options() -> None:
+    options = read(
+        *SOUND,
+        "--max-in-flight=2500",
+        "--consumer-opt=msg-timeout,2m",
+        "--consumer-opt=snappy",
+        environ={"NSQ_TO_FILE_AUTH_SECRET": "hunter2"},
+    )
+    consumer = options.consumer()
+    assert (consumer.max_in_flight, consumer.msg_timeout_s, consumer.snappy) == (2500, 120.0, True)
+    assert consumer.max_attempts == 0
+    assert consumer.auth_secret == "hunter2"
+    assert consumer.user_agent.startswith("nsq_to_file/")
+    assert "hunter2" not in repr(options) + repr(consumer)
