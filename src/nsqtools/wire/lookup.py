@@ -384,8 +384,10 @@ def parse_producers(body: bytes) -> Answer:
         try:
             host = producer.text("broadcast_address")
             values.add(join_address(host, producer.integer("tcp_port")))
-        except (MalformedJson, ProtocolError) as error:
+        except MalformedJson as error:
             refused.append(str(error))
+        except ProtocolError as error:
+            refused.append(error.description)
     return Answer(values=frozenset(values), refused=tuple(refused))
 
 
@@ -397,6 +399,11 @@ def parse_names(body: bytes, member: str) -> Answer:
         raise _no_answer(str(error)) from error
     good = frozenset(filter(is_valid_name, names))
     return Answer(values=good, refused=tuple(name for name in names if name not in good))
+
+
+def says_topic_not_found(body: bytes) -> bool:
+    """Whether the body of a 404 means an unknown topic, and not a wrong URL."""
+    return b"TOPIC_NOT_FOUND" in body
 
 
 def _answer_fields(body: bytes, member: str) -> JsonFields:

@@ -1,0 +1,375 @@
+"""Discovery: asking nsqlookupds where a topic is (spec: lookupd, A3 and A6; client-behaviour, 4.3).
+
+NSQ's client asks one nsqlookupd a round and only the first one at start, so a producer that another
+one knows is found minutes late. Here every nsqlookupd is asked at once and independently: what one
+answers is used when it comes, and one that is dead, hung or lying delays and hides nothing.
+
+- A 404 TOPIC_NOT_FOUND is an answer: no producers. Any other status, an answer beyond
+  ANSWER_BYTES_MAX or one that is no JSON is a failure of that nsqlookupd.
+- A producer is known as long as the last good answer of some nsqlookupd lists it. A failure takes
+  nothing away.
+- Failures in a row are logged once, and so is their end.
+
+aiohttp is imported when the first request is made: programs that never ask do not pay for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import SplitResult, quote, urlsplit
+
+from nsqtools.errors import ConnectionFailed, OptionsError, ProtocolError
+from nsqtools.wire.lookup import Answer, parse_names, parse_producers, says_topic_not_found
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, Coroutine, Sequence
+
+    import aiohttp
+
+LOOKUPD_POLL_INTERVAL_S = 60.0
+LOOKUPD_POLL_JITTER = 0.3
+LOOKUPD_POLL_TIMEOUT_S = 60.0
+# A machine that is off is told from one that is slow long before the whole timeout is over.
+CONNECT_TIMEOUT_S = 5.0
+# When some have answered, the others of a single question get this long.
+STRAGGLERS_S = 2.0
+# However often connections close, no nsqlookupd is asked more often than this.
+POKE_SPACING_S = 1.0
+ANSWER_BYTES_MAX = 1 << 20
+REDIRECTS_MAX = 3
+_READ_BYTES = 65_536
+_ACCEPT = "application/vnd.nsq; version=1.0"
+
+log = logging.getLogger("nsqtools.lookup")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LookupOptions:
+    """`lookupd_poll_jitter` is the fraction of the interval by which rounds differ.
+
+    `auth_secret` is sent as a bearer token when it is set.
+    """
+
+    lookupd_poll_interval_s: float = LOOKUPD_POLL_INTERVAL_S
+    lookupd_poll_jitter: float = LOOKUPD_POLL_JITTER
+    lookupd_poll_timeout_s: float = LOOKUPD_POLL_TIMEOUT_S
+    stragglers_s: float = STRAGGLERS_S
+    poke_spacing_s: float = POKE_SPACING_S
+    auth_secret: str = ""
+
+
+DEFAULTS = LookupOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class Lookupd:
+    """One nsqlookupd; `text` is the address as the user wrote it."""
+
+    text: str
+    parts: SplitResult
+
+    @classmethod
+    def parse(cls, text: str) -> Lookupd:
+        """Read `host:port` or a URL; raises OptionsError."""
+        plain = "://" not in text
+        try:
+            parts = urlsplit(f"http://{text}" if plain else text)
+            port = parts.port
+        except ValueError as error:
+            raise OptionsError([f"lookupd address {text!r}: {error}"]) from error
+        if parts.scheme not in ("http", "https"):
+            raise OptionsError([f"lookupd address {text!r}: scheme must be http or https"])
+        if not parts.hostname:
+            raise OptionsError([f"lookupd address {text!r}: missing host"])
+        if plain and port is None:
+            raise OptionsError([f"lookupd address {text!r}: missing port"])
+        return cls(text, parts)
+
+    def url(self, endpoint: str, topic: str | None = None) -> str:
+        """The URL of `lookup`, `topics` or `channels`.
+
+        A path in the address is that of `/lookup`; the others lie beside it.
+        """
+        path = self.parts.path
+        if path in ("", "/"):
+            path = f"/{endpoint}"
+        elif endpoint != "lookup":
+            path = f"{path.rpartition('/')[0]}/{endpoint}"
+        query = self.parts.query
+        if topic is not None:
+            query = f"{query}&" * bool(query) + f"topic={quote(topic, safe='')}"
+        return self.parts._replace(path=path, query=query, fragment="").geturl()
+
+
+def new_session() -> aiohttp.ClientSession:
+    """An HTTP session fit for strangers, to be shared and closed by the caller."""
+    import aiohttp
+
+    return aiohttp.ClientSession(
+        headers={"Accept": _ACCEPT, "Accept-Encoding": "identity"},
+        cookie_jar=aiohttp.DummyCookieJar(),
+        # The limit on an answer is one on what it opens to.
+        auto_decompress=False,
+    )
+
+
+async def _session_in(
+    stack: AsyncExitStack, given: aiohttp.ClientSession | None
+) -> aiohttp.ClientSession:
+    return await stack.enter_async_context(new_session()) if given is None else given
+
+
+async def lookup(
+    addresses: Sequence[str],
+    topic: str,
+    *,
+    options: LookupOptions = DEFAULTS,
+    session: aiohttp.ClientSession | None = None,
+) -> set[str]:
+    """The `host:port` of every nsqd that has the topic, as all nsqlookupds together know it.
+
+    Waits for the first answer, and then `stragglers_s` for the others. Raises ConnectionFailed when
+    none answered, OptionsError for an address that is none. Cancelling leaves nothing behind.
+    """
+    return await _merge(addresses, _Producers(topic), options, session)
+
+
+async def topics(
+    addresses: Sequence[str],
+    *,
+    options: LookupOptions = DEFAULTS,
+    session: aiohttp.ClientSession | None = None,
+) -> set[str]:
+    """The names of all topics that any nsqlookupd knows; otherwise as `lookup`."""
+    return await _merge(addresses, _Topics(), options, session)
+
+
+@dataclass(frozen=True, slots=True)
+class _Producers:
+    topic: str
+
+    def url(self, lookupd: Lookupd) -> str:
+        return lookupd.url("lookup", self.topic)
+
+    def parse(self, status: int, body: bytes) -> Answer:
+        if status == 404 and says_topic_not_found(body):
+            return Answer()
+        _check_status(status)
+        return parse_producers(body)
+
+
+@dataclass(frozen=True, slots=True)
+class _Topics:
+    def url(self, lookupd: Lookupd) -> str:
+        return lookupd.url("topics")
+
+    def parse(self, status: int, body: bytes) -> Answer:
+        _check_status(status)
+        return parse_names(body, "topics")
+
+
+_Question = _Producers | _Topics
+
+
+def _check_status(status: int) -> None:
+    if status != 200:
+        raise ProtocolError("E_INVALID", f"answered with status {status}")
+
+
+async def _ask(
+    lookupd: Lookupd, question: _Question, options: LookupOptions, session: aiohttp.ClientSession
+) -> Answer:
+    """One nsqlookupd's answer; whatever goes wrong is a ConnectionFailed with its address."""
+    import aiohttp
+    import yarl
+
+    total_s = options.lookupd_poll_timeout_s
+    timeout = aiohttp.ClientTimeout(total=total_s, connect=min(total_s, CONNECT_TIMEOUT_S))
+    headers = {"Authorization": f"Bearer {options.auth_secret}"} if options.auth_secret else {}
+    url = yarl.URL(question.url(lookupd), encoded=True)
+    try:
+        async with session.get(
+            url, headers=headers, timeout=timeout, max_redirects=REDIRECTS_MAX
+        ) as response:
+            return question.parse(response.status, await _read(response.content))
+    except TimeoutError as error:
+        raise ConnectionFailed(lookupd.text, "no answer in time") from error
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        raise ConnectionFailed(lookupd.text, str(error) or type(error).__name__) from error
+    except ProtocolError as error:
+        raise ConnectionFailed(lookupd.text, error.description) from error
+
+
+async def _read(content: aiohttp.StreamReader) -> bytes:
+    parts: list[bytes] = []
+    left = ANSWER_BYTES_MAX
+    while part := await content.read(_READ_BYTES):
+        parts.append(part)
+        left -= len(part)
+        if left < 0:
+            raise ProtocolError("E_INVALID", f"answer of more than {ANSWER_BYTES_MAX} bytes")
+    return b"".join(parts)
+
+
+async def _merge(
+    addresses: Sequence[str],
+    question: _Question,
+    options: LookupOptions,
+    session: aiohttp.ClientSession | None,
+) -> set[str]:
+    lookupds = [Lookupd.parse(address) for address in addresses]
+    failures: list[ConnectionFailed] = []
+
+    async def ask(lookupd: Lookupd) -> Answer | None:
+        try:
+            return await _ask(lookupd, question, options, shared)
+        except ConnectionFailed as error:
+            failures.append(error)
+            log.warning("lookupd failed error=%s", error)
+            return None
+
+    async with AsyncExitStack() as stack:
+        shared = await _session_in(stack, session)
+        answers = await _collect([ask(each) for each in lookupds], options.stragglers_s)
+    if lookupds and not answers:
+        raise ConnectionFailed("no nsqlookupd answered", "; ".join(map(str, failures)))
+    for answer in answers:
+        _warn_of_refused(answer, "any")
+    return {value for answer in answers for value in answer.values}
+
+
+async def _collect(
+    asks: Sequence[Coroutine[None, None, Answer | None]], stragglers_s: float
+) -> list[Answer]:
+    """The answers that came until `stragglers_s` after the first; all were asked at once."""
+    answers: list[Answer] = []
+    deadline: float | None = None
+    now = asyncio.get_running_loop().time
+    async with asyncio.TaskGroup() as group:
+        pending = {group.create_task(ask) for ask in asks}
+        while pending:
+            left_s = None if deadline is None else deadline - now()
+            done, pending = await asyncio.wait(
+                pending, timeout=left_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            answers += [answer for task in done if (answer := task.result()) is not None]
+            if answers and deadline is None:
+                deadline = now() + stragglers_s
+            if not done:
+                log.warning("lookupd too slow, went on without it count=%d", len(pending))
+                for task in pending:
+                    task.cancel()
+                break
+    return answers
+
+
+def _warn_of_refused(answer: Answer, address: str) -> None:
+    if answer.refused:
+        log.warning(
+            "lookupd entries refused address=%s count=%d first=%s",
+            address,
+            len(answer.refused),
+            answer.refused[0],
+        )
+
+
+class LookupPoller:
+    """Keeps asking every nsqlookupd for the producers of one topic.
+
+    One task each, so that a hung nsqlookupd delays no other; `run` owns them. `poke` has all asked
+    again soon: for the moment when a connection to an nsqd closes.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        topic: str,
+        *,
+        rng: random.Random,
+        options: LookupOptions = DEFAULTS,
+        session: aiohttp.ClientSession | None = None,
+    ) -> None:
+        """Raises OptionsError for an address that is none."""
+        self._lookupds = [Lookupd.parse(address) for address in dict.fromkeys(addresses)]
+        self._question = _Producers(topic)
+        self._rng = rng
+        self._options = options
+        self._session = session
+        self._pokes = [asyncio.Event() for _ in self._lookupds]
+        self._answers: dict[str, Answer] = {}
+        self._failures: dict[str, int] = {}
+
+    @property
+    def producers(self) -> frozenset[str]:
+        """`host:port` of every nsqd that the last good answers list."""
+        return frozenset().union(*(answer.values for answer in self._answers.values()))
+
+    @property
+    def failing(self) -> dict[str, int]:
+        """How many times in a row each nsqlookupd that is failing now has failed."""
+        return dict(self._failures)
+
+    def poke(self) -> None:
+        """Ask again as soon as `poke_spacing_s` allows; any number of pokes is one question."""
+        for poke in self._pokes:
+            poke.set()
+
+    async def run(self, found: Callable[[frozenset[str]], None]) -> None:
+        """Poll until cancelled, which leaves nothing behind.
+
+        `found` is called with `producers` after every good answer, whether or not they changed: a
+        producer that is listed still and not connected is to be connected again. It must be quick.
+        """
+        async with AsyncExitStack() as stack:
+            session = await _session_in(stack, self._session)
+            async with asyncio.TaskGroup() as group:
+                for lookupd, poke in zip(self._lookupds, self._pokes, strict=True):
+                    group.create_task(self._poll(lookupd, poke, session, found))
+
+    async def _poll(
+        self,
+        lookupd: Lookupd,
+        poke: asyncio.Event,
+        session: aiohttp.ClientSession,
+        found: Callable[[frozenset[str]], None],
+    ) -> None:
+        while True:
+            poke.clear()
+            try:
+                answer = await _ask(lookupd, self._question, self._options, session)
+            except ConnectionFailed as error:
+                self._note_failure(lookupd.text, error)
+            else:
+                self._note_answer(lookupd.text, answer)
+                found(self.producers)
+            await self._wait(poke)
+
+    async def _wait(self, poke: asyncio.Event) -> None:
+        jitter = self._options.lookupd_poll_jitter * (self._rng.random() - 0.5)
+        interval_s = self._options.lookupd_poll_interval_s * (1 + jitter)
+        spacing_s = min(self._options.poke_spacing_s, interval_s)
+        await asyncio.sleep(spacing_s)
+        try:
+            async with asyncio.timeout(interval_s - spacing_s):
+                await poke.wait()
+        except TimeoutError:
+            return
+
+    def _note_failure(self, address: str, error: ConnectionFailed) -> None:
+        count = self._failures.get(address, 0) + 1
+        self._failures[address] = count
+        level = logging.WARNING if count == 1 else logging.DEBUG
+        log.log(level, "lookupd failed failures=%d error=%s", count, error)
+
+    def _note_answer(self, address: str, answer: Answer) -> None:
+        if failures := self._failures.pop(address, 0):
+            log.info("lookupd answers again address=%s failures=%d", address, failures)
+        before = self._answers.get(address, Answer())
+        if answer.refused != before.refused:
+            _warn_of_refused(answer, address)
+        self._answers[address] = answer
