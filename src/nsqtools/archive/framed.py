@@ -1,0 +1,189 @@
+"""Record format `framed`: NSQ's message layout behind a size (docs/formats.md, "framed").
+
+    file header
+    group:  n x (i32 size | payload), then i32 -1 | u32 n | u32 crc32 of the group's record bytes
+
+No record of a group is handed out before its mark was found right.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+from zlib_ng.zlib_ng import crc32
+
+from nsqtools.archive.header import HEADER_BYTES_MAX, MAGIC, HeaderError, decode_header
+from nsqtools.archive.stream import Damage, Run
+from nsqtools.wire.messages import PAYLOAD_HEADER_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from nsqtools.wire.messages import Arrival
+
+_SIZE = struct.Struct(">i")
+_MARK = struct.Struct(">iII")
+_MARK_SIZE = -1
+SIZE_BYTES = _SIZE.size
+MARK_BYTES = _MARK.size
+_PREFIXES_MAX = 4096  # sizes remembered by one encoder
+# A writer closes a group at 4 MiB and one message; this is what a reader will hold beyond one.
+GROUP_SLACK_BYTES = 8 << 20
+
+
+class _Prefixes(dict[int, bytes]):
+    """The 4 bytes of each size seen, packed once."""
+
+    def __missing__(self, payload_bytes: int) -> bytes:
+        if len(self) >= _PREFIXES_MAX:
+            self.clear()
+        prefix = self[payload_bytes] = _SIZE.pack(payload_bytes)
+        return prefix
+
+
+class FramedEncoder:
+    """One join for a batch, one checksum for a group."""
+
+    def __init__(self, header: bytes) -> None:
+        self.stream_header = header
+        self._prefixes = _Prefixes()
+
+    def encode(self, arrivals: Sequence[Arrival]) -> bytes:
+        if len(arrivals) == 1:
+            payloads = arrivals[0].messages.payloads
+        else:
+            payloads = [payload for arrival in arrivals for payload in arrival.messages.payloads]
+        parts: list[bytes] = [b""] * (2 * len(payloads))
+        parts[::2] = map(self._prefixes.__getitem__, map(len, payloads))
+        parts[1::2] = payloads
+        records = b"".join(parts)
+        return records + _MARK.pack(_MARK_SIZE, len(payloads), crc32(records))
+
+    def count_ambiguous(self, arrivals: Sequence[Arrival], data: bytes) -> int:
+        """None: sizes tell records apart."""
+        return 0
+
+
+class FramedDecoder:
+    """Pieces of a stream to verified groups.
+
+    What is held is one unfinished group at most: `_buffer` begins with it, `_at` is as far as its
+    records were scanned. `committed_end` is the offset behind the last whole group or header, as
+    long as the pieces follow on each other.
+    """
+
+    def __init__(self, record_bytes_max: int, *, header_due: bool) -> None:
+        self._payload_bytes_max = record_bytes_max + PAYLOAD_HEADER_BYTES
+        self._group_bytes_max = record_bytes_max + GROUP_SLACK_BYTES
+        self._header_due = header_due
+        self._buffer = b""
+        self._start = 0
+        self._at = 0
+        self._payloads: list[bytes] = []
+        self._waiting: list[bytes] = []
+        self._missing_bytes = 0
+        self.committed_end = 0
+
+    def feed(self, data: bytes, offset: int) -> Iterator[Run]:
+        """The groups that `data` completes; raises `Damage` behind the last sound one."""
+        if not self._buffer and not self._waiting:
+            self.committed_end = offset
+        self._waiting.append(data)
+        self._missing_bytes -= len(data)
+        if self._missing_bytes > 0:
+            return  # within one long record: joining now would be quadratic
+        self._buffer = b"".join((self._buffer, *self._waiting))
+        self._waiting.clear()
+        self._missing_bytes = 0
+        offset = self.committed_end
+        payloads: list[bytes] = []
+        damage = self._take_groups(payloads)
+        if payloads:
+            bodies = [payload[PAYLOAD_HEADER_BYTES:] for payload in payloads]
+            yield Run(payloads=payloads, bodies=bodies, nsqds=None, offset=offset)
+        if damage is not None:
+            raise damage
+        self._buffer = self._buffer[self._start :]
+        self._at -= self._start
+        self._start = 0
+
+    def _take_groups(self, payloads: list[bytes]) -> Damage | None:
+        """Move the records of every whole group to `payloads`, up to damage, which is returned."""
+        try:
+            while True:
+                if self._is_header_next():
+                    if not self._take_header():
+                        return None
+                elif self._scan():
+                    payloads += self._close_group()
+                else:
+                    return None
+        except Damage as damage:
+            return damage
+
+    def finish(self) -> Iterator[Run]:
+        """The stream is at its end; raises `Damage` when that is within a group."""
+        if self._buffer or self._waiting:
+            raise Damage(self.committed_end, "a cut group of records", torn=True)
+        if self._header_due:
+            raise Damage(self.committed_end, "no file header", torn=True)
+        return iter(())
+
+    def _is_header_next(self) -> bool:
+        at_group = self._at == self._start < len(self._buffer)
+        return at_group and (self._header_due or self._buffer[self._at] == MAGIC[0])
+
+    def _take_header(self) -> bool:
+        """Pass over a file header; False when it is not all there yet."""
+        try:
+            block = self._buffer[self._at : self._at + HEADER_BYTES_MAX]
+            header = decode_header(block)
+        except HeaderError as error:
+            if error.torn:
+                return False
+            raise Damage(self.committed_end, error.reason) from error
+        if header.meta["format"] != "framed":
+            raise Damage(self.committed_end, "a file header of another record format")
+        self._header_due = False
+        self._move_on(header.size_bytes)
+        return True
+
+    def _move_on(self, count: int) -> None:
+        self._at += count
+        self.committed_end += self._at - self._start
+        self._start = self._at
+
+    def _scan(self) -> bool:
+        """Collect records; True when a commit mark is at `_at`."""
+        buffer, at, end = self._buffer, self._at, len(self._buffer)
+        append, unpack = self._payloads.append, _SIZE.unpack_from
+        size_min, size_max = PAYLOAD_HEADER_BYTES, self._payload_bytes_max
+        size = 0
+        while at + SIZE_BYTES <= end:
+            (size,) = unpack(buffer, at)
+            stop = at + SIZE_BYTES + size
+            if not size_min <= size <= size_max or stop > end:
+                break
+            append(buffer[at + SIZE_BYTES : stop])
+            at = stop
+        else:
+            size = size_min  # ended between records
+        self._at = at
+        if size == _MARK_SIZE:
+            return at + MARK_BYTES <= end
+        if not size_min <= size <= size_max:
+            raise Damage(self.committed_end, f"a record of {size} bytes")
+        self._missing_bytes = max(at + SIZE_BYTES + size - end, 0)
+        if at - self._start > self._group_bytes_max:
+            raise Damage(self.committed_end, "a group of records without an end")
+        return False
+
+    def _close_group(self) -> list[bytes]:
+        _, count, checksum = _MARK.unpack_from(self._buffer, self._at)
+        records = memoryview(self._buffer)[self._start : self._at]
+        if count != len(self._payloads) or checksum != crc32(records):
+            raise Damage(self.committed_end, "a group of records with a wrong checksum")
+        payloads, self._payloads = self._payloads, []
+        self._move_on(MARK_BYTES)
+        return payloads

@@ -1,0 +1,113 @@
+"""A commit's messages as groups: bounded pieces, each with the form of a commit on disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from nsqtools.wire.messages import Arrival, Messages
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+# Bounds what a reader must hold before it can check a group. Compression gains nothing beyond it.
+GROUP_BYTES_MAX = 4 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Encoded records, and what the index says of them."""
+
+    content: bytes
+    records: int
+    first_ts_ns: int
+    last_ts_ns: int
+
+
+class RecordEncoder(Protocol):
+    """Messages to bytes, a batch at a time."""
+
+    stream_header: bytes
+    """What a file's content begins with, before the first record."""
+
+    def encode(self, arrivals: Sequence[Arrival]) -> bytes: ...
+
+    def count_ambiguous(self, arrivals: Sequence[Arrival], data: bytes) -> int:
+        """How many of the bodies encoded as `data` will not be told apart by a reader."""
+
+
+class Container(Protocol):
+    """One file's compression: groups to bytes.
+
+    `encode` may be called again for the same groups when writing its result failed; `keep` says
+    that the last result is durable.
+    """
+
+    file_header: bytes
+
+    @property
+    def frames(self) -> int:
+        """Groups that are remembered until the file is sealed."""
+
+    def encode(self, groups: Sequence[Group]) -> bytes: ...
+
+    def keep(self) -> None: ...
+
+    def trailer(self) -> bytes:
+        """What is appended when the file is sealed."""
+
+
+class PlainContainer:
+    """No compression."""
+
+    file_header = b""
+
+    def __init__(self) -> None:
+        self.frames = 0
+
+    def encode(self, groups: Sequence[Group]) -> bytes:
+        if len(groups) == 1:
+            return groups[0].content
+        return b"".join([group.content for group in groups])
+
+    def keep(self) -> None:
+        """Nothing is remembered."""
+
+    def trailer(self) -> bytes:
+        return b""
+
+
+def time_range_ns(arrivals: Sequence[Arrival]) -> tuple[int, int]:
+    """Earliest and latest publish time; there must be a message."""
+    ranges = [arrival.messages.time_range_ns() for arrival in arrivals]
+    return min(first for first, _ in ranges), max(last for _, last in ranges)
+
+
+def split(arrivals: Sequence[Arrival]) -> Iterator[list[Arrival]]:
+    """The arrivals without empty ones, in pieces of about `GROUP_BYTES_MAX` of payload."""
+    full = [arrival for arrival in arrivals if arrival.messages.payloads]
+    sizes = [sum(map(len, arrival.messages.payloads)) for arrival in full]
+    if sum(sizes) <= GROUP_BYTES_MAX:
+        if full:
+            yield full
+        return
+    yield from _split_slowly(full)
+
+
+def _split_slowly(arrivals: list[Arrival]) -> Iterator[list[Arrival]]:
+    piece: list[Arrival] = []
+    piece_bytes = 0
+    for nsqd, messages in arrivals:
+        payloads: list[bytes] = []
+        for payload in messages.payloads:
+            if piece_bytes and piece_bytes + len(payload) > GROUP_BYTES_MAX:
+                if payloads:
+                    piece.append(Arrival(nsqd, Messages(payloads)))
+                yield piece
+                piece, payloads, piece_bytes = [], [], 0
+            payloads.append(payload)
+            piece_bytes += len(payload)
+        if payloads:
+            piece.append(Arrival(nsqd, Messages(payloads)))
+    if piece:
+        yield piece

@@ -1,0 +1,121 @@
+"""Compression `gzip`: one member per group (docs/formats.md, "Compression `gzip`").
+
+zlib-ng does the work: on 1,250 JSON-like messages of 200 bytes, level 6, it took 4.0 us a message
+at a ratio of 2.64 where the standard library's zlib took 8.0 us at 2.60. ISA-L's best level took
+0.9 us at 2.49, but it has four levels where gzip's users know nine.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+from zlib_ng import zlib_ng
+
+from nsqtools.archive.header import CRC_BYTES, FIXED_BYTES, HeaderError, decode_header
+from nsqtools.archive.stream import BLOCK_BYTES_MAX, VERIFIED_BYTES_MAX, Block, Damage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from nsqtools.archive.groups import Group
+    from nsqtools.archive.stream import Source
+
+MAGIC = b"\x1f\x8b"
+_MEMBER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
+_MEMBER_WITH_EXTRA = b"\x1f\x8b\x08\x04\x00\x00\x00\x00\x00\xff"
+_EMPTY = b"\x03\x00" + bytes(8)
+_SUBFIELD = b"NQ"
+_EXTRA = struct.Struct("<H2sH")
+_TRAILER = struct.Struct("<II")
+_RAW_DEFLATE = -15
+_GZIP_WINDOW = 31
+_MEMORY_LEVEL = 8
+_INPUT_BYTES = 64 << 10
+
+
+class GzipContainer:
+    """Encodes the commits of one file; there is nothing to add when it is sealed."""
+
+    def __init__(self, header: bytes, level: int) -> None:
+        extra = _EXTRA.pack(4 + len(header), _SUBFIELD, len(header)) + header
+        self.file_header = _MEMBER_WITH_EXTRA + extra + _EMPTY
+        self.frames = 0  # not counted: nothing is remembered of a member
+        self._level = level
+
+    def encode(self, groups: Sequence[Group]) -> bytes:
+        return b"".join(part for group in groups for part in self._member(group.content))
+
+    def keep(self) -> None:
+        """Nothing is remembered."""
+
+    def trailer(self) -> bytes:
+        return b""
+
+    def _member(self, content: bytes) -> tuple[bytes, ...]:
+        deflate = zlib_ng.compressobj(
+            self._level, zlib_ng.DEFLATED, _RAW_DEFLATE, _MEMORY_LEVEL, zlib_ng.Z_DEFAULT_STRATEGY
+        )
+        checksum = zlib_ng.crc32(content)
+        trailer = _TRAILER.pack(checksum, len(content) & 0xFFFFFFFF)
+        return _MEMBER, deflate.compress(content), deflate.flush(), trailer
+
+
+def read_gzip_header(source: Source) -> bytes | None:
+    """The file header in the first member's extra field, or None when it is not one of ours.
+
+    Nothing is taken from `source`. Raises `HeaderError` for a damaged or cut one.
+    """
+    start = source.peek(len(_MEMBER_WITH_EXTRA) + _EXTRA.size)
+    if not start.startswith(_MEMBER_WITH_EXTRA) or len(start) < 16:
+        return None
+    extra_bytes, subfield, header_bytes = _EXTRA.unpack_from(start, len(_MEMBER_WITH_EXTRA))
+    if subfield != _SUBFIELD or extra_bytes != 4 + header_bytes:
+        return None
+    if header_bytes < FIXED_BYTES + CRC_BYTES:
+        raise HeaderError("a file header that is too short")
+    data = source.peek(len(start) + header_bytes)[len(start) :]
+    decode_header(data)
+    return data
+
+
+def gzip_blocks(source: Source) -> Iterator[Block]:
+    """The content of each member, in pieces, checked against its checksum first where it is small.
+
+    Raises `Damage` at the offset of the member that is cut or wrong.
+    """
+    while source.peek(1):
+        yield from _member_blocks(source)
+
+
+def _member_blocks(source: Source) -> Iterator[Block]:
+    start = source.position
+    parts: list[bytes] = []
+    held = 0
+    for data in _inflate(source, start):
+        parts.append(data)
+        held += len(data)
+        if held > VERIFIED_BYTES_MAX:
+            # Not written by us: from here on damage is found after its records went out.
+            for part in parts:
+                yield Block(data=part, offset=start)
+            parts.clear()
+    for part in parts:
+        yield Block(data=part, offset=start)
+
+
+def _inflate(source: Source, start: int) -> Iterator[bytes]:
+    """The pieces of one member; what follows it is given back to `source`."""
+    inflate = zlib_ng.decompressobj(_GZIP_WINDOW)
+    data = b""
+    while not inflate.eof:
+        data = inflate.unconsumed_tail or source.take(_INPUT_BYTES)
+        try:
+            piece = inflate.decompress(data, BLOCK_BYTES_MAX)
+        except zlib_ng.error as error:  # type: ignore[misc]
+            raise Damage(start, f"a gzip member that does not decode ({error})") from error
+        if piece:
+            yield piece
+        elif not data:
+            raise Damage(start, "a cut gzip member", torn=True)
+    source.rewind(len(inflate.unused_data))

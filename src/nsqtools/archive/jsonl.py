@@ -1,0 +1,148 @@
+"""Record format `jsonl`: one JSON object a line (docs/formats.md, "jsonl")."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode, b64encode
+from json.encoder import encode_basestring
+from typing import TYPE_CHECKING
+
+from nsqtools.archive.lines import LineSplitter
+from nsqtools.archive.stream import Damage, Run
+from nsqtools.wire.messages import ID_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from nsqtools.wire.messages import Arrival
+
+_COMMON = {"ts", "id", "attempts", "nsqd", "topic"}
+_KEYS = (_COMMON | {"body"}, _COMMON | {"body_b64"})
+_TIMESTAMP_MAX = 2**64 - 1
+_ATTEMPTS_MAX = 2**16 - 1
+
+
+class JsonlEncoder:
+    """What is the same for a whole arrival is written once, as text between the columns."""
+
+    stream_header = b""
+
+    def __init__(self, topic: str) -> None:
+        self._topic = encode_basestring(topic)
+
+    def encode(self, arrivals: Sequence[Arrival]) -> bytes:
+        lines: list[str] = []
+        for arrival in arrivals:
+            messages = arrival.messages
+            tail = f',"nsqd":{encode_basestring(arrival.nsqd)},"topic":{self._topic},"body'
+            columns = zip(
+                messages.timestamps,
+                _id_texts(messages.ids),
+                messages.attempts,
+                map(_body_text, messages.bodies),
+                strict=True,
+            )
+            lines += [
+                f'{{"ts":{ts},"id":{message_id},"attempts":{attempts}{tail}{body}}}\n'
+                for ts, message_id, attempts, body in columns
+            ]
+        # A body was valid UTF-8 when it was decoded, so only a host name could need the handler.
+        return "".join(lines).encode("utf-8", "surrogateescape")
+
+    def count_ambiguous(self, arrivals: Sequence[Arrival], data: bytes) -> int:
+        """None: a newline is escaped."""
+        return 0
+
+
+def _id_texts(ids: list[bytes]) -> list[str]:
+    joined = b"".join(ids)
+    if joined.isalnum():  # as every nsqd writes them: nothing to escape
+        text = joined.decode("ascii")
+        return [f'"{text[at : at + ID_BYTES]}"' for at in range(0, len(text), ID_BYTES)]
+    return [encode_basestring(message_id.decode("latin-1")) for message_id in ids]
+
+
+def _body_text(body: bytes) -> str:
+    try:
+        return '":' + encode_basestring(body.decode("utf-8"))
+    except UnicodeDecodeError:
+        return f'_b64":"{b64encode(body).decode("ascii")}"'
+
+
+def is_ours(line: bytes) -> bool:
+    """Whether a line is an object with exactly our members."""
+    try:
+        _decode(line)
+    except ValueError:
+        return False
+    return True
+
+
+class JsonlDecoder:
+    """Lines to payloads, bodies and the nsqds that delivered them."""
+
+    def __init__(self, record_bytes_max: int) -> None:
+        self._splitter = LineSplitter(record_bytes_max)
+
+    def feed(self, data: bytes, offset: int) -> Iterator[Run]:
+        lines, start = self._splitter.feed(data, offset)
+        if lines:
+            yield from _decode_lines(lines, start)
+
+    def finish(self) -> Iterator[Run]:
+        line, start = self._splitter.rest()
+        if line is not None:
+            yield from _decode_lines([line], start, torn=True)
+
+
+def _decode_lines(lines: list[bytes], start: int, *, torn: bool = False) -> Iterator[Run]:
+    payloads: list[bytes] = []
+    bodies: list[bytes] = []
+    nsqds: list[str] = []
+    offset = start
+    damage: Damage | None = None
+    for line in lines:
+        try:
+            header, body, nsqd = _decode(line)
+        except ValueError as error:
+            reason = "a cut line" if torn else f"a line that is no record ({error})"
+            damage = Damage(offset, reason, torn=torn)
+            damage.__cause__ = error
+            break
+        payloads.append(header + body)
+        bodies.append(body)
+        nsqds.append(nsqd)
+        offset += len(line) + 1
+    if payloads:
+        yield Run(payloads=payloads, bodies=bodies, nsqds=nsqds, offset=start)
+    if damage is not None:
+        raise damage
+
+
+def _decode(line: bytes) -> tuple[bytes, bytes, str]:
+    """The payload's header, the body and the nsqd of one line; raises `ValueError`."""
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(record, dict) or record.keys() not in _KEYS:
+        raise ValueError("not the members of a record")
+    timestamp, attempts = record["ts"], record["attempts"]
+    if type(timestamp) is not int or not 0 <= timestamp <= _TIMESTAMP_MAX:
+        raise ValueError("ts")
+    if type(attempts) is not int or not 0 <= attempts <= _ATTEMPTS_MAX:
+        raise ValueError("attempts")
+    texts = [value for name, value in record.items() if name not in ("ts", "attempts")]
+    if not all(isinstance(value, str) for value in texts):
+        raise ValueError("a member that is no string")
+    message_id = record["id"].encode("latin-1")
+    if len(message_id) != ID_BYTES:
+        raise ValueError("id")
+    header = timestamp.to_bytes(8, "big") + attempts.to_bytes(2, "big") + message_id
+    return header, _decode_body(record), record["nsqd"]
+
+
+def _decode_body(record: dict[str, str]) -> bytes:
+    if "body" in record:
+        return record["body"].encode("utf-8")
+    return b64decode(record["body_b64"], validate=True)

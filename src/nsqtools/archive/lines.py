@@ -1,0 +1,102 @@
+"""Record format `lines`: the body, then a newline (docs/formats.md, "lines")."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nsqtools.archive.stream import Damage, Run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from nsqtools.wire.messages import Arrival
+
+NEWLINE = b"\n"
+
+
+class LinesEncoder:
+    """Bodies and newlines; all work is a few calls over the whole batch."""
+
+    stream_header = b""
+
+    def encode(self, arrivals: Sequence[Arrival]) -> bytes:
+        if len(arrivals) == 1:
+            return NEWLINE.join(arrivals[0].messages.bodies) + NEWLINE
+        bodies = [body for arrival in arrivals for body in arrival.messages.bodies]
+        return NEWLINE.join(bodies) + NEWLINE
+
+    def count_ambiguous(self, arrivals: Sequence[Arrival], data: bytes) -> int:
+        """How many bodies hold a newline and so cannot be told apart on replay."""
+        if data.count(NEWLINE) == sum(len(arrival.messages) for arrival in arrivals):
+            return 0
+        return sum(NEWLINE in body for arrival in arrivals for body in arrival.messages.bodies)
+
+
+class LineSplitter:
+    """Pieces of a stream to whole lines; a line may span any number of pieces.
+
+    Only the byte `\\n` ends a line. What is kept back is bounded by `record_bytes_max`.
+    """
+
+    def __init__(self, record_bytes_max: int) -> None:
+        self._record_bytes_max = record_bytes_max
+        self._parts: list[bytes] = []
+        self._parts_bytes = 0
+        self._parts_offset = 0
+
+    def feed(self, data: bytes, offset: int) -> tuple[list[bytes], int]:
+        """The whole lines that `data` completes, and the offset of the first of them.
+
+        Raises `Damage` for a line longer than the bound.
+        """
+        cut = data.rfind(NEWLINE)
+        if cut < 0:
+            self._keep(data, offset)
+            return [], offset
+        lines = data[:cut].split(NEWLINE)
+        start = offset
+        if self._parts:
+            start = self._parts_offset
+            self._check(self._parts_bytes + len(lines[0]))
+            self._parts.append(lines[0])
+            lines[0] = b"".join(self._parts)
+            self._parts.clear()
+            self._parts_bytes = 0
+        if cut + 1 < len(data):
+            self._keep(data[cut + 1 :], offset + cut + 1)
+        return lines, start
+
+    def rest(self) -> tuple[bytes | None, int]:
+        """The last line, when the stream did not end with a newline, and its offset."""
+        return (b"".join(self._parts) if self._parts else None), self._parts_offset
+
+    def _keep(self, data: bytes, offset: int) -> None:
+        if not data:
+            return
+        if not self._parts:
+            self._parts_offset = offset
+        self._parts.append(data)
+        self._parts_bytes += len(data)
+        self._check(self._parts_bytes)
+
+    def _check(self, size_bytes: int) -> None:
+        if size_bytes > self._record_bytes_max:
+            reason = f"a line of more than {self._record_bytes_max} bytes"
+            raise Damage(self._parts_offset, reason)
+
+
+class LinesDecoder:
+    """Lines to bodies; the last line needs no newline."""
+
+    def __init__(self, record_bytes_max: int) -> None:
+        self._splitter = LineSplitter(record_bytes_max)
+
+    def feed(self, data: bytes, offset: int) -> Iterator[Run]:
+        lines, start = self._splitter.feed(data, offset)
+        if lines:
+            yield Run(payloads=None, bodies=lines, nsqds=None, offset=start)
+
+    def finish(self) -> Iterator[Run]:
+        line, start = self._splitter.rest()
+        if line is not None:
+            yield Run(payloads=None, bodies=[line], nsqds=None, offset=start)

@@ -1,0 +1,134 @@
+"""What the parts of a reader hand to each other: pieces of content, runs of records, damage."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO
+
+from nsqtools.errors import StorageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+READ_BYTES = 256 << 10
+# A frame or member of up to this much content is checked whole before any of it is handed out.
+VERIFIED_BYTES_MAX = 32 << 20
+# Verified content is handed on in pieces of this size, so that batches are small by nature.
+BLOCK_BYTES_MAX = 1 << 20
+RECORD_BYTES_MAX = 64 << 20
+
+
+class Damage(Exception):  # noqa: N818 - it is what was found, and becomes DamagedArchive
+    """The bytes at `offset` are not what the format says.
+
+    `torn` means that they only end too early, as a write cut by a crash does.
+    """
+
+    def __init__(self, offset: int, reason: str, *, torn: bool = False) -> None:
+        super().__init__(reason)
+        self.offset = offset
+        self.reason = reason
+        self.torn = torn
+        self.in_container = False
+        """Whether compression found it, and not the record format inside."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Records in the order of the file; `payloads` and `nsqds` where the format keeps them."""
+
+    payloads: list[bytes] | None
+    bodies: list[bytes]
+    nsqds: list[str] | None
+    offset: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """Content, and where in the file it comes from (its frame or member, when compressed)."""
+
+    data: bytes
+    offset: int
+
+
+class Source:
+    """A file read forward in pieces, with a look ahead; it may be a pipe.
+
+    Raises `StorageError` when the operating system refuses, never `Damage`.
+    """
+
+    def __init__(self, file: BinaryIO, name: Path | str) -> None:
+        self._file = file
+        self.name = name
+        self._buffer = b""
+        self._at = 0
+        self._start = 0
+        self.seekable = file.seekable()
+        if self.seekable:
+            self._start = file.tell()
+        self._position = 0
+
+    @property
+    def position(self) -> int:
+        """Offset of the next byte, counted from where the file stood when it was handed over."""
+        return self._position - (len(self._buffer) - self._at)
+
+    def size_bytes(self) -> int:
+        """The file's size; it must be seekable."""
+        try:
+            here = self._file.tell()
+            end = self._file.seek(0, os.SEEK_END)
+            self._file.seek(here)
+        except OSError as error:
+            raise StorageError("seek", self.name, error) from error
+        return end - self._start
+
+    def seek(self, offset: int) -> None:
+        try:
+            self._file.seek(self._start + offset)
+        except OSError as error:
+            raise StorageError("seek", self.name, error) from error
+        self._buffer, self._at, self._position = b"", 0, offset
+
+    def peek(self, count: int) -> bytes:
+        """The next `count` bytes without taking them; fewer only at the end of the file."""
+        while len(self._buffer) - self._at < count:
+            data = self._read(max(READ_BYTES, count))
+            if not data:
+                break
+            self._buffer = self._buffer[self._at :] + data
+            self._at = 0
+        return self._buffer[self._at : self._at + count]
+
+    def take(self, count: int) -> bytes:
+        """The next `count` bytes; fewer only at the end of the file."""
+        data = self.peek(count)
+        self._at += len(data)
+        return data
+
+    def take_some(self) -> bytes:
+        """A piece of convenient size; nothing only at the end of the file."""
+        if self._at < len(self._buffer):
+            data = self._buffer[self._at :] if self._at else self._buffer
+            self._buffer, self._at = b"", 0
+            return data
+        return self._read(READ_BYTES)
+
+    def rewind(self, count: int) -> None:
+        """Give back the last `count` bytes of the last `take`."""
+        self._at -= count
+
+    def _read(self, count: int) -> bytes:
+        try:
+            data = self._file.read(count)
+        except OSError as error:
+            raise StorageError("read", self.name, error) from error
+        if data is None:
+            # A pipe set to non-blocking has nothing yet: waiting here would be a busy loop.
+            raise StorageError("read", self.name, BlockingIOError(11, "no data yet"))
+        self._position += len(data)
+        return data
+
+    def close(self) -> None:
+        self._file.close()

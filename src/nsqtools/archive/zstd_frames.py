@@ -1,0 +1,437 @@
+"""Compression `zstd`: frames, notes, index and seek table (docs/formats.md, "Compression `zstd`").
+
+    header frame, (data frame, commit note)*, index frame, seek table
+
+All little-endian. Frames are walked by their block headers, so that the extent of each is known
+without decoding it, and decoding is always of exactly one frame.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import zstandard
+from zlib_ng.zlib_ng import crc32
+
+from nsqtools.archive.stream import VERIFIED_BYTES_MAX, Damage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from nsqtools.archive.groups import Group
+    from nsqtools.archive.stream import Source
+
+DATA_MAGIC = b"\x28\xb5\x2f\xfd"
+OUR_MAGIC = b"\x5a\x2a\x4d\x18"
+SEEK_MAGIC = b"\x5e\x2a\x4d\x18"
+SEEKABLE_MAGIC = 0x8F92EAB1
+NOTE_TAG = b"NSQC"
+INDEX_TAG = b"NSQI"
+# A writer begins another file at this many groups: an index of 4.5 MiB, as much in its memory.
+FRAMES_PER_FILE = 1 << 17
+# What a reader takes: a file may exceed the above by the groups of one commit.
+FRAMES_MAX = 1 << 18
+
+_SKIPPABLE = struct.Struct("<4sI")
+_NOTE = struct.Struct("<4sIQQ")
+_CRC = struct.Struct("<I")
+_INDEX_HEAD = struct.Struct("<4sI")
+_INDEX_ENTRY = struct.Struct("<QIIIQQ")
+_SEEK_ENTRY = struct.Struct("<II")
+SEEK_FOOTER = struct.Struct("<IBI")
+SKIPPABLE_BYTES = _SKIPPABLE.size
+NOTE_FRAME_BYTES = SKIPPABLE_BYTES + _NOTE.size + _CRC.size
+# Room for header, data frame and note of each group, and the index.
+SEEK_ENTRIES_MAX = 2 * FRAMES_MAX + 2
+_SKIPPABLE_KEPT_MAX = SEEK_ENTRIES_MAX * _INDEX_ENTRY.size
+_BLOCK_BYTES_MAX = 128 << 10
+_FRAME_HEADER_BYTES_MAX = 18
+_CHECKSUM_BYTES = 4
+_RLE_BLOCK, _RESERVED_BLOCK = 1, 3
+_SKIP_BYTES = 256 << 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
+    """What a commit note says of the data frame before it."""
+
+    records: int
+    first_ts_ns: int
+    last_ts_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexEntry:
+    """One data frame."""
+
+    offset: int
+    size_bytes: int
+    content_bytes: int
+    records: int
+    first_ts_ns: int
+    last_ts_ns: int
+
+
+class Index:
+    """The data frames of one file as columns: 36 bytes a frame, however small the commits are."""
+
+    def __init__(self) -> None:
+        self.offsets = array("Q")
+        self.sizes = array("I")
+        self.content_sizes = array("I")
+        self.records = array("I")
+        self.first_ts_ns = array("Q")
+        self.last_ts_ns = array("Q")
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def __getitem__(self, at: int) -> IndexEntry:
+        return IndexEntry(
+            offset=self.offsets[at],
+            size_bytes=self.sizes[at],
+            content_bytes=self.content_sizes[at],
+            records=self.records[at],
+            first_ts_ns=self.first_ts_ns[at],
+            last_ts_ns=self.last_ts_ns[at],
+        )
+
+    def append(self, entry: IndexEntry) -> None:
+        self.offsets.append(entry.offset)
+        self.sizes.append(entry.size_bytes)
+        self.content_sizes.append(entry.content_bytes)
+        self.records.append(entry.records)
+        self.first_ts_ns.append(entry.first_ts_ns)
+        self.last_ts_ns.append(entry.last_ts_ns)
+
+    def columns(self) -> Iterator[tuple[int, int, int, int, int, int]]:
+        """The entries as tuples in the order of the index frame."""
+        return zip(
+            self.offsets,
+            self.sizes,
+            self.content_sizes,
+            self.records,
+            self.first_ts_ns,
+            self.last_ts_ns,
+            strict=True,
+        )
+
+
+def skippable(content: bytes, magic: bytes = OUR_MAGIC) -> bytes:
+    return _SKIPPABLE.pack(magic, len(content)) + content
+
+
+def encode_note(group: Group) -> bytes:
+    content = _NOTE.pack(NOTE_TAG, group.records, group.first_ts_ns, group.last_ts_ns)
+    return skippable(content + _CRC.pack(crc32(content)))
+
+
+def decode_note(content: bytes) -> Note | None:
+    """The note in a skippable frame, or None when it is damaged."""
+    if len(content) != _NOTE.size + _CRC.size:
+        return None
+    if _CRC.unpack_from(content, _NOTE.size)[0] != crc32(content[: _NOTE.size]):
+        return None
+    _, records, first, last = _NOTE.unpack_from(content)
+    return Note(records=records, first_ts_ns=first, last_ts_ns=last)
+
+
+def encode_index(index: Index) -> bytes:
+    content = _INDEX_HEAD.pack(INDEX_TAG, len(index)) + b"".join(
+        [_INDEX_ENTRY.pack(*columns) for columns in index.columns()]
+    )
+    return skippable(content + _CRC.pack(crc32(content)))
+
+
+def decode_index(content: bytes) -> Index | None:
+    """The index in a skippable frame's content, or None when it is damaged."""
+    body = content[: -_CRC.size]
+    if len(body) < _INDEX_HEAD.size or not body.startswith(INDEX_TAG):
+        return None
+    if _CRC.unpack_from(content, len(body))[0] != crc32(body):
+        return None
+    (_, count) = _INDEX_HEAD.unpack_from(body)
+    if count > FRAMES_MAX or len(body) != _INDEX_HEAD.size + count * _INDEX_ENTRY.size:
+        return None
+    index = Index()
+    for columns in _INDEX_ENTRY.iter_unpack(body[_INDEX_HEAD.size :]):
+        offset, size, content_bytes, records, first, last = columns
+        index.append(
+            IndexEntry(
+                offset=offset,
+                size_bytes=size,
+                content_bytes=content_bytes,
+                records=records,
+                first_ts_ns=first,
+                last_ts_ns=last,
+            )
+        )
+    return index
+
+
+def encode_seek_table(sizes: Sequence[tuple[int, int]]) -> bytes:
+    """The table over frames of (size, content size), the index frame included."""
+    entries = b"".join([_SEEK_ENTRY.pack(*pair) for pair in sizes])
+    return skippable(entries + SEEK_FOOTER.pack(len(sizes), 0, SEEKABLE_MAGIC), SEEK_MAGIC)
+
+
+def decode_seek_table(content: bytes) -> list[tuple[int, int]] | None:
+    """The (size, content size) of each frame, or None when it is damaged."""
+    if len(content) < SEEK_FOOTER.size:
+        return None
+    count, descriptor, magic = SEEK_FOOTER.unpack_from(content, len(content) - SEEK_FOOTER.size)
+    entries = content[: -SEEK_FOOTER.size]
+    if magic != SEEKABLE_MAGIC or descriptor != 0 or len(entries) != count * _SEEK_ENTRY.size:
+        return None
+    return list(_SEEK_ENTRY.iter_unpack(entries))
+
+
+class ZstdContainer:
+    """Encodes the commits of one file and remembers what the index needs.
+
+    `compressor` may be shared by files that follow on each other, not by threads.
+    """
+
+    def __init__(self, header: bytes, compressor: zstandard.ZstdCompressor) -> None:
+        self.file_header = skippable(header)
+        self.index = Index()
+        self.end = len(self.file_header)
+        self._compressor = compressor
+        self._pending: list[IndexEntry] = []
+
+    @property
+    def frames(self) -> int:
+        return len(self.index)
+
+    def encode(self, groups: Sequence[Group]) -> bytes:
+        parts: list[bytes] = []
+        self._pending = []
+        offset = self.end
+        for group in groups:
+            frame = self._compressor.compress(group.content)
+            parts += (frame, encode_note(group))
+            self._pending.append(
+                IndexEntry(
+                    offset=offset,
+                    size_bytes=len(frame),
+                    content_bytes=len(group.content),
+                    records=group.records,
+                    first_ts_ns=group.first_ts_ns,
+                    last_ts_ns=group.last_ts_ns,
+                )
+            )
+            offset += len(frame) + NOTE_FRAME_BYTES
+        return b"".join(parts)
+
+    def keep(self) -> None:
+        """What `encode` returned last is durable."""
+        for entry in self._pending:
+            self.index.append(entry)
+            self.end = entry.offset + entry.size_bytes + NOTE_FRAME_BYTES
+        self._pending = []
+
+    def trailer(self) -> bytes:
+        return encode_trailer(len(self.file_header), self.index)
+
+
+def encode_trailer(header_frame_bytes: int, index: Index) -> bytes:
+    """Index frame and seek table of a file that begins with a header frame of this size."""
+    index_frame = encode_index(index)
+    return index_frame + encode_seek_table(frame_sizes(header_frame_bytes, index, len(index_frame)))
+
+
+def frame_sizes(
+    header_frame_bytes: int, index: Index, index_frame_bytes: int
+) -> list[tuple[int, int]]:
+    """What the seek table of such a file holds."""
+    sizes = [(header_frame_bytes, 0)]
+    for size, content_bytes in zip(index.sizes, index.content_sizes, strict=True):
+        sizes += ((size, content_bytes), (NOTE_FRAME_BYTES, 0))
+    sizes.append((index_frame_bytes, 0))
+    return sizes
+
+
+def offsets_agree(header_frame_bytes: int, index: Index) -> bool:
+    """Whether the offsets are what the sizes add up to."""
+    offset = header_frame_bytes
+    for at, size in zip(index.offsets, index.sizes, strict=True):
+        if at != offset:
+            return False
+        offset += size + NOTE_FRAME_BYTES
+    return True
+
+
+def new_compressor(level: int) -> zstandard.ZstdCompressor:
+    return zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skippable:
+    """A skippable frame; `content` is empty when it was too large to be one of ours."""
+
+    magic: bytes
+    offset: int
+    size_bytes: int
+    content: bytes
+
+    @property
+    def is_ours(self) -> bool:
+        return self.magic == OUR_MAGIC
+
+
+class DataFrame:
+    """A data frame at the source's position; `pieces` takes its bytes."""
+
+    def __init__(self, source: Source) -> None:
+        self.offset = source.position
+        self._source = source
+        start = source.peek(_FRAME_HEADER_BYTES_MAX)
+        try:
+            self._header_bytes = zstandard.frame_header_size(start)
+            parameters = zstandard.get_frame_parameters(start)
+        except zstandard.ZstdError as error:
+            torn = len(start) < _FRAME_HEADER_BYTES_MAX
+            reason = "a cut zstd frame" if torn else f"a damaged zstd frame header ({error})"
+            raise Damage(self.offset, reason, torn=torn) from error
+        self._has_checksum = parameters.has_checksum
+        unknown = parameters.content_size == zstandard.CONTENTSIZE_UNKNOWN
+        self.content_bytes: int | None = None if unknown else parameters.content_size
+
+    def pieces(self) -> Iterator[bytes]:
+        """The frame's bytes, all of them and no more; raises `Damage` when they end too early."""
+        yield self._take(self._header_bytes)
+        last = False
+        while not last:
+            head = self._take(3)
+            word = int.from_bytes(head, "little")
+            last, kind, size = bool(word & 1), word >> 1 & 3, word >> 3
+            if kind == _RESERVED_BLOCK or (kind != _RLE_BLOCK and size > _BLOCK_BYTES_MAX):
+                raise Damage(self.offset, "a damaged zstd block header")
+            yield head
+            yield self._take(1 if kind == _RLE_BLOCK else size)
+        if self._has_checksum:
+            yield self._take(_CHECKSUM_BYTES)
+
+    def _take(self, count: int) -> bytes:
+        data = self._source.take(count)
+        if len(data) < count:
+            raise Damage(self.offset, "a cut zstd frame", torn=True)
+        return data
+
+
+def next_frame(source: Source) -> Skippable | DataFrame | None:
+    """What stands at the source's position; None at the end of the file.
+
+    A skippable frame is taken; a data frame is to be taken by its `pieces`. Raises `Damage`.
+    """
+    head = source.peek(SKIPPABLE_BYTES)
+    if not head:
+        return None
+    magic = head[:4]
+    if magic == DATA_MAGIC:
+        return DataFrame(source)
+    offset = source.position
+    if len(head) < SKIPPABLE_BYTES:
+        raise Damage(offset, "a cut zstd frame", torn=True)
+    if not is_skippable_magic(magic):
+        raise Damage(offset, "bytes that begin no zstd frame")
+    size = _SKIPPABLE.unpack(source.take(SKIPPABLE_BYTES))[1]
+    content = _take_skippable(source, offset, size, kept=magic in (OUR_MAGIC, SEEK_MAGIC))
+    return Skippable(magic=magic, offset=offset, size_bytes=SKIPPABLE_BYTES + size, content=content)
+
+
+def is_skippable_magic(magic: bytes) -> bool:
+    return len(magic) == 4 and 0x50 <= magic[0] <= 0x5F and magic[1:] == OUR_MAGIC[1:]
+
+
+def _take_skippable(source: Source, offset: int, size: int, *, kept: bool) -> bytes:
+    if kept and size <= _SKIPPABLE_KEPT_MAX:
+        content = source.take(size)
+        if len(content) < size:
+            raise Damage(offset, "a cut skippable zstd frame", torn=True)
+        return content
+    left = size
+    while left:
+        data = source.take(min(left, _SKIP_BYTES))
+        if not data:
+            raise Damage(offset, "a cut skippable zstd frame", torn=True)
+        left -= len(data)
+    return b""
+
+
+class _Pieces:
+    """A frame's pieces as the file object that a stream reader wants."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._rest = b""
+
+    def read(self, count: int) -> bytes:
+        data = self._rest or next(self._pieces, b"")
+        self._rest = data[count:]
+        return data[:count]
+
+
+def decode_frame(
+    frame: DataFrame, decompressor: zstandard.ZstdDecompressor, piece_bytes: int
+) -> Iterator[bytes]:
+    """A frame's content. The first piece has the whole content, when that is of moderate size;
+    otherwise pieces of `piece_bytes` come before the frame's checksum was seen.
+
+    Raises `Damage` at the frame's offset.
+    """
+    pieces = frame.pieces()
+    taken: list[bytes] = []
+    held = 0
+    for piece in pieces:
+        taken.append(piece)
+        held += len(piece)
+        if held > VERIFIED_BYTES_MAX:
+            break
+    else:
+        if frame.content_bytes is not None and frame.content_bytes <= VERIFIED_BYTES_MAX:
+            yield _decode_whole(frame, decompressor, b"".join(taken))
+            return
+    yield from _decode_stream(frame, decompressor, _chain(taken, pieces), piece_bytes)
+
+
+def _chain(taken: list[bytes], pieces: Iterator[bytes]) -> Iterator[bytes]:
+    yield from taken
+    yield from pieces
+
+
+def _decode_whole(frame: DataFrame, decompressor: zstandard.ZstdDecompressor, data: bytes) -> bytes:
+    try:
+        content = decompressor.decompress(data)
+    except zstandard.ZstdError as error:
+        raise Damage(frame.offset, f"a zstd frame that does not decode ({error})") from error
+    if len(content) != frame.content_bytes:
+        raise Damage(frame.offset, "a zstd frame of another length than it says")
+    return content
+
+
+def _decode_stream(
+    frame: DataFrame,
+    decompressor: zstandard.ZstdDecompressor,
+    pieces: Iterator[bytes],
+    piece_bytes: int,
+) -> Iterator[bytes]:
+    parts: list[bytes] = []
+    held = 0
+    verified = False
+    with decompressor.stream_reader(_Pieces(pieces), closefd=False) as reader:  # type: ignore[arg-type]
+        while not verified:
+            try:
+                piece = reader.read(piece_bytes)
+            except zstandard.ZstdError as error:
+                reason = f"a zstd frame that does not decode ({error})"
+                raise Damage(frame.offset, reason) from error
+            verified = not piece
+            parts.append(piece)
+            held += len(piece)
+            if verified or held > VERIFIED_BYTES_MAX:
+                yield from parts
+                parts.clear()

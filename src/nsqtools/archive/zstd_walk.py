@@ -1,0 +1,233 @@
+"""Reading a chain of zstd frames: in order with every check, or by its index."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import zstandard
+
+from nsqtools.archive.header import HeaderError, decode_header
+from nsqtools.archive.stream import (
+    BLOCK_BYTES_MAX,
+    VERIFIED_BYTES_MAX,
+    Block,
+    Damage,
+)
+from nsqtools.archive.zstd_frames import (
+    INDEX_TAG,
+    NOTE_FRAME_BYTES,
+    NOTE_TAG,
+    SEEK_ENTRIES_MAX,
+    SEEK_FOOTER,
+    SEEK_MAGIC,
+    SEEKABLE_MAGIC,
+    SKIPPABLE_BYTES,
+    DataFrame,
+    Index,
+    IndexEntry,
+    Skippable,
+    decode_frame,
+    decode_index,
+    decode_note,
+    decode_seek_table,
+    frame_sizes,
+    next_frame,
+    offsets_agree,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from nsqtools.archive.stream import Source
+
+# The largest window that the zstd tool decodes without being asked (`--long=27`).
+WINDOW_BYTES_MAX = 1 << 27
+
+
+def new_decompressor() -> zstandard.ZstdDecompressor:
+    return zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES_MAX)
+
+
+class ZstdWalk:
+    """The frames of a file in order.
+
+    Notes, index and seek table of our own files are compared with what was read. A fault in them
+    alone does not stop the reading: it is kept in `late`, for after the end.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._decompressor = new_decompressor()
+        self._content_bytes = 0
+        self._index_frame_bytes = 0
+        self.header_frame_bytes = 0
+        """Of the header frame last met; 0 outside our own files."""
+        self.index = Index()
+        """The frames since then."""
+        self.committed_end = 0
+        """Offset behind the last whole commit, or the header."""
+        self.is_sealed = False
+        self.late: Damage | None = None
+
+    def blocks(self) -> Iterator[Block]:
+        """Content in pieces; raises `Damage` behind the last commit that is whole."""
+        while (frame := next_frame(self._source)) is not None:
+            if isinstance(frame, DataFrame):
+                yield from self._data(frame)
+            elif frame.magic == SEEK_MAGIC:
+                self._take_seek_table(frame)
+            elif frame.is_ours:
+                self._take_ours(frame)
+
+    def _data(self, frame: DataFrame) -> Iterator[Block]:
+        if self._index_frame_bytes:
+            raise Damage(frame.offset, "data behind the index")
+        parts: list[bytes] = []
+        self._content_bytes = held = 0
+        for data in decode_frame(frame, self._decompressor, BLOCK_BYTES_MAX):
+            parts.append(data)
+            held += len(data)
+            self._content_bytes += len(data)
+            if held > VERIFIED_BYTES_MAX:
+                yield from in_blocks(parts, frame.offset)
+                parts.clear()
+                held = 0
+        if self.header_frame_bytes:
+            self._take_note(frame)
+        yield from in_blocks(parts, frame.offset)
+
+    def _take_note(self, frame: DataFrame) -> None:
+        end = self._source.position
+        found = next_frame(self._source)
+        if found is None:
+            raise Damage(frame.offset, "a commit without its note", torn=True)
+        if not isinstance(found, Skippable) or found.size_bytes != NOTE_FRAME_BYTES:
+            raise Damage(frame.offset, "a commit without its note")
+        note = decode_note(found.content)
+        if note is None:
+            self._blame(found.offset, "a commit note with a wrong checksum")
+            return
+        self.index.append(
+            IndexEntry(
+                offset=frame.offset,
+                size_bytes=end - frame.offset,
+                content_bytes=self._content_bytes,
+                records=note.records,
+                first_ts_ns=note.first_ts_ns,
+                last_ts_ns=note.last_ts_ns,
+            )
+        )
+        self.committed_end = self._source.position
+
+    def _take_ours(self, frame: Skippable) -> None:
+        if frame.content.startswith(INDEX_TAG) and self.header_frame_bytes:
+            self._index_frame_bytes = frame.size_bytes
+            index = decode_index(frame.content)
+            if index is None or not _same(index, self.index):
+                self._blame(frame.offset, "an index that does not fit the data")
+        elif frame.content.startswith(NOTE_TAG) or self._is_open():
+            self._blame(frame.offset, "a frame of ours where none belongs")
+        else:
+            self._take_header(frame)
+
+    def _is_open(self) -> bool:
+        return self.header_frame_bytes > 0 and not self.is_sealed
+
+    def _take_header(self, frame: Skippable) -> None:
+        try:
+            decode_header(frame.content)
+        except HeaderError as error:
+            self._blame(frame.offset, error.reason)
+        self.header_frame_bytes = frame.size_bytes
+        self.index = Index()
+        self.committed_end = self._source.position
+        self._index_frame_bytes = 0
+        self.is_sealed = False
+
+    def _take_seek_table(self, frame: Skippable) -> None:
+        if not self.header_frame_bytes:
+            return  # of somebody else's seekable file: the data is read without it
+        table = decode_seek_table(frame.content)
+        sizes = frame_sizes(self.header_frame_bytes, self.index, self._index_frame_bytes)
+        if table != sizes:
+            self._blame(frame.offset, "a seek table that does not fit the data")
+        self.is_sealed = True
+
+    def _blame(self, offset: int, reason: str) -> None:
+        self.late = self.late or Damage(offset, reason)
+
+
+def in_blocks(parts: list[bytes], offset: int) -> Iterator[Block]:
+    """Content as blocks of bounded size."""
+    for part in parts:
+        if len(part) <= BLOCK_BYTES_MAX:
+            if part:
+                yield Block(data=part, offset=offset)
+            continue
+        for at in range(0, len(part), BLOCK_BYTES_MAX):
+            yield Block(data=part[at : at + BLOCK_BYTES_MAX], offset=offset)
+
+
+def _same(one: Index, other: Index) -> bool:
+    # Offsets are left out: they shift when files are put together with `cat`.
+    return (
+        one.sizes == other.sizes
+        and one.content_sizes == other.content_sizes
+        and one.records == other.records
+        and one.first_ts_ns == other.first_ts_ns
+        and one.last_ts_ns == other.last_ts_ns
+    )
+
+
+def load_index(source: Source) -> Index | None:
+    """The index of a sealed file, found from its end; None when there is none that can be trusted.
+
+    `source` must be seekable, and is left anywhere.
+    """
+    try:
+        return _load_index(source)
+    except Damage:
+        return None
+
+
+def _load_index(source: Source) -> Index | None:
+    size = source.size_bytes()
+    if size < SEEK_FOOTER.size:
+        return None
+    source.seek(size - SEEK_FOOTER.size)
+    count, _, magic = SEEK_FOOTER.unpack(source.take(SEEK_FOOTER.size))
+    if magic != SEEKABLE_MAGIC or not 2 <= count <= SEEK_ENTRIES_MAX:
+        return None
+    table_at = size - (SKIPPABLE_BYTES + 8 * count + SEEK_FOOTER.size)
+    table = _skippable_at(source, table_at)
+    sizes = decode_seek_table(table.content) if table and table.magic == SEEK_MAGIC else None
+    # Of files put together the table covers the last only.
+    if not sizes or sum(pair[0] for pair in sizes) != table_at:
+        return None
+    frame = _skippable_at(source, table_at - sizes[-1][0])
+    index = decode_index(frame.content) if frame and frame.is_ours else None
+    if index is None or sizes != frame_sizes(sizes[0][0], index, sizes[-1][0]):
+        return None
+    return index if offsets_agree(sizes[0][0], index) else None
+
+
+def _skippable_at(source: Source, offset: int) -> Skippable | None:
+    if offset < 0:
+        return None
+    source.seek(offset)
+    frame = next_frame(source)
+    return frame if isinstance(frame, Skippable) else None
+
+
+def indexed_blocks(source: Source, entries: Sequence[IndexEntry]) -> Iterator[Block]:
+    """The content of the frames named, each checked as a whole."""
+    decompressor = new_decompressor()
+    for entry in entries:
+        source.seek(entry.offset)
+        frame = next_frame(source)
+        if not isinstance(frame, DataFrame) or frame.content_bytes != entry.content_bytes:
+            raise Damage(entry.offset, "not the frame that the index names")
+        parts = list(decode_frame(frame, decompressor, BLOCK_BYTES_MAX))
+        if source.position != entry.offset + entry.size_bytes:
+            raise Damage(entry.offset, "not the frame that the index names")
+        yield from in_blocks(parts, entry.offset)
