@@ -126,7 +126,7 @@ class Session(asyncio.BufferedProtocol):
         self._server.joined(self)
         self._arm_heartbeat()
 
-    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
+    def get_buffer(self, sizehint: int) -> memoryview:
         return self._server.receive_buffer
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -139,7 +139,7 @@ class Session(asyncio.BufferedProtocol):
             self._error(failure)
         return False
 
-    def connection_lost(self, exc: BaseException | None) -> None:  # noqa: ARG002
+    def connection_lost(self, exc: BaseException | None) -> None:
         self._transport = None
         if self._heartbeat is not None:
             self._heartbeat.cancel()

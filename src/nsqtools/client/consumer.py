@@ -76,7 +76,7 @@ class Consumer:
         self._rng = rng or random.Random()  # noqa: S311 - jitter
         self._subscriptions: dict[Connection, Subscription] = {}
         self._keepers: dict[str, asyncio.Task[None]] = {}
-        self._listed: set[str] = set()
+        self._listed: frozenset[str] = frozenset()
         self._poller: LookupPoller | None = None
         self._arrived: list[Batch] = []
         self._waiting_messages = 0
@@ -384,22 +384,26 @@ class Consumer:
         self._share()
 
     async def _discover(self) -> None:
-        from nsqtools.client.lookup import LookupPoller  # it speaks HTTP, which loads slowly
+        from nsqtools.client.lookup import LookupOptions, LookupPoller  # HTTP loads slowly
 
         options = self.options
         self._poller = LookupPoller(
             self._lookupd_addresses,
             self.topic,
-            interval_s=options.lookupd_poll_interval_s,
-            jitter=options.lookupd_poll_jitter,
-            timeout_s=options.lookupd_poll_timeout_s,
-            auth_secret=options.auth_secret,
             rng=self._rng,
+            options=LookupOptions(
+                lookupd_poll_interval_s=options.lookupd_poll_interval_s,
+                lookupd_poll_jitter=options.lookupd_poll_jitter,
+                lookupd_poll_timeout_s=options.lookupd_poll_timeout_s,
+                auth_secret=options.auth_secret,
+            ),
         )
-        async for producers in self._poller:
-            self._listed = set(producers)
-            for address in sorted(producers):
-                self._keep(address)
+        await self._poller.run(self._found)
+
+    def _found(self, producers: frozenset[str]) -> None:
+        self._listed = producers
+        for address in sorted(producers):
+            self._keep(address)
 
     # Chores
 

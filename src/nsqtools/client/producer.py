@@ -113,19 +113,19 @@ class Producer:
         """A producer is subscribed to nothing."""
         connection.abort(ConnectionFailed(self.address, f"{len(messages)} unexpected messages"))
 
-    def response_received(self, connection: Connection, data: bytes) -> None:  # noqa: ARG002
+    def response_received(self, connection: Connection, data: bytes) -> None:
         if self._unanswered:
             answer = self._unanswered.popleft()
             if not answer.done():
                 answer.set_result(None)
 
-    def error_received(self, connection: Connection, error: ServerError) -> None:  # noqa: ARG002
+    def error_received(self, connection: Connection, error: ServerError) -> None:
         if self._unanswered:
             answer = self._unanswered.popleft()
             if not answer.done():
                 answer.set_exception(error)
 
-    def connection_lost(self, connection: Connection, cause: NsqToolsError) -> None:  # noqa: ARG002
+    def connection_lost(self, connection: Connection, cause: NsqToolsError) -> None:
         self._connection = None
         self._connected.clear()
         self._last_failure = cause

@@ -1,0 +1,28 @@
+"""`nsqtools nsqd`: the broker as a program."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nsqtools.broker.server import Broker
+from nsqtools.lifecycle import Lifecycle
+from nsqtools.observe.log import configure, get_log
+
+if TYPE_CHECKING:
+    from nsqtools.broker.options import NsqdOptions
+
+# Closing writes what the channels hold; nothing of it waits for a peer.
+SHUTDOWN_TIMEOUT_S = 60.0
+
+
+async def run(options: NsqdOptions) -> int:
+    """Serve until SIGTERM or SIGINT. Raises as `Broker` does when it cannot start."""
+    configure(options.log_level, options.log_prefix)
+    async with Lifecycle(SHUTDOWN_TIMEOUT_S) as life:
+        async with Broker(options) as broker:
+            life.ready(f"listening on {options.tcp_address}")
+            get_log("broker").info(
+                "serving", topics=len(broker.topics), tcp=broker.tcp_port, http=broker.http_port
+            )
+            await life.stopping.wait()
+        return 0
