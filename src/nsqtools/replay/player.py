@@ -1,0 +1,159 @@
+"""Publishing: batches of bodies in, every one answered by some nsqd, or counted as refused.
+
+Each nsqd has a fixed number of senders; each takes the next MPUB from one queue, so that a faster nsqd
+gets more, and one that is down gets none. What was not answered is sent again (it may then be there
+twice: nsqd cannot say); what nsqd refuses is cut in halves until the message that it refuses stands
+alone, so that one bad message does not cost its neighbours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from nsqtools.client.producer import Producer
+from nsqtools.errors import ConnectionFailed, NsqToolsError, ServerError
+from nsqtools.observe.log import Repeated, get_log
+from nsqtools.wire import commands
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from nsqtools.client.options import ProducerOptions
+    from nsqtools.clock import Clock
+
+# What nsqd says when the message or the batch is at fault; anything else is nsqd's own trouble.
+_REFUSED = ("E_BAD_MESSAGE", "E_BAD_BODY")
+# What will not be better at the next try.
+_HOPELESS = ("E_BAD_TOPIC", "E_UNAUTHORIZED", "E_AUTH_FIRST", "E_AUTH_FAILED", "E_INVALID")
+RETRY_S = 0.5
+# MPUBs that are read and wait for a sender, for each nsqd.
+READ_AHEAD = 2
+
+
+@dataclass(slots=True)
+class PlayerCounts:
+    """Messages, bytes of bodies and MPUBs that nsqd said OK to; what it refused; what was sent again."""
+
+    messages: int = 0
+    body_bytes: int = 0
+    mpubs: int = 0
+    refused: int = 0
+    sent_again: int = 0
+
+
+class Player:
+    """Publishes to one topic over several nsqds; `async with`, then `play`, then `finish`.
+
+    Leaving it without `finish` gives up what is not answered.
+    """
+
+    def __init__(
+        self,
+        topic: str,
+        addresses: Sequence[str],
+        options: ProducerOptions,
+        *,
+        in_flight: int,
+        clock: Clock,
+    ) -> None:
+        self.counts = PlayerCounts()
+        self._topic = topic
+        self._in_flight = in_flight
+        self._clock = clock
+        self._producers = [Producer(address, options) for address in dict.fromkeys(addresses)]
+        self._queue: asyncio.Queue[Sequence[bytes]] = asyncio.Queue(
+            maxsize=READ_AHEAD * len(self._producers)
+        )
+        self._again: deque[Sequence[bytes]] = deque()
+        self._log = get_log("replay")
+        self._trouble = Repeated(self._log, "publishing failed, it is tried again", clock=clock)
+
+    async def __aenter__(self) -> Self:
+        self._group = asyncio.TaskGroup()
+        await self._group.__aenter__()
+        for producer in self._producers:
+            await producer.__aenter__()
+        self._senders = [
+            self._group.create_task(self._send(producer))
+            for producer in self._producers
+            for _ in range(self._in_flight)
+        ]
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for sender in self._senders:
+            sender.cancel()
+        for producer in self._producers:
+            await producer.__aexit__(None, None, None)
+        await self._group.__aexit__(exc_type, exc, traceback)
+
+    async def play(self, bodies: Sequence[bytes]) -> None:
+        """Take one MPUB's messages; waits while all senders are busy."""
+        await self._queue.put(bodies)
+
+    async def finish(self) -> None:
+        """Wait until everything was answered. Cancelling it gives the rest up."""
+        await self._queue.join()
+
+    async def _send(self, producer: Producer) -> None:
+        while True:
+            await producer.connected()
+            bodies = self._again.popleft() if self._again else await self._queue.get()
+            if not producer.is_connected:
+                self._again.append(bodies)
+                continue
+            if await self._publish(producer, bodies):
+                self._queue.task_done()
+            else:
+                self._again.append(bodies)
+                await self._clock.sleep(RETRY_S)
+
+    async def _publish(self, producer: Producer, bodies: Sequence[bytes]) -> bool:
+        """Publish, or refuse, all of them; False when they are to be tried again."""
+        try:
+            await producer.send(commands.mpub(self._topic, bodies))
+        except ServerError as refusal:
+            if refusal.code in _HOPELESS:
+                raise
+            if refusal.code in _REFUSED:
+                return await self._divide(producer, bodies, refusal)
+            self._failed(bodies, refusal)
+            return False
+        except ConnectionFailed as failure:
+            self._failed(bodies, failure)
+            return False
+        if self._trouble.is_failing:
+            self._trouble.recovered("publishing works again")
+        self.counts.messages += len(bodies)
+        self.counts.body_bytes += sum(map(len, bodies))
+        self.counts.mpubs += 1
+        return True
+
+    async def _divide(
+        self, producer: Producer, bodies: Sequence[bytes], refusal: ServerError
+    ) -> bool:
+        if len(bodies) == 1:
+            self.counts.refused += 1
+            self._log.error(
+                "nsqd refused a message", nsqd=producer.address, size=len(bodies[0]), error=refusal
+            )
+            return True
+        middle = len(bodies) // 2
+        for half in (bodies[:middle], bodies[middle:]):
+            while not await self._publish(producer, half):
+                await self._clock.sleep(RETRY_S)
+                await producer.connected()
+        return True
+
+    def _failed(self, bodies: Sequence[bytes], failure: NsqToolsError) -> None:
+        self.counts.sent_again += len(bodies)
+        self._trouble.failed(failure)

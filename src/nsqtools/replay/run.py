@@ -1,0 +1,195 @@
+"""file_to_nsq: read archives and logs in a thread, publish them, and say what became of every record."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+from nsqtools.clock import SystemClock
+from nsqtools.errors import DamagedArchive, NsqToolsError
+from nsqtools.lifecycle import Lifecycle
+from nsqtools.observe.log import configure, get_log
+from nsqtools.replay.chunks import ChunkLimits, chunks, sort_out
+from nsqtools.replay.player import Player
+from nsqtools.replay.progress import progress_for
+from nsqtools.replay.rate import Rate
+from nsqtools.replay.sources import find_sources
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nsqtools.archive.reader import RecordBatch
+    from nsqtools.clock import Clock
+    from nsqtools.replay.options import FileToNsqOptions
+    from nsqtools.replay.progress import Progress
+    from nsqtools.replay.sources import Source
+
+log = get_log("replay")
+
+T = TypeVar("T")
+
+INTERRUPTED = 130
+# Each refused record is told, up to this many; after that they are only counted.
+TOLD_MAX = 20
+
+
+@dataclass(slots=True)
+class ReplayCounts:
+    """What was read, and what of it was not sent, with the reason."""
+
+    files: int = 0
+    records: int = 0
+    empty: int = 0
+    too_big: int = 0
+    failures: list[NsqToolsError] = field(default_factory=list)
+
+
+async def run(options: FileToNsqOptions) -> int:
+    """Replay; 0 when every record was published or skipped as empty.
+
+    Otherwise the exit code of the first damaged file, 1 when records were refused, or 130 when a
+    signal ended it early. Raises OptionsError for a name that is no file.
+    """
+    configure(options.log_level, options.log_prefix)
+    sources = find_sources(options.files)
+    clock = SystemClock()
+    async with Lifecycle(options.shutdown_timeout_s) as life:
+        progress = progress_for(options.progress, sources)
+        began_s = clock.monotonic()
+        player = Player(
+            options.topic,
+            options.nsqd_tcp_address,
+            options.producer(),
+            in_flight=options.in_flight,
+            clock=clock,
+        )
+        replay = Replay(options, player, progress, clock)
+        async with player:
+            life.ready("replaying")
+            ended = await _until_stopped(replay, sources, life)
+        progress.close()
+        print(replay.report(clock.monotonic() - began_s))
+        return replay.exit_code(ended=ended)
+
+
+async def _until_stopped(replay: Replay, sources: list[Source], life: Lifecycle) -> bool:
+    """Whether everything was read and answered before a signal came."""
+    reading = asyncio.ensure_future(replay.read(sources))
+    stopping = asyncio.ensure_future(life.stopping.wait())
+    try:
+        await asyncio.wait((reading, stopping), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+    if reading.done():
+        reading.result()
+        return True
+    reading.cancel()
+    await asyncio.wait((reading,))
+    await life.drain(replay.player.finish(), what="waiting for the last answers")
+    return False
+
+
+class Replay:
+    """One run: the reading side, its counts, and its report."""
+
+    def __init__(
+        self, options: FileToNsqOptions, player: Player, progress: Progress, clock: Clock
+    ) -> None:
+        self.player = player
+        self.counts = ReplayCounts()
+        self._options = options
+        self._progress = progress
+        self._clock = clock
+        self._rate = Rate(options.rate_per_s, clock.monotonic())
+        self._limits = ChunkLimits(
+            messages_max=self._rate.largest_batch(options.batch_size),
+            msg_size_max_bytes=options.max_msg_size_bytes,
+            body_size_max_bytes=options.max_body_size_bytes,
+        )
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="replay-read")
+
+    async def read(self, sources: list[Source]) -> None:
+        """Read every source and publish it, to the last answer.
+
+        A damaged file is told, and the next one read. Cancelling it stops reading.
+        """
+        try:
+            for source in sources:
+                self.counts.files += 1
+                try:
+                    await self._read_one(source)
+                except DamagedArchive as damage:
+                    self.counts.failures.append(damage)
+                    log.error("damaged archive", error=damage, hint=damage.hint)
+            await self.player.finish()
+        finally:
+            self._thread.shutdown(wait=False)
+
+    def report(self, elapsed_s: float) -> str:
+        """What became of every record, in one line for each kind."""
+        counts, played = self.counts, self.player.counts
+        rate = played.messages / elapsed_s if elapsed_s > 0 else 0.0
+        summary = (
+            f"published {played.messages} messages ({played.body_bytes} bytes) from"
+            f" {counts.files} file(s) to topic {self._options.topic} in {elapsed_s:.2f} s:"
+            f" {rate:,.0f} messages/s"
+        )
+        lines = [summary]
+        for count, what in (
+            (counts.empty, "skipped: empty, which nsqd refuses"),
+            (counts.too_big, f"not sent: larger than {self._options.max_msg_size_bytes} bytes"),
+            (played.refused, "refused by nsqd"),
+            (played.sent_again, "sent again because no answer came: may be there twice"),
+        ):
+            if count:
+                lines.append(f"{count} messages {what}")
+        lines += [f"damaged: {failure}" for failure in counts.failures]
+        return "\n".join(lines)
+
+    def exit_code(self, *, ended: bool) -> int:
+        if not ended:
+            return INTERRUPTED
+        if self.counts.failures:
+            return self.counts.failures[0].exit_code
+        return 1 if self.counts.too_big or self.player.counts.refused else 0
+
+    async def _read_one(self, source: Source) -> None:
+        wanted = None if self._options.record_format == "auto" else self._options.record_format
+        reader = await self._call(lambda: source.open(wanted))
+        with reader:
+            batches = reader.batches(self._options.since_ns, self._options.until_ns)
+            batch = await self._call(lambda: next(batches, None))
+            while batch is not None:
+                # The next batch is read while this one is published.
+                following = self._call(lambda: next(batches, None))
+                try:
+                    await self._play(source, batch)
+                finally:
+                    batch = await following
+        self._progress.finished(source)
+
+    async def _play(self, source: Source, batch: RecordBatch) -> None:
+        self.counts.records += len(batch.bodies)
+        kept = sort_out(batch.bodies, self._limits)
+        self.counts.empty += kept.empty
+        for at, size in kept.too_big:
+            self.counts.too_big += 1
+            if self.counts.too_big <= TOLD_MAX:
+                log.error(
+                    "message larger than nsqd takes is not sent",
+                    file=source.name,
+                    record=batch.first_record + at,
+                    near_byte=batch.offset,
+                    size=size,
+                )
+        for bodies in chunks(kept.bodies, self._limits):
+            wait_s = self._rate.reserve(len(bodies), self._clock.monotonic())
+            if wait_s > 0:
+                await self._clock.sleep(wait_s)
+            await self.player.play(bodies)
+        self._progress.advanced(source, batch.offset, self.player.counts.messages)
+
+    def _call(self, function: Callable[[], T]) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self._thread, function)
