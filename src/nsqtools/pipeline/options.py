@@ -258,7 +258,7 @@ class NsqToFileOptions:
         return self.topic_exclude is None or not self.topic_exclude.search(topic)
 
     def consumer(self) -> ConsumerOptions:
-        """The options of each topic's consumer; raises OptionsError where `check` was not heeded."""
+        """The options of each consumer; raises OptionsError where `check` was not heeded."""
         options, problems = self._consumer()
         if problems:
             raise OptionsError(problems)
