@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nsqtools.errors import OptionsError
-from nsqtools.options import load, options_of, settings_of
+from nsqtools.options import NAME_VALUE, load, options_of, settings_of
 from nsqtools.pipeline.options import NsqToFileOptions
 
 SOUND = ["--topic=t", "--nsqd-tcp-address=127.0.0.1:4150"]
@@ -173,6 +173,12 @@ def test_topics_are_found_by_pattern() -> None:
         False,
     ]
     assert options.topic_pattern == re.compile("log")
+
+
+def test_settings_that_were_never_checked_do_not_pass_in_silence() -> None:
+    options = NsqToFileOptions(consumer_opt=(NAME_VALUE.parse("msg_timeot,5s"),))
+    with pytest.raises(OptionsError, match="invalid option msg_timeot"):
+        options.consumer()
 
 
 def test_the_consumer_gets_its_options() -> None:

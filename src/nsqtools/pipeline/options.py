@@ -21,6 +21,7 @@ from nsqtools.client.options import (
     Name,
     consumer_options,
 )
+from nsqtools.errors import OptionsError
 from nsqtools.options import (
     ADDRESS,
     BOOL,
@@ -257,8 +258,11 @@ class NsqToFileOptions:
         return self.topic_exclude is None or not self.topic_exclude.search(topic)
 
     def consumer(self) -> ConsumerOptions:
-        """The options of each topic's consumer; `check` has found them sound."""
-        return self._consumer()[0]
+        """The options of each consumer; raises OptionsError where `check` was not heeded."""
+        options, problems = self._consumer()
+        if problems:
+            raise OptionsError(problems)
+        return options
 
     def _consumer(self) -> tuple[ConsumerOptions, list[str]]:
         return consumer_options(

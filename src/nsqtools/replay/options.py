@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from nsqtools import __version__
 from nsqtools.client.options import Name, ProducerOptions, producer_options
+from nsqtools.errors import OptionsError
 from nsqtools.options import (
     ADDRESS,
     LOG_LEVEL,
@@ -132,8 +133,11 @@ class FileToNsqOptions:
     log_prefix: str = option(TEXT, default="[file_to_nsq] ", help="begin log lines with this")
 
     def producer(self) -> ProducerOptions:
-        """The options of the producers; `check` has found them sound."""
-        return self._producer()[0]
+        """The options of the producers; raises OptionsError where `check` was not heeded."""
+        options, problems = self._producer()
+        if problems:
+            raise OptionsError(problems)
+        return options
 
     def _producer(self) -> tuple[ProducerOptions, list[str]]:
         return producer_options(
