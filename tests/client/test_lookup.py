@@ -25,12 +25,8 @@ from nsqtools.errors import ConnectionFailed, OptionsError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-FAST = LookupOptions(
-    lookupd_poll_interval_s=0.01,
-    lookupd_poll_timeout_s=0.2,
-    stragglers_s=0.05,
-    poke_spacing_s=0.001,
-)
+FAST = LookupOptions(lookupd_poll_interval_s=0.01, poke_spacing_s=0.001)
+IMPATIENT = LookupOptions(lookupd_poll_timeout_s=0.2, stragglers_s=0.05)
 # The interval is out of the way: what happens, happens because of something else.
 SLOW = LookupOptions(lookupd_poll_interval_s=3600, poke_spacing_s=0.001)
 UNKNOWN = (404, b'{"message":"TOPIC_NOT_FOUND"}')
@@ -181,9 +177,9 @@ async def test_one_that_is_dead_or_hung_hurts_nothing() -> None:
     async with lookupds(listing(("a", 1)), listing(("b", 2))) as [good, hung]:
         hung.gate.clear()
         addresses = [hung.address, "127.0.0.1:1", good.address]
-        assert await lookup(addresses, "t", options=FAST) == {"a:1"}
+        assert await lookup(addresses, "t", options=IMPATIENT) == {"a:1"}
         with pytest.raises(ConnectionFailed, match="no answer in time"):
-            await lookup([hung.address], "t", options=FAST)
+            await lookup([hung.address], "t", options=IMPATIENT)
 
 
 async def test_that_nobody_answered_is_no_empty_answer() -> None:

@@ -277,6 +277,17 @@ def test_what_is_no_address(host: str, port: int) -> None:
         lookup.join_address(host, port)
 
 
+def test_addresses_are_split_again() -> None:
+    assert lookup.split_address("h:1") == ("h", 1)
+    assert lookup.split_address("[::1]:65535") == ("::1", 65_535)
+
+
+@pytest.mark.parametrize("text", ["", "h", "h:", ":1", "h:x", "h:-1", "::1:1", "h:0", "h:0070000"])
+def test_what_cannot_be_split(text: str) -> None:
+    with pytest.raises(ProtocolError):
+        lookup.split_address(text)
+
+
 def producers(*entries: object) -> bytes:
     return json.dumps({"channels": [], "producers": entries}).encode()
 

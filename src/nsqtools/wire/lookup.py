@@ -99,6 +99,17 @@ def join_address(host: str, port: int) -> str:
     return f"{host}:{port}"
 
 
+def split_address(address: str) -> tuple[str, int]:
+    """The host, without brackets, and the port of `host:port`; raises ProtocolError."""
+    host, _, port = address.rpartition(":")
+    if not (port.isascii() and port.isdigit() and len(port) <= len(str(PORT_MAX))):
+        raise ProtocolError("E_INVALID", "missing port")
+    if ":" in host and not host.startswith("["):
+        raise ProtocolError("E_INVALID", "an IPv6 address needs brackets")
+    join_address(host, int(port))
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
 def _is_ipv6(text: str) -> bool:
     address, percent, zone = text.partition("%")
     if len(text) > HOST_LENGTH_MAX or (percent and not _ZONE.fullmatch(zone)):
