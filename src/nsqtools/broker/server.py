@@ -15,17 +15,21 @@ import asyncio
 import contextlib
 import logging
 import os
+import random
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Self
 
 from nsqtools import durable
 from nsqtools.broker.log import DiskLog
+from nsqtools.broker.registrar import Registrar
 from nsqtools.broker.session import RECEIVE_BUFFER_BYTES, Session
 from nsqtools.broker.topic import Topic
 from nsqtools.errors import ConnectionFailed, StorageError
 from nsqtools.wire.decoder import CommandLimits
 from nsqtools.wire.identify import ServerLimits
+from nsqtools.wire.lookup import PeerInfo
 from nsqtools.wire.names import is_ephemeral, is_valid_name
 
 if TYPE_CHECKING:
@@ -35,7 +39,6 @@ if TYPE_CHECKING:
 
     from nsqtools.broker.channel import Channel
     from nsqtools.broker.options import NsqdOptions
-    from nsqtools.broker.registrar import Registrar
 
 log = logging.getLogger("nsqtools.broker")
 
@@ -75,6 +78,8 @@ class Broker:
         self._lock: contextlib.ExitStack = contextlib.ExitStack()
         self._exits = contextlib.AsyncExitStack()
         self._syncer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nsqd-sync")
+        self._precreating: set[asyncio.Task[None]] = set()
+        self._answering: asyncio.Task[None] | None = None
         self._last_trim_s = 0.0
         self._last_sync_s = 0.0
 
@@ -120,7 +125,7 @@ class Broker:
             topic.save_state()
             log.info("TOPIC(%s): created", name)
             self._precreate(topic)
-            self._changed()
+            self._changed(name)
         return topic
 
     def delete_topic(self, name: str) -> None:
@@ -128,7 +133,7 @@ class Broker:
         self._touched.discard(topic)
         log.info("TOPIC(%s): deleting", name)
         topic.remove()
-        self._changed()
+        self._changed(name)
 
     def put(
         self, topic: Topic, bodies: list[bytes], delay_ms: int, answer: Callable[[str | None], None]
@@ -178,7 +183,7 @@ class Broker:
             self.health = f"NOK - {failed[0]}" if failed else "OK"
         if self.options.durable and answers:
             self._syncing = True
-            self._loop.create_task(self._answer_when_durable(topics, answers))
+            self._answering = self._loop.create_task(self._answer_when_durable(topics, answers))
         else:
             self._finish_turn(topics, answers)
 
@@ -254,14 +259,28 @@ class Broker:
             api = HttpApi(self)
             self.http_port = await api.start(self.options.http_address)
             self._exits.push_async_callback(api.stop)
-        if self.options.lookupd_tcp_address:
-            from nsqtools.broker.registrar import Registrar
-
-            self.registrar = Registrar(self)
-            await self._exits.enter_async_context(self.registrar)
         await self._listen()
+        self._register()
         tick = self._loop.create_task(self._tick())
         self._exits.push_async_callback(_cancel, tick)
+
+    def _register(self) -> None:
+        """Keep nsqlookupds informed; the ports that they are told are known now."""
+        options = self.options
+        self.registrar = Registrar(
+            options.lookupd_tcp_address,
+            PeerInfo(
+                version=NSQD_VERSION,
+                broadcast_address=options.effective_broadcast_address,
+                hostname=socket.gethostname(),
+                tcp_port=options.broadcast_tcp_port or self.tcp_port,
+                http_port=options.broadcast_http_port or self.http_port,
+            ),
+            self.registrations,
+            rng=random.Random(),  # noqa: S311 - jitter
+        )
+        registering = self._loop.create_task(self.registrar.run())
+        self._exits.push_async_callback(_cancel, registering)
 
     async def _listen(self) -> None:
         address = self.options.tcp_address
@@ -284,6 +303,10 @@ class Broker:
 
     async def _stop(self) -> None:
         await self._exits.aclose()
+        for task in list(self._precreating):
+            await _cancel(task)
+        if self._answering is not None:
+            await self._answering
         for session in list(self.sessions):
             session.disconnect()
         for topic in self.topics.values():
@@ -310,15 +333,18 @@ class Broker:
         self.topics[name] = topic
         return topic
 
-    def _changed(self) -> None:
+    def _changed(self, topic: str) -> None:
         if self.registrar is not None:
-            self.registrar.changed()
+            self.registrar.changed(topic)
 
     def _precreate(self, topic: Topic) -> None:
         """A new topic waits for the channels that nsqlookupd knows (spec: lookupd, A5)."""
-        if self.registrar is not None and not topic.ephemeral:
+        registrar = self.registrar
+        if registrar is not None and registrar.addresses and not topic.ephemeral:
             topic.hold()
-            self._loop.create_task(self._precreate_channels(topic, self.registrar))
+            task = self._loop.create_task(self._precreate_channels(topic, registrar))
+            self._precreating.add(task)
+            task.add_done_callback(self._precreating.discard)
 
     async def _precreate_channels(self, topic: Topic, registrar: Registrar) -> None:
         try:

@@ -54,7 +54,7 @@ class Topic:
         now_ns: Callable[[], int],
         now_s: Callable[[], float],
         defer: Callable[[Callable[[], None]], object],
-        changed: Callable[[], None],
+        changed: Callable[[str], None],
     ) -> None:
         self.name = name
         self.folder = folder
@@ -151,7 +151,7 @@ class Topic:
                 journal.create(state)
             channel = self._add(name, state, journal)
             log.info("TOPIC(%s): new channel(%s)", self.name, name)
-            self._changed()
+            self._changed(self.name)
             self.pump()
         return channel
 
@@ -162,7 +162,7 @@ class Topic:
         if not self.channels:
             self.save_state()
         log.info("TOPIC(%s): deleting channel(%s)", self.name, name)
-        self._changed()
+        self._changed(self.name)
 
     # Administration
 
