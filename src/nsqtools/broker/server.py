@@ -47,7 +47,8 @@ TOPIC_SUFFIX = ".topic"
 NSQD_VERSION = "1.3.0"
 SCAN_INTERVAL_S = 0.1
 TRIM_INTERVAL_S = 1.0
-SYNC_TIMEOUT_ON_CLOSE_S = 30.0
+# How long a client may take what was sent to it before its connection is cut.
+CLOSE_SESSIONS_S = 1.0
 
 
 class Broker:
@@ -75,6 +76,7 @@ class Broker:
         self._touched: set[Topic] = set()
         self._flushing = False
         self._syncing = False
+        self._closing = False
         self._lock: contextlib.ExitStack = contextlib.ExitStack()
         self._exits = contextlib.AsyncExitStack()
         self._syncer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nsqd-sync")
@@ -143,7 +145,7 @@ class Broker:
 
     def touched(self, topic: Topic) -> None:
         self._touched.add(topic)
-        if not self._flushing and not self._syncing:
+        if not self._flushing and not self._syncing and not self._closing:
             self._flushing = True
             self._loop.call_soon(self._flush)
 
@@ -307,17 +309,27 @@ class Broker:
             await _cancel(task)
         if self._answering is not None:
             await self._answering
-        for session in list(self.sessions):
-            session.disconnect()
+        await self._close_sessions()
+        self._flush()
+        self._closing = True
         for topic in self.topics.values():
             try:
                 topic.close()
             except StorageError as failure:
                 log.error("TOPIC(%s): not closed cleanly error=%s", topic.name, failure)
         await self._loop.run_in_executor(None, self._syncer.shutdown)
-        # Sessions end in the loop's next turn; until then they may still name their topics.
-        await asyncio.sleep(0)
         self._lock.close()
+
+    async def _close_sessions(self) -> None:
+        """Clients just see the end of the connection; what they held is theirs no more."""
+        for session in list(self.sessions):
+            session.disconnect()
+        deadline_s = self.now_s() + CLOSE_SESSIONS_S
+        while self.sessions and self.now_s() < deadline_s:
+            await asyncio.sleep(0.001)
+        for session in list(self.sessions):
+            session.abort()
+        await asyncio.sleep(0)
 
     def _open_topic(self, name: str) -> Topic:
         folder = None if is_ephemeral(name) else self._data_path / f"{name}{TOPIC_SUFFIX}"

@@ -172,6 +172,12 @@ class Session(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.close()
 
+    def abort(self) -> None:
+        """Close at once, with what was not sent yet."""
+        self.ready_count = 0
+        if self._transport is not None:
+            self._transport.abort()
+
     # Commands
 
     def _run(self) -> None:
