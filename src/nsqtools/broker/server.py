@@ -77,6 +77,8 @@ class Broker:
         self._flushing = False
         self._syncing = False
         self._closing = False
+        self._deserted = asyncio.Event()
+        self._deserted.set()
         self._lock: contextlib.ExitStack = contextlib.ExitStack()
         self._exits = contextlib.AsyncExitStack()
         self._syncer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nsqd-sync")
@@ -162,9 +164,12 @@ class Broker:
 
     def joined(self, session: Session) -> None:
         self.sessions.add(session)
+        self._deserted.clear()
 
     def left(self, session: Session) -> None:
         self.sessions.discard(session)
+        if not self.sessions:
+            self._deserted.set()
 
     def registrations(self) -> Iterable[tuple[str, str | None]]:
         """What nsqlookupd is to know: (topic, channel or None)."""
@@ -324,12 +329,12 @@ class Broker:
         """Clients just see the end of the connection; what they held is theirs no more."""
         for session in list(self.sessions):
             session.disconnect()
-        deadline_s = self.now_s() + CLOSE_SESSIONS_S
-        while self.sessions and self.now_s() < deadline_s:
-            await asyncio.sleep(0.001)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SESSIONS_S):
+                await self._deserted.wait()
         for session in list(self.sessions):
             session.abort()
-        await asyncio.sleep(0)
+        await self._deserted.wait()
 
     def _open_topic(self, name: str) -> Topic:
         folder = None if is_ephemeral(name) else self._data_path / f"{name}{TOPIC_SUFFIX}"
