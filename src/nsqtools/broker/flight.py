@@ -10,6 +10,7 @@ import heapq
 import struct
 from binascii import Error as BadHex
 from binascii import hexlify, unhexlify
+from collections import Counter
 from itertools import repeat
 from typing import TYPE_CHECKING, Protocol
 
@@ -93,9 +94,10 @@ class Flight:
         numbers = numbers_of(ids)
         if numbers is not None:
             leases = list(map(self._leases.pop, numbers, repeat(None)))
-            first = leases[0]
-            if first is not None and first.holder is holder and leases.count(first) == len(leases):
-                first.remaining -= len(leases)
+            counts = Counter(leases)
+            if all(lease is not None and lease.holder is holder for lease in counts):
+                for lease, count in counts.items():
+                    lease.remaining -= count  # type: ignore[union-attr]  # None was ruled out
                 holder.in_flight -= len(leases)
                 return numbers, []
             for number, lease in zip(numbers, leases, strict=True):
