@@ -2,7 +2,8 @@
 
 Every function blocks: call it in a worker thread. What the rules are:
 
-- New content goes to a name that nobody else uses, is fsynced there, and only then gets its real name.
+- New content goes to a name that nobody else uses, is fsynced there, and only then gets its real
+  name.
 - A file is published under a name that is free; nothing is ever overwritten, except by
   `replace_file`, which says so.
 - After a name was made or removed its directory is fsynced: the data alone is not enough.
@@ -14,7 +15,7 @@ An `OSError` leaves as `errors.StorageError`, which keeps the errno; where `File
 """
 
 # Every call goes through the module `os`, which tests replace by one that fails at call N.
-# ruff: noqa: PTH
+# ruff: noqa: PTH102, PTH105, PTH106, PTH108, PTH112
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ import fcntl
 import os
 import secrets
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from nsqtools.errors import DataPathInUse, StorageError
 
@@ -74,7 +75,7 @@ class Lock:
             fcntl.flock(self.fd, fcntl.LOCK_UN)
         self.fd = -1
 
-    def __enter__(self) -> Lock:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -127,7 +128,7 @@ def create(path: Path, mode: int = 0o666) -> int:
         raise StorageError("create", path, error) from error
 
 
-def write_at(fd: int, data: bytes, offset: int, path: Path) -> None:
+def write_at(fd: int, data: bytes | bytearray, offset: int, path: Path) -> None:
     """Write all of `data` at `offset`, however short the single writes are."""
     with storage("write", path):
         written = os.pwrite(fd, data, offset)

@@ -52,7 +52,7 @@ class GzipContainer:
     def trailer(self) -> bytes:
         return b""
 
-    def _member(self, content: bytes) -> tuple[bytes, ...]:
+    def _member(self, content: bytes | bytearray) -> tuple[bytes, ...]:
         deflate = zlib_ng.compressobj(
             self._level, zlib_ng.DEFLATED, _RAW_DEFLATE, _MEMORY_LEVEL, zlib_ng.Z_DEFAULT_STRATEGY
         )

@@ -95,7 +95,7 @@ class PartFile:
             self._write(trailer)
         self.is_sealed = True
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes | bytearray) -> None:
         if self._has_garbage:
             durable.truncate(self._fd, self.size_bytes, self.path)
             self._has_garbage = False
@@ -104,13 +104,16 @@ class PartFile:
             durable.sync_data(self._fd, self.path)
             if self.size_bytes == 0:
                 durable.fsync_directory(self.path.parent)
-            if not durable.is_at(self._fd, self.path):
-                gone = OSError(errno.ENOENT, "the file was moved or removed while it was written")
-                raise StorageError("write", self.path, gone)
+            self._check_place()
         except BaseException:
             self._cut_back()
             raise
         self.size_bytes += len(data)
+
+    def _check_place(self) -> None:
+        if not durable.is_at(self._fd, self.path):
+            gone = OSError(errno.ENOENT, "the file was moved or removed while it was written")
+            raise StorageError("write", self.path, gone)
 
     def _cut_back(self) -> None:
         self._has_garbage = True
@@ -124,14 +127,14 @@ class PartFile:
 
     def publish(self) -> None:
         """Move the sealed file to `destination`; raises `FileExistsError` when that is taken."""
-        assert self.is_sealed, "published before it was sealed"
-        assert self.destination is not None, "published before it had a name"
+        assert self.is_sealed, "published before it was sealed"  # noqa: S101
+        assert self.destination is not None, "published before it had a name"  # noqa: S101
         durable.publish(self.path, self.destination)
         self.close()
 
     def discard(self) -> None:
         """Remove the file, in which nothing was committed."""
-        assert self.size_bytes == 0, "discarded with commits in it"
+        assert self.size_bytes == 0, "discarded with commits in it"  # noqa: S101
         durable.remove(self.path)
         self.close()
 

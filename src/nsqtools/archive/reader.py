@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol, Self
 
 from nsqtools.archive import gzip_members, zstd_frames
 from nsqtools.archive.framed import FramedDecoder
@@ -149,7 +149,7 @@ class ArchiveReader:
         self._record_format = record_format or self._meta.get("format") or self._sniff()
         self.info = self._describe()
 
-    def __enter__(self) -> ArchiveReader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
