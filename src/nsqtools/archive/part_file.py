@@ -47,9 +47,10 @@ class PartFile:
     def create(
         cls, *, path: Path, container: Container, stem: str, revision: int, now: float
     ) -> PartFile | None:
-        """Create and lock the file; None when the name is taken, or was taken away at once.
+        """Create and lock the file; None when the name is taken, or locked by another at once.
 
-        The name is durable only after the first `append`.
+        The name is durable only after the first `append`, which also sees when recovery in
+        another process took the new, empty file away between creating and locking it.
         """
         try:
             fd = durable.create(path)
@@ -57,19 +58,15 @@ class PartFile:
             return None
         try:
             durable.lock(fd)
-            if durable.is_at(fd, path):
-                return cls(
-                    fd=fd, path=path, container=container, stem=stem, revision=revision, now=now
-                )
         except DataPathInUse:
-            pass  # another process took it for the file of a dead writer, and will remove it
+            durable.close(fd)
+            return None
         except BaseException:
             durable.close(fd)
             with contextlib.suppress(StorageError):
                 durable.remove(path)
             raise
-        durable.close(fd)
-        return None
+        return cls(fd=fd, path=path, container=container, stem=stem, revision=revision, now=now)
 
     def append(self, groups: Sequence[Group], now: float) -> int:
         """Write one commit; returns the bytes it took, when they and the name are durable."""
@@ -122,8 +119,10 @@ class PartFile:
             self._has_garbage = False
 
     def is_lost(self) -> bool:
-        """Whether somebody took the file away from its name."""
-        return not durable.is_at(self._fd, self.path)
+        """Whether somebody took the file away from its name, before it was published."""
+        if durable.is_at(self._fd, self.path):
+            return False
+        return self.destination is None or not durable.is_taken(self.destination)
 
     def publish(self) -> None:
         """Move the sealed file to `destination`; raises `FileExistsError` when that is taken."""
