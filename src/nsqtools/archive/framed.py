@@ -27,6 +27,7 @@ _MARK = struct.Struct(">iII")
 _MARK_SIZE = -1
 SIZE_BYTES = _SIZE.size
 MARK_BYTES = _MARK.size
+_MARK_ROOM = bytes(MARK_BYTES)
 _PREFIXES_MAX = 4096  # sizes remembered by one encoder
 # A writer closes a group at 4 MiB and one message; this is what a reader will hold beyond one.
 GROUP_SLACK_BYTES = 8 << 20
@@ -49,18 +50,22 @@ class FramedEncoder:
         self.stream_header = header
         self._prefixes = _Prefixes()
 
-    def encode(self, arrivals: Sequence[Arrival]) -> bytes:
+    def encode(self, arrivals: Sequence[Arrival]) -> bytearray:
         if len(arrivals) == 1:
             payloads = arrivals[0].messages.payloads
         else:
             payloads = [payload for arrival in arrivals for payload in arrival.messages.payloads]
-        parts: list[bytes] = [b""] * (2 * len(payloads))
-        parts[::2] = map(self._prefixes.__getitem__, map(len, payloads))
+        parts: list[bytes] = [_MARK_ROOM] * (2 * len(payloads) + 1)
+        parts[:-1:2] = map(self._prefixes.__getitem__, map(len, payloads))
         parts[1::2] = payloads
-        records = b"".join(parts)
-        return records + _MARK.pack(_MARK_SIZE, len(payloads), crc32(records))
+        # One large allocation: the mark is filled in where it stands.
+        content = bytearray().join(parts)
+        end = len(content) - MARK_BYTES
+        with memoryview(content) as view:
+            _MARK.pack_into(content, end, _MARK_SIZE, len(payloads), crc32(view[:end]))
+        return content
 
-    def count_ambiguous(self, arrivals: Sequence[Arrival], data: bytes) -> int:
+    def count_ambiguous(self, arrivals: Sequence[Arrival], data: bytes | bytearray) -> int:
         """None: sizes tell records apart."""
         return 0
 
