@@ -74,7 +74,8 @@ def build_block(first: int, bodies: Sequence[bytes], timestamp_ns: int, due_ns: 
     count = len(bodies)
     sizes = list(map(len, bodies))
     parts: list[bytes] = [b""] * (2 * count)
-    parts[0::2] = cut(_heads(first, sizes, timestamp_ns), 0, 0, FRAME_OVERHEAD_BYTES, count)
+    heads = _heads(first, sizes, timestamp_ns)
+    parts[0::2] = cut(heads, 0, FRAME_OVERHEAD_BYTES, 0, FRAME_OVERHEAD_BYTES, count)
     parts[1::2] = bodies
     starts: Sequence[int]
     if sizes.count(sizes[0]) == count:

@@ -379,7 +379,7 @@ def _cut_mpub(data: bytes, at: int, limits: CommandLimits) -> tuple[list[bytes],
     stride = SIZE_BYTES + size
     stop = first + count * stride
     if stop <= len(data) and same_in_run(data, first, stop, stride, (3, 2, 1, 0)):
-        return cut(data, first, SIZE_BYTES, size, count), stop
+        return cut(data, first, stride, SIZE_BYTES, size, count), stop
     return _cut_mixed(data, first, count, limit)
 
 
@@ -484,7 +484,7 @@ _PARSERS: dict[bytes, Callable[[CommandDecoder, list[bytes], int], Command]] = {
 
 def split_ids(ids: bytes) -> list[bytes]:
     """The ids of a FIN run, one by one."""
-    return cut(ids, 0, 0, ID_BYTES, len(ids) // ID_BYTES)
+    return cut(ids, 0, ID_BYTES, 0, ID_BYTES, len(ids) // ID_BYTES)
 
 
 def _ids_of(lines: bytes) -> bytes:
