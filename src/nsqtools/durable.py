@@ -386,8 +386,8 @@ def keep_as(source: Path, destination: Path) -> None:
     fsync_directory(destination.parent)
 
 
-def find_link(directory: Path, fd: int) -> Path | None:
-    """A name of the open file in `directory`; None when it has none there."""
+def find_link(directory: Path, fd: int, *, besides: str) -> Path | None:
+    """A name of the open file in `directory` that does not begin with `besides`, or None."""
     with storage("list", directory):
         status = os.fstat(fd)
         try:
@@ -396,9 +396,9 @@ def find_link(directory: Path, fd: int) -> Path | None:
             return None
         with entries:
             for entry in entries:
-                if entry.inode() == status.st_ino and os.path.samestat(
-                    entry.stat(follow_symlinks=False), status
-                ):
+                if entry.inode() != status.st_ino or entry.name.startswith(besides):
+                    continue
+                if os.path.samestat(entry.stat(follow_symlinks=False), status):
                     return directory / entry.name
     return None
 
