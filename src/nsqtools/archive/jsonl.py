@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from base64 import b64decode, b64encode
 from json.encoder import encode_basestring
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nsqtools.archive.lines import LineSplitter
 from nsqtools.archive.stream import Damage, Run
@@ -96,6 +96,39 @@ class JsonlDecoder:
 
 
 def _decode_lines(lines: list[bytes], start: int, *, torn: bool = False) -> Iterator[Run]:
+    run = _decode_together(lines, start)
+    if run is None:
+        yield from _decode_one_by_one(lines, start, torn=torn)
+    else:
+        yield run
+
+
+def _decode_together(lines: list[bytes], start: int) -> Run | None:
+    """All lines by one call of the JSON parser, or None when any of them is no record.
+
+    One call must not see other records than a call for each line does. It cannot: a string cannot
+    go on behind a line, as it would hold the newline that is put there; and what else could span
+    lines or hide two records in one gives another number of records, or a member that is a list
+    or an object.
+    """
+    try:
+        text = b",\n".join(lines).decode("utf-8")
+        records = json.loads(f"[{text}]")
+        for record in records:
+            _check(record)
+        bodies = [_decode_body(record) for record in records]
+        headers = [_decode_header(record) for record in records]
+    except (ValueError, RecursionError):
+        return None
+    whole = all(line[:1] == b"{" and line[-1:] == b"}" for line in lines)
+    if not whole or len(records) != len(lines):
+        return None
+    payloads = [header + body for header, body in zip(headers, bodies, strict=True)]
+    nsqds = [record["nsqd"] for record in records]
+    return Run(payloads=payloads, bodies=bodies, nsqds=nsqds, offset=start)
+
+
+def _decode_one_by_one(lines: list[bytes], start: int, *, torn: bool) -> Iterator[Run]:
     payloads: list[bytes] = []
     bodies: list[bytes] = []
     nsqds: list[str] = []
@@ -125,24 +158,38 @@ def _decode(line: bytes) -> tuple[bytes, bytes, str]:
         record = json.loads(line.decode("utf-8"))
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
-    if not isinstance(record, dict) or record.keys() not in _KEYS:
+    _check(record)
+    return _decode_header(record), _decode_body(record), record["nsqd"]
+
+
+def _check(record: Any) -> None:
+    """Raise `ValueError` unless this is an object with our members, of the right types."""
+    if type(record) is not dict or record.keys() not in _KEYS:
         raise ValueError("not the members of a record")
     timestamp, attempts = record["ts"], record["attempts"]
     if type(timestamp) is not int or not 0 <= timestamp <= _TIMESTAMP_MAX:
         raise ValueError("ts")
     if type(attempts) is not int or not 0 <= attempts <= _ATTEMPTS_MAX:
         raise ValueError("attempts")
-    texts = [value for name, value in record.items() if name not in ("ts", "attempts")]
-    if not all(isinstance(value, str) for value in texts):
+    body = record["body"] if "body" in record else record["body_b64"]
+    if not (
+        type(record["id"]) is type(record["nsqd"]) is type(record["topic"]) is type(body) is str
+    ):
         raise ValueError("a member that is no string")
-    message_id = record["id"].encode("latin-1")
-    if len(message_id) != ID_BYTES:
+    if len(record["id"]) != ID_BYTES:
         raise ValueError("id")
-    header = timestamp.to_bytes(8, "big") + attempts.to_bytes(2, "big") + message_id
-    return header, _decode_body(record), record["nsqd"]
 
 
-def _decode_body(record: dict[str, str]) -> bytes:
+def _decode_header(record: dict[str, Any]) -> bytes:
+    """NSQ's layout up to the body; raises `ValueError`."""
+    return (
+        record["ts"].to_bytes(8, "big")
+        + record["attempts"].to_bytes(2, "big")
+        + record["id"].encode("latin-1")
+    )
+
+
+def _decode_body(record: dict[str, Any]) -> bytes:
     if "body" in record:
         return record["body"].encode("utf-8")
     return b64decode(record["body_b64"], validate=True)
