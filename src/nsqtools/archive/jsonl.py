@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _COMMON = {"ts", "id", "attempts", "nsqd", "topic"}
 _KEYS = (_COMMON | {"body"}, _COMMON | {"body_b64"})
+_CONTROLS = bytes(set(range(32)) - {10})  # the newline stands between bodies
 _TIMESTAMP_MAX = 2**64 - 1
 _ATTEMPTS_MAX = 2**16 - 1
 
@@ -39,7 +40,7 @@ class JsonlEncoder:
                 messages.timestamps,
                 _id_texts(messages.ids),
                 messages.attempts,
-                map(_body_text, messages.bodies),
+                _body_texts(messages.bodies),
                 strict=True,
             )
             lines += [
@@ -60,6 +61,21 @@ def _id_texts(ids: list[bytes]) -> list[str]:
         text = joined.decode("ascii")
         return [f'"{text[at : at + ID_BYTES]}"' for at in range(0, len(text), ID_BYTES)]
     return [encode_basestring(message_id.decode("latin-1")) for message_id in ids]
+
+
+def _body_texts(bodies: list[bytes]) -> list[str]:
+    """The rest of each line from its body on: `":"..."` or `_b64":"..."`."""
+    joined = b"\n".join(bodies)
+    if joined.count(b"\n") == len(bodies) - 1 and len(joined.translate(None, _CONTROLS)) == len(
+        joined
+    ):
+        # Only quotes and backslashes need escaping, so a few calls do for all bodies together.
+        escaped = joined.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
+        try:
+            return [f'":"{text}"' for text in escaped.decode("utf-8").split("\n")]
+        except UnicodeDecodeError:
+            pass  # at least one of them is no text
+    return [_body_text(body) for body in bodies]
 
 
 def _body_text(body: bytes) -> str:
@@ -172,9 +188,8 @@ def _check(record: Any) -> None:
     if type(attempts) is not int or not 0 <= attempts <= _ATTEMPTS_MAX:
         raise ValueError("attempts")
     body = record["body"] if "body" in record else record["body_b64"]
-    if not (
-        type(record["id"]) is type(record["nsqd"]) is type(record["topic"]) is type(body) is str
-    ):
+    texts = (record["id"], record["nsqd"], record["topic"], body)
+    if not all(isinstance(text, str) for text in texts):
         raise ValueError("a member that is no string")
     if len(record["id"]) != ID_BYTES:
         raise ValueError("id")
@@ -182,14 +197,14 @@ def _check(record: Any) -> None:
 
 def _decode_header(record: dict[str, Any]) -> bytes:
     """NSQ's layout up to the body; raises `ValueError`."""
-    return (
-        record["ts"].to_bytes(8, "big")
-        + record["attempts"].to_bytes(2, "big")
-        + record["id"].encode("latin-1")
-    )
+    timestamp: int = record["ts"]
+    attempts: int = record["attempts"]
+    message_id: str = record["id"]
+    return timestamp.to_bytes(8, "big") + attempts.to_bytes(2, "big") + message_id.encode("latin-1")
 
 
 def _decode_body(record: dict[str, Any]) -> bytes:
-    if "body" in record:
-        return record["body"].encode("utf-8")
+    text: str | None = record.get("body")
+    if text is not None:
+        return text.encode("utf-8")
     return b64decode(record["body_b64"], validate=True)
