@@ -12,8 +12,15 @@ from tests.archive.helpers import any_arrival, arrival, payload
 from nsqtools.archive.framed import FramedEncoder
 from nsqtools.archive.groups import GROUP_BYTES_MAX, split
 from nsqtools.archive.header import HeaderError, decode_header, encode_header, looks_damaged
-from nsqtools.archive.jsonl import JsonlEncoder, _body_text, _body_texts
+from nsqtools.archive.jsonl import (
+    JsonlEncoder,
+    _body_text,
+    _body_texts,
+    _decode_one_by_one,
+    _decode_together,
+)
 from nsqtools.archive.lines import LinesEncoder
+from nsqtools.archive.stream import Damage
 from nsqtools.wire.messages import Arrival, Messages, count_messages
 
 bodies_of_text = st.lists(st.text().map(str.encode) | st.sampled_from([b"", b'"', b"\\", b"\x7f"]))
@@ -87,3 +94,62 @@ def test_what_is_no_header() -> None:
     assert not looks_damaged(b"")
     with pytest.raises(HeaderError, match="no file header"):
         decode_header(b"an ordinary line")
+
+
+RECORD = {"ts": 1, "id": "0" * 16, "attempts": 1, "nsqd": "n", "topic": "t", "body": "b"}
+ODD_VALUES: list[object] = [
+    None,
+    True,
+    -1,
+    2**16,
+    2**64,
+    1.5,
+    "",
+    "0" * 15,
+    "\u20ac" * 16,
+    [],
+    {},
+    "\ud800",
+]
+
+
+@given(
+    changes=st.lists(
+        st.dictionaries(
+            st.sampled_from([*RECORD, "body_b64"]), st.sampled_from(ODD_VALUES), max_size=2
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    dropped=st.sampled_from([None, *RECORD]),
+)
+def test_lines_decoded_together_are_lines_decoded_one_by_one(
+    changes: list[dict[str, object]], dropped: str | None
+) -> None:
+    records = [RECORD | change for change in changes]
+    if dropped is not None:
+        del records[-1][dropped]
+    lines = [json.dumps(record).encode() for record in records]
+    together = _decode_together(lines, 0)
+    try:
+        (run,) = _decode_one_by_one(lines, 0, torn=False)
+    except (Damage, ValueError):
+        assert together is None
+    else:
+        assert together == run
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [b"{},{}", b""],
+        [b'{"ts":1},{"body":"}', b'{"}'],
+        [b'{"a":[{}', b"{}]}"],
+        [b'{"a":{}', b'{"b":1}}'],
+        [b"{}", b"{}"],
+        [b"1", b"2"],
+        [b"{", b"}"],
+    ],
+)
+def test_records_do_not_span_lines(lines: list[bytes]) -> None:
+    assert _decode_together(lines, 0) is None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import struct
 from base64 import b64decode, b64encode
 from json.encoder import encode_basestring
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from nsqtools.archive.lines import LineSplitter
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
 _COMMON = {"ts", "id", "attempts", "nsqd", "topic"}
 _KEYS = (_COMMON | {"body"}, _COMMON | {"body_b64"})
+_COLUMNS = itemgetter("ts", "id", "attempts", "nsqd", "topic")
+# As PAYLOAD_HEADER, with the 64 bits of the timestamp as a line writes them: without a sign.
+_HEADER = struct.Struct(">QH16s")
 _CONTROLS = bytes(set(range(32)) - {10})  # the newline stands between bodies
 _TIMESTAMP_MAX = 2**64 - 1
 _ATTEMPTS_MAX = 2**16 - 1
@@ -127,21 +132,34 @@ def _decode_together(lines: list[bytes], start: int) -> Run | None:
     lines or hide two records in one gives another number of records, or a member that is a list
     or an object.
     """
+    if not all(line[:1] == b"{" and line[-1:] == b"}" for line in lines):
+        return None
     try:
         text = b",\n".join(lines).decode("utf-8")
         records = json.loads(f"[{text}]")
-        for record in records:
-            _check(record)
+        if len(records) != len(lines):
+            return None
         bodies = [_decode_body(record) for record in records]
-        headers = [_decode_header(record) for record in records]
-    except (ValueError, RecursionError):
-        return None
-    whole = all(line[:1] == b"{" and line[-1:] == b"}" for line in lines)
-    if not whole or len(records) != len(lines):
-        return None
+        headers, nsqds = _decode_columns(records)
+    except (ValueError, RecursionError, AttributeError, TypeError, KeyError, struct.error):
+        return None  # whatever it is, one of them is no record: which one is found one by one
     payloads = [header + body for header, body in zip(headers, bodies, strict=True)]
-    nsqds = [record["nsqd"] for record in records]
     return Run(payloads=payloads, bodies=bodies, nsqds=nsqds, offset=start)
+
+
+def _decode_columns(records: list[dict[str, Any]]) -> tuple[list[bytes], list[str]]:
+    """The payloads' headers and the nsqds; raises for what `_check` refuses, a column at a time."""
+    timestamps, ids, attempts, nsqds, topics = zip(*map(_COLUMNS, records), strict=True)
+    if not all(record.keys() in _KEYS for record in records):
+        raise ValueError("not the members of a record")
+    if {*map(type, timestamps), *map(type, attempts)} != {int}:
+        raise ValueError("a number that is none")
+    if {*map(type, ids), *map(type, nsqds), *map(type, topics)} != {str}:
+        raise ValueError("a member that is no string")
+    if set(map(len, ids)) != {ID_BYTES}:
+        raise ValueError("id")
+    raw_ids = [message_id.encode("latin-1") for message_id in ids]
+    return list(map(_HEADER.pack, timestamps, attempts, raw_ids)), list(nsqds)
 
 
 def _decode_one_by_one(lines: list[bytes], start: int, *, torn: bool) -> Iterator[Run]:
@@ -197,10 +215,7 @@ def _check(record: Any) -> None:
 
 def _decode_header(record: dict[str, Any]) -> bytes:
     """NSQ's layout up to the body; raises `ValueError`."""
-    timestamp: int = record["ts"]
-    attempts: int = record["attempts"]
-    message_id: str = record["id"]
-    return timestamp.to_bytes(8, "big") + attempts.to_bytes(2, "big") + message_id.encode("latin-1")
+    return _HEADER.pack(record["ts"], record["attempts"], record["id"].encode("latin-1"))
 
 
 def _decode_body(record: dict[str, Any]) -> bytes:
