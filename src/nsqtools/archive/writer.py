@@ -234,7 +234,7 @@ class ArchiveWriter:
         return PlainContainer()
 
     def _encode(self, arrivals: Sequence[Arrival], *, is_first: bool) -> tuple[list[Group], int]:
-        full = [arrival for arrival in arrivals if arrival.messages.payloads]
+        full = [arrival for arrival in arrivals if len(arrival.messages)]
         content = self._encoder.encode(full)
         if len(content) <= GROUP_BYTES_MAX:
             pieces = [(full, content)]
