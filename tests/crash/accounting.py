@@ -1,0 +1,160 @@
+"""Numbered messages, clients that note what they were told, and the account of both."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import random
+import subprocess
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from nsqtools.archive.reader import open_archive
+from nsqtools.wire import commands
+from nsqtools.wire.frames import HEARTBEAT, OK, FrameDecoder, Response
+from nsqtools.wire.messages import Messages
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+
+STOCK_TOOLS = {"zstd": "zstdcat", "gzip": "zcat", "none": "cat"}
+_READ_BYTES = 1 << 18
+
+
+def new_rng() -> random.Random:
+    """Random moments that can be had again: the seed is printed, and taken from CRASH_SEED."""
+    seed = int(os.environ.get("CRASH_SEED") or random.randrange(1 << 32))
+    print(f"CRASH_SEED={seed}")
+    return random.Random(seed)
+
+
+def body_of(number: int) -> bytes:
+    """Text without a newline, of various lengths, that begins with the number."""
+    return b"%d %b" % (number, b"x" * (number % 61))
+
+
+def number_of(body: bytes) -> int:
+    number = int(body.partition(b" ")[0])
+    assert body == body_of(number), f"a body is not as it was published: {body!r}"
+    return number
+
+
+class Tally:
+    """How often each number was there."""
+
+    def __init__(self, total: int) -> None:
+        self._counts = [0] * total
+
+    def add(self, bodies: Iterable[bytes]) -> None:
+        for body in bodies:
+            self._counts[number_of(body)] += 1
+
+    @property
+    def missing(self) -> list[int]:
+        return [number for number, count in enumerate(self._counts) if not count]
+
+    @property
+    def repeated(self) -> int:
+        """How many copies there are beyond the first of each."""
+        return sum(count - 1 for count in self._counts if count > 1)
+
+
+# Files
+
+
+def published_files(output_dir: Path) -> list[Path]:
+    return sorted(path for path in output_dir.rglob("*.log*") if not path.name.endswith(".part"))
+
+
+def unfinished_files(*folders: Path) -> list[Path]:
+    return sorted(path for folder in folders for path in folder.rglob("*.part*"))
+
+
+def bodies_of(path: Path) -> list[bytes]:
+    """What our reader finds in a file."""
+    with open_archive(path) as archive:
+        return list(itertools.chain.from_iterable(batch.bodies for batch in archive.batches()))
+
+
+def opened_by_stock_tool(path: Path, compression: str) -> bytes:
+    """What the everyday tool makes of a file; it must not complain."""
+    tool = STOCK_TOOLS[compression]
+    done = subprocess.run([tool, str(path)], capture_output=True, check=False)
+    assert done.returncode == 0, f"{tool} {path}: {done.stderr!r}"
+    assert not done.stderr, f"{tool} {path}: {done.stderr!r}"
+    return done.stdout
+
+
+# Clients
+
+
+class Cut(Exception):  # noqa: N818 - reads as the fact it states
+    """The broker went away."""
+
+
+class Client:
+    """A connection to the broker; everything that ends it is a `Cut`."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._decoder = FrameDecoder()
+
+    async def __aenter__(self) -> Self:
+        with _cuts():
+            self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
+            self._writer.write(commands.MAGIC_V2)
+        return self
+
+    async def __aexit__(self, *_exc_info: object) -> None:
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
+
+    def send(self, data: bytes) -> None:
+        self._writer.write(data)
+
+    async def receive(self) -> tuple[list[bytes], list[Messages]]:
+        """Responses and messages, as soon as there are any; heartbeats are answered."""
+        with _cuts():
+            raw = await self._reader.read(_READ_BYTES)
+            await self._writer.drain()
+        if not raw:
+            raise Cut
+        responses: list[bytes] = []
+        messages: list[Messages] = []
+        for event in self._decoder.receive(raw):
+            if isinstance(event, Messages):
+                messages.append(event)
+            elif not isinstance(event, Response):
+                raise event
+            elif event.data == HEARTBEAT:
+                self.send(commands.NOP)
+            else:
+                responses.append(event.data)
+        return responses, messages
+
+    async def expect_ok(self, count: int = 1) -> None:
+        """Wait for so many answers to what publishes or subscribes; all have to be OK."""
+        while count:
+            responses, _ = await self.receive()
+            assert responses == [OK] * len(responses)
+            count -= len(responses)
+
+    async def publish(self, topic: str, numbers: Sequence[int]) -> None:
+        self.send(commands.mpub(topic, [body_of(number) for number in numbers]))
+        await self.expect_ok()
+
+    async def subscribe(self, topic: str, channel: str, rdy: int) -> None:
+        self.send(commands.sub(topic, channel))
+        await self.expect_ok()
+        self.send(commands.rdy(rdy))
+
+
+@contextlib.contextmanager
+def _cuts() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise Cut from error

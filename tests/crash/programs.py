@@ -1,0 +1,119 @@
+"""Our programs as subprocesses that can be killed at any moment and started again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import sys
+from collections import deque
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Nothing that a test waits for takes this long on a machine that works.
+PATIENCE_S = 30.0
+LOG_LINES_MAX = 2000
+_LISTENING = re.compile(r"TCP: listening on \S*:(\d+)$")
+
+
+class Program:
+    """One of our programs, in any number of lives; leaving the block kills the last one."""
+
+    def __init__(self, name: str) -> None:
+        self.lives = 0
+        self.log: deque[str] = deque(maxlen=LOG_LINES_MAX)
+        self._life: deque[str] = deque(maxlen=LOG_LINES_MAX)
+        self._told = asyncio.Event()
+        self._name = name
+        self._process: asyncio.subprocess.Process | None = None
+        self._reading: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exc_info: object) -> None:
+        await self.end(signal.SIGKILL)
+
+    async def start(self, *flags: str) -> None:
+        self.lives += 1
+        self._life.clear()
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "nsqtools", self._name, *flags),
+            stderr=asyncio.subprocess.PIPE,
+            env=environment,
+        )
+        assert self._process.stderr is not None
+        self._reading = asyncio.create_task(self._read(self._process.stderr))
+
+    async def kill(self) -> None:
+        """SIGKILL to a program that must still be running."""
+        assert self._process is not None
+        assert self._process.returncode is None, self.told
+        assert await self.end(signal.SIGKILL) == -signal.SIGKILL, self.told
+
+    async def end(self, number: signal.Signals) -> int | None:
+        """Send a signal and wait for the end; gives the exit status, None when it did not run."""
+        process, self._process = self._process, None
+        if process is None or self._reading is None:
+            return None
+        if process.returncode is None:
+            process.send_signal(number)
+        async with asyncio.timeout(PATIENCE_S):
+            await process.wait()
+            await self._reading
+        return process.returncode
+
+    @property
+    def told(self) -> str:
+        """What it has logged, for the message of a failure."""
+        return "\n".join(self.log)
+
+    async def says(self, words: str) -> None:
+        """Wait until this life has logged a line with these words."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not any(words in line for line in self._life):
+                self._told.clear()
+                await self._told.wait()
+
+    def heard(self, line: str) -> None:
+        """A line of the log."""
+        self.log.append(line)
+        self._life.append(line)
+        self._told.set()
+
+    async def _read(self, stderr: asyncio.StreamReader) -> None:
+        while raw := await stderr.readline():
+            self.heard(raw.decode("utf-8", "replace").rstrip())
+
+
+class NsqdProgram(Program):
+    """The embedded broker; the first life picks the port and the others keep it."""
+
+    def __init__(self, data_path: Path, *flags: str) -> None:
+        super().__init__("nsqd")
+        self.port = 0
+        self.up = asyncio.Event()
+        self._flags = (f"--data-path={data_path}", "--http-address=", *flags)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    async def start(self, *flags: str) -> None:
+        """Start it and wait until it listens."""
+        await super().start(*self._flags, f"--tcp-address={self.address}", *flags)
+        await self.says("listening")
+
+    async def kill(self) -> None:
+        self.up.clear()
+        await super().kill()
+
+    def heard(self, line: str) -> None:
+        super().heard(line)
+        if found := _LISTENING.search(line):
+            self.port = int(found[1])
+            self.up.set()

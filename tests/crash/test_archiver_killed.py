@@ -1,0 +1,224 @@
+"""nsq_to_file killed with -9 at random moments while messages are published: nothing is lost.
+
+The broker lives on. What was archived by any life, and published by that one or recovered by a later
+one, is counted in the finished files alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.crash.accounting import (
+    Client,
+    Tally,
+    bodies_of,
+    new_rng,
+    number_of,
+    opened_by_stock_tool,
+    published_files,
+    unfinished_files,
+)
+from tests.crash.programs import PATIENCE_S, NsqdProgram, Program
+
+from nsqtools.wire import commands
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Iterator
+
+TOPIC = "crash"
+CHANNEL = "archive"
+MAX_IN_FLIGHT = 1000
+MPUB_MAX = 300
+# The longest that a killed life goes on after it was found out about, in seconds.
+LIFE_MAX_S = 0.7
+POLL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """How the archiver is run, and how often it is killed."""
+
+    flags: tuple[str, ...]
+    compression: str
+    kills: int
+    messages: int
+    separate_work_dir: bool = False
+
+
+ZSTD = Case(
+    flags=("--compress=zstd", "--rotate-records=9000"),
+    compression="zstd",
+    kills=30,
+    messages=200_000,
+)
+OTHERS = {
+    "framed": Case(flags=("--format=framed",), compression="none", kills=4, messages=20_000),
+    "gzip-moved-to-another-disk": Case(
+        flags=("--gzip", "--rotate-size=30000"),
+        compression="gzip",
+        kills=6,
+        messages=30_000,
+        separate_work_dir=True,
+    ),
+    "jsonl-zstd": Case(
+        flags=("--format=jsonl", "--compress=zstd", "--rotate-interval=300ms"),
+        compression="zstd",
+        kills=4,
+        messages=20_000,
+    ),
+}
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """Output and work folder; the latter on another filesystem where the machine has one."""
+    elsewhere = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=elsewhere, prefix="nsqtools-test-") as work_dir:
+        yield tmp_path / "archive", Path(work_dir)
+
+
+@pytest.mark.slow
+async def test_killed_thirty_times(tmp_path: Path, folders: tuple[Path, Path]) -> None:
+    await kill_and_account(ZSTD, tmp_path, *folders)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+async def test_killed_whatever_it_writes(
+    name: str, tmp_path: Path, folders: tuple[Path, Path]
+) -> None:
+    await kill_and_account(OTHERS[name], tmp_path, *folders)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", ["zstd", *OTHERS])
+async def test_killed_hundreds_of_times(
+    name: str, tmp_path: Path, folders: tuple[Path, Path]
+) -> None:
+    case = {"zstd": ZSTD, **OTHERS}[name]
+    longer = Case(
+        flags=case.flags,
+        compression=case.compression,
+        kills=200,
+        messages=1_000_000,
+        separate_work_dir=case.separate_work_dir,
+    )
+    await kill_and_account(longer, tmp_path, *folders)
+
+
+async def kill_and_account(case: Case, tmp_path: Path, output_dir: Path, work_dir: Path) -> None:
+    rng = new_rng()
+    data_path = tmp_path / "nsqd"
+    data_path.mkdir()
+    async with NsqdProgram(data_path, "--msg-timeout=2s") as nsqd, Program("nsq_to_file") as tool:
+        await nsqd.start()
+        flags = _flags(case, nsqd.address, output_dir, work_dir)
+        async with Client(nsqd.port) as publisher:
+            # The channel is there before the first message, as it is in an archive that runs.
+            async with Client(nsqd.port) as first:
+                await first.subscribe(TOPIC, CHANNEL, 0)
+            published = 0
+            for life in range(case.kills):
+                share = (case.messages - published) // (case.kills - life)
+                await _live_and_die(
+                    tool, flags, publisher, range(published, published + share), rng
+                )
+                published += share
+        tally = await _finish(tool, flags, case, output_dir)
+        assert await _unacknowledged(nsqd.port, case.messages) == []
+    recovered = sum("recovered a file" in line for line in tool.log)
+    print(f"kills={case.kills} recovered={recovered} twice={tally.repeated} lost=0")
+    assert recovered >= case.kills // 4, "the kills missed the moments that matter"
+    assert tally.repeated <= case.kills * MAX_IN_FLIGHT
+    assert not unfinished_files(output_dir, work_dir)
+    _check_with_stock_tools(case, output_dir)
+
+
+def _flags(case: Case, address: str, output_dir: Path, work_dir: Path) -> list[str]:
+    return [
+        f"--topic={TOPIC}",
+        f"--channel={CHANNEL}",
+        f"--nsqd-tcp-address={address}",
+        f"--max-in-flight={MAX_IN_FLIGHT}",
+        f"--output-dir={output_dir}",
+        *([f"--work-dir={work_dir}"] if case.separate_work_dir else []),
+        "--filename-format=<TOPIC><REV>.log",
+        "--rotate-idle=500ms",
+        *case.flags,
+    ]
+
+
+async def _live_and_die(
+    tool: Program, flags: list[str], publisher: Client, numbers: range, rng: random.Random
+) -> None:
+    """One life: killed while it starts, or some time after it has begun to receive."""
+    async with asyncio.TaskGroup() as group:
+        group.create_task(_publish(publisher, numbers, rng))
+        await tool.start(*flags)
+        if rng.random() < 0.75:
+            await tool.says("subscribed")
+        await asyncio.sleep(rng.uniform(0, LIFE_MAX_S))
+        await tool.kill()
+
+
+async def _publish(publisher: Client, numbers: range, rng: random.Random) -> None:
+    """MPUBs of all sizes, spread over a life."""
+    at = numbers.start
+    while at < numbers.stop:
+        end = min(at + rng.randint(1, MPUB_MAX), numbers.stop)
+        await publisher.publish(TOPIC, range(at, end))
+        at = end
+        await asyncio.sleep(rng.uniform(0, 0.02))
+
+
+async def _finish(tool: Program, flags: list[str], case: Case, output_dir: Path) -> Tally:
+    """The last life: it archives what is left, and ends in order."""
+    await tool.start(*flags)
+    counted: set[Path] = set()
+    tally = Tally(case.messages)
+    async with asyncio.timeout(PATIENCE_S):
+        while missing := _count_new(tally, counted, output_dir):
+            print(f"missing={missing} files={len(counted)}")
+            await asyncio.sleep(POLL_S)
+    assert await tool.end(signal.SIGTERM) == 0, tool.told
+    _count_new(tally, counted, output_dir)
+    return tally
+
+
+def _count_new(tally: Tally, counted: set[Path], output_dir: Path) -> int:
+    """Count what has been published since the last look; gives how many are missing."""
+    for path in published_files(output_dir):
+        if path not in counted:
+            counted.add(path)
+            tally.add(bodies_of(path))
+    return len(tally.missing)
+
+
+async def _unacknowledged(port: int, sentinel: int) -> list[int]:
+    """What the channel still has. Messages that wait again come before a new one."""
+    async with Client(port) as client:
+        await client.publish(TOPIC, [sentinel])
+        await client.subscribe(TOPIC, CHANNEL, 1)
+        found: list[int] = []
+        while sentinel not in found:
+            for messages in (await client.receive())[1]:
+                found += map(number_of, messages.bodies)
+                client.send(commands.fin(messages.ids))
+        return found[:-1]
+
+
+def _check_with_stock_tools(case: Case, output_dir: Path) -> None:
+    for path in published_files(output_dir):
+        content = opened_by_stock_tool(path, case.compression)
+        assert content
+        if "--format" not in "".join(case.flags):
+            assert content.splitlines() == bodies_of(path)
