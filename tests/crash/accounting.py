@@ -10,6 +10,8 @@ import random
 import subprocess
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+from tests.crash.programs import PATIENCE_S
+
 from nsqtools.archive.reader import open_archive
 from nsqtools.wire import commands
 from nsqtools.wire.frames import HEARTBEAT, OK, FrameDecoder, Response
@@ -94,12 +96,21 @@ class Cut(Exception):  # noqa: N818 - reads as the fact it states
     """The broker went away."""
 
 
+class Received(NamedTuple):
+    """What one read brought."""
+
+    responses: list[bytes]
+    errors: list[str]
+    messages: list[Messages]
+
+
 class Client:
     """A connection to the broker; everything that ends it is a `Cut`."""
 
     def __init__(self, port: int) -> None:
         self._port = port
         self._decoder = FrameDecoder()
+        self._unclaimed_oks = 0
 
     async def __aenter__(self) -> Self:
         with _cuts():
@@ -115,32 +126,34 @@ class Client:
     def send(self, data: bytes) -> None:
         self._writer.write(data)
 
-    async def receive(self) -> tuple[list[bytes], list[Messages]]:
-        """Responses and messages, as soon as there are any; heartbeats are answered."""
-        with _cuts():
-            raw = await self._reader.read(_READ_BYTES)
-            await self._writer.drain()
-        if not raw:
-            raise Cut
-        responses: list[bytes] = []
-        messages: list[Messages] = []
-        for event in self._decoder.receive(raw):
-            if isinstance(event, Messages):
-                messages.append(event)
-            elif not isinstance(event, Response):
-                raise event
-            elif event.data == HEARTBEAT:
-                self.send(commands.NOP)
-            else:
-                responses.append(event.data)
-        return responses, messages
+    async def receive(self) -> Received:
+        """Frames, as soon as there are any whole ones; heartbeats are answered."""
+        received = Received([], [], [])
+        while not any(received):
+            with _cuts():
+                await self._writer.drain()
+                raw = await self._reader.read(_READ_BYTES)
+            if not raw:
+                raise Cut
+            for event in self._decoder.receive(raw):
+                if isinstance(event, Messages):
+                    received.messages.append(event)
+                elif not isinstance(event, Response):
+                    received.errors.append(event.code)
+                elif event.data == HEARTBEAT:
+                    self.send(commands.NOP)
+                else:
+                    received.responses.append(event.data)
+        return received
 
     async def expect_ok(self, count: int = 1) -> None:
         """Wait for so many answers to what publishes or subscribes; all have to be OK."""
-        while count:
-            responses, _ = await self.receive()
-            assert responses == [OK] * len(responses)
-            count -= len(responses)
+        async with asyncio.timeout(PATIENCE_S):
+            while self._unclaimed_oks < count:
+                received = await self.receive()
+                assert received == Received([OK] * len(received.responses), [], [])
+                self._unclaimed_oks += len(received.responses)
+        self._unclaimed_oks -= count
 
     async def publish(self, topic: str, numbers: Sequence[int]) -> None:
         self.send(commands.mpub(topic, [body_of(number) for number in numbers]))

@@ -104,13 +104,19 @@ class NsqdProgram(Program):
         return f"127.0.0.1:{self.port}"
 
     async def start(self, *flags: str) -> None:
-        """Start it and wait until it listens."""
+        """Start it; `up` is set when it listens."""
         await super().start(*self._flags, f"--tcp-address={self.address}", *flags)
-        await self.says("listening")
+
+    async def serve(self) -> None:
+        """Start it and wait until it listens."""
+        await self.start()
+        async with asyncio.timeout(PATIENCE_S):
+            await self.up.wait()
 
     async def kill(self) -> None:
         self.up.clear()
         await super().kill()
+        self.up.clear()  # its last words may have come only now
 
     def heard(self, line: str) -> None:
         super().heard(line)

@@ -120,7 +120,7 @@ async def kill_and_account(case: Case, tmp_path: Path, output_dir: Path, work_di
     data_path = tmp_path / "nsqd"
     data_path.mkdir()
     async with NsqdProgram(data_path, "--msg-timeout=2s") as nsqd, Program("nsq_to_file") as tool:
-        await nsqd.start()
+        await nsqd.serve()
         flags = _flags(case, nsqd.address, output_dir, work_dir)
         async with Client(nsqd.port) as publisher:
             # The channel is there before the first message, as it is in an archive that runs.
@@ -210,7 +210,7 @@ async def _unacknowledged(port: int, sentinel: int) -> list[int]:
         await client.subscribe(TOPIC, CHANNEL, 1)
         found: list[int] = []
         while sentinel not in found:
-            for messages in (await client.receive())[1]:
+            for messages in (await client.receive()).messages:
                 found += map(number_of, messages.bodies)
                 client.send(commands.fin(messages.ids))
         return found[:-1]
