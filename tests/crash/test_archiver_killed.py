@@ -10,6 +10,7 @@ import asyncio
 import os
 import signal
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -185,22 +186,22 @@ async def _finish(tool: Program, flags: list[str], case: Case, output_dir: Path)
     await tool.start(*flags)
     counted: set[Path] = set()
     tally = Tally(case.messages)
-    async with asyncio.timeout(PATIENCE_S):
-        while missing := _count_new(tally, counted, output_dir):
-            print(f"missing={missing} files={len(counted)}")
-            await asyncio.sleep(POLL_S)
+    deadline = time.monotonic() + PATIENCE_S
+    while lost := _count_new(tally, counted, output_dir):
+        assert time.monotonic() < deadline, f"lost: {len(lost)} messages, such as {lost[0]}"
+        await asyncio.sleep(POLL_S)
     assert await tool.end(signal.SIGTERM) == 0, tool.told
     _count_new(tally, counted, output_dir)
     return tally
 
 
-def _count_new(tally: Tally, counted: set[Path], output_dir: Path) -> int:
-    """Count what has been published since the last look; gives how many are missing."""
+def _count_new(tally: Tally, counted: set[Path], output_dir: Path) -> list[int]:
+    """Count what has been published since the last look; gives what is still missing."""
     for path in published_files(output_dir):
         if path not in counted:
             counted.add(path)
             tally.add(bodies_of(path))
-    return len(tally.missing)
+    return tally.missing
 
 
 async def _unacknowledged(port: int, sentinel: int) -> list[int]:
