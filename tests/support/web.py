@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from typing import Any, NamedTuple
 
@@ -62,6 +63,8 @@ async def exchange(address: str, raw: bytes) -> WebAnswer:
             answer = await reader.read()
     finally:
         writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
     return parse_answer(answer)
 
 

@@ -166,6 +166,7 @@ class _Server(web.Server):
         super().__init__(
             handler,
             access_log=None,
+            logger=_silent_log(),
             keepalive_timeout=IDLE_TIMEOUT_S,
             lingering_time=LINGER_S,
             max_line_size=LINE_MAX_BYTES,
@@ -182,6 +183,13 @@ class _Server(web.Server):
         if len(self.connections) > CONNECTIONS_MAX:
             self._refused.failed(f"more than {CONNECTIONS_MAX}")
             transport.abort()
+
+
+def _silent_log() -> logging.Logger:
+    """aiohttp writes a traceback for every malformed request: anyone could fill the disk with them."""
+    silent = logging.getLogger("nsqtools.broker.http.malformed")
+    silent.disabled = True
+    return silent
 
 
 class _Bodies:
