@@ -4,7 +4,8 @@ One file a channel, `<channel>.channel`: 8 bytes magic "NSQTCHN\\x01", then reco
 
     u8 kind | u32 length | u32 crc32 of kind and data | data
 
-The first record is a snapshot; the others change it, in order. Opening replays them and cuts a torn
+The first record is a snapshot, with N and C records behind it for what it cannot hold; the others
+change it, in order. Opening replays them and cuts a torn
 tail. When the file has grown past a limit it is replaced by one that holds a fresh snapshot.
 
     S  u64 cursor, u8 paused, u32 n, n x (u64 number, u16 attempts, u64 due_ns)
@@ -12,7 +13,8 @@ tail. When the file has grown past a limit it is replaced by one that holds a fr
     F  u64 first, u64 end            acknowledged, a run
     f  n x u64 number                acknowledged, one by one
     Q  n x (u64 number, u16 attempts, u64 due_ns)      back in the queue, at once or when due
-    V  u64 first, u64 end            passed over by the cursor, never to be handed out
+    N  u64 first, u64 end            never to be handed out, once the cursor gets there
+    V  u64 first, u64 end            passed over by the cursor
     E  u64 cursor                    emptied
     P  u8 paused
     C  u64 number, frame             a straggler's frame, carried over from an old segment
@@ -62,6 +64,7 @@ class ChannelState:
     paused: bool = False
     pending: dict[int, Pending] = field(default_factory=dict)
     carried: dict[int, bytes] = field(default_factory=dict)
+    voids: list[tuple[int, int]] = field(default_factory=list)
 
 
 class Journal:
@@ -114,6 +117,9 @@ class Journal:
     def queued(self, entries: Iterable[tuple[int, int, int]]) -> None:
         """Messages that wait again: (number, attempts so far, due_ns or 0)."""
         self._add(b"Q", b"".join([_ENTRY.pack(*entry) for entry in entries]))
+
+    def voided(self, first: int, end: int) -> None:
+        self._add(b"N", _RUN.pack(first, end))
 
     def passed(self, first: int, end: int) -> None:
         self._add(b"V", _RUN.pack(first, end))
@@ -182,6 +188,8 @@ def _snapshot(state: ChannelState) -> Iterator[bytes]:
     )
     head = _SNAPSHOT.pack(state.cursor, state.paused, len(state.pending))
     yield _record(b"S", head + entries)
+    for void in state.voids:
+        yield _record(b"N", _RUN.pack(*void))
     for number, frame in state.carried.items():
         yield _record(b"C", _U64.pack(number) + frame)
 
@@ -213,12 +221,16 @@ def _apply(state: ChannelState, kind: bytes, data: bytes) -> None:
             _forget(state, number)
     elif kind == b"Q":
         _queue(state, data)
+    elif kind == b"N":
+        state.voids.append(_RUN.unpack(data))
     elif kind == b"V":
         state.cursor = max(state.cursor, _RUN.unpack(data)[1])
+        state.voids = [void for void in state.voids if void[1] > state.cursor]
     elif kind == b"E":
         state.cursor = _U64.unpack(data)[0]
         pending.clear()
         state.carried.clear()
+        state.voids.clear()
     elif kind == b"P":
         state.paused = bool(data[0])
     elif kind == b"C":
@@ -246,3 +258,4 @@ def _restore(state: ChannelState, data: bytes) -> None:
         for number, attempts, due_ns in _ENTRY.iter_unpack(data[_SNAPSHOT.size :])
     }
     state.carried = {}
+    state.voids = []

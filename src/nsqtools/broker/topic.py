@@ -175,10 +175,12 @@ class Topic:
         self.pump()
 
     def empty(self) -> None:
-        """Drop what waits in the topic; the channels keep theirs."""
+        """Drop what waits in the topic; the channels keep theirs. Raises StorageError."""
         first, self.pumped = self.pumped, self.log.end
         for channel in self.channels.values():
             channel.void(first, self.pumped)
+        # The channels first: what they were not told to pass over would be theirs to deliver.
+        self.flush()
         self.save_state()
 
     def save_state(self) -> None:
