@@ -118,7 +118,8 @@ class Program:
         self._process = await asyncio.create_subprocess_exec(
             *self._command, *flags, stderr=asyncio.subprocess.PIPE, env=_environment()
         )
-        self._reading = asyncio.create_task(self._read())
+        assert self._process.stderr is not None
+        self._reading = asyncio.create_task(self._read(self._process.stderr))
         async with asyncio.timeout(PATIENCE_S):
             await self._told.wait()
         assert len(self.ports) == 2, "\n".join(self.log)
@@ -134,11 +135,10 @@ class Program:
             await self._reading
         self._told.clear()
 
-    async def _read(self) -> None:
-        assert self._process is not None
-        assert self._process.stderr is not None
+    async def _read(self, stderr: asyncio.StreamReader) -> None:
         self.ports = {}
-        while line := (await self._process.stderr.readline()).decode("utf-8", "replace").rstrip():
+        while raw := await stderr.readline():
+            line = raw.decode("utf-8", "replace").rstrip()
             self.log.append(line)
             if found := _LISTENING.search(line):
                 self.ports[found[1]] = int(found[2])

@@ -31,6 +31,11 @@ class Message(NamedTuple):
     body: bytes
 
 
+def parse_message(data: bytes) -> Message:
+    timestamp_ns, attempts, message_id = _MESSAGE.unpack_from(data)
+    return Message(timestamp_ns, attempts, message_id, data[_MESSAGE.size :])
+
+
 class RawClient:
     """One connection to an nsqd; `async with RawClient(address) as client`."""
 
@@ -78,8 +83,7 @@ class RawClient:
         """The next frame, which has to be a message."""
         frame_type, data = await self.frame()
         assert frame_type == MESSAGE, data
-        timestamp_ns, attempts, message_id = _MESSAGE.unpack_from(data)
-        return Message(timestamp_ns, attempts, message_id, data[_MESSAGE.size :])
+        return parse_message(data)
 
     async def messages(self, count: int) -> list[Message]:
         return [await self.message() for _ in range(count)]
