@@ -249,7 +249,7 @@ class Channel:
         """Write the journal; raises StorageError."""
         if self._journal is not None:
             self._journal.flush()
-            if self._journal.wants_compaction:
+            if self._journal.wants_snapshot:
                 self._journal.create(self.state())
 
     def close(self) -> None:

@@ -21,6 +21,10 @@ tail. When the file has grown past a limit it is replaced by one that holds a fr
 
 Writes are buffered and go out at the end of a turn of the loop, together. A process that is killed
 before that has not answered for them in any way that a client could see.
+
+A record means nothing without those before it: a hand-out that is missing would make the next one
+say that its messages were acknowledged. So after a write that failed nothing is added any more, until
+a fresh snapshot has replaced the file.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from __future__ import annotations
 import os
 import struct
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 from zlib import crc32
 
@@ -36,7 +41,6 @@ from nsqtools.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from pathlib import Path
 
 MAGIC = b"NSQTCHN\x01"
 COMPACT_BYTES = 4 << 20
@@ -75,10 +79,12 @@ class Journal:
         self._fd = -1
         self._size_bytes = 0
         self._buffer: list[bytes] = []
+        self._is_broken = False
 
     @property
-    def wants_compaction(self) -> bool:
-        return self._size_bytes > COMPACT_BYTES
+    def wants_snapshot(self) -> bool:
+        """Whether `create` is due: the file is long, or a write to it has failed."""
+        return self._is_broken or self._size_bytes > COMPACT_BYTES
 
     def create(self, state: ChannelState) -> None:
         """Begin the file anew with a snapshot, durably; also how it is compacted."""
@@ -86,20 +92,28 @@ class Journal:
         durable.replace_file(self.path, raw)
         self._buffer.clear()
         self._open(len(raw))
+        self._is_broken = False
 
     def load(self) -> tuple[ChannelState, int]:
-        """Replay the file, cut its torn tail, go on behind it; also gives how much was cut."""
+        """Replay the file, cut its torn tail, go on behind it; also gives how much was cut.
+
+        What is no journal is kept beside it (`.bad`) and says nothing. Raises StorageError.
+        """
         try:
             raw = self.path.read_bytes()
         except OSError as cause:
             raise StorageError("read", self.path, cause) from cause
         state = ChannelState(0)
         size = len(MAGIC) if raw.startswith(MAGIC) else 0
+        if not size:
+            durable.replace_file(Path(f"{self.path}.bad"), raw)
+            self._is_broken = True
         for kind, data, end in _records(raw) if size else ():
             _apply(state, kind, data)
             size = end
         if size < len(raw):
-            os.truncate(self.path, size)
+            with durable.storage("truncate", self.path):
+                os.truncate(self.path, size)
         self._open(size)
         return state, len(raw) - size
 
@@ -134,7 +148,7 @@ class Journal:
         self._add(b"C", _U64.pack(number) + frame)
 
     def flush(self) -> None:
-        """Write what was added. Raises StorageError; then nothing of it is in the file."""
+        """Write what was added. Raises StorageError; then a snapshot is wanted."""
         if not self._buffer:
             return
         data = b"".join(self._buffer)
@@ -144,7 +158,8 @@ class Journal:
             if written < len(data):
                 written += os.write(self._fd, memoryview(data)[written:])
         except OSError as cause:
-            os.ftruncate(self._fd, self._size_bytes)
+            # Half a record that stays is cut by the next opening.
+            self._is_broken = True
             raise StorageError("write", self.path, cause) from cause
         self._size_bytes += written
 
@@ -163,7 +178,8 @@ class Journal:
         self.path.unlink(missing_ok=True)
 
     def _add(self, kind: bytes, data: bytes) -> None:
-        self._buffer.append(_record(kind, data))
+        if not self._is_broken:
+            self._buffer.append(_record(kind, data))
 
     def _open(self, size_bytes: int) -> None:
         if self._fd >= 0:

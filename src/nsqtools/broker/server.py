@@ -26,7 +26,9 @@ from nsqtools.broker.log import DiskLog
 from nsqtools.broker.registrar import Registrar
 from nsqtools.broker.session import RECEIVE_BUFFER_BYTES, Session
 from nsqtools.broker.topic import TOPIC_SUFFIX, Topic, sweep
+from nsqtools.clock import SystemClock
 from nsqtools.errors import ConnectionFailed, StorageError
+from nsqtools.observe.log import Repeated, get_log
 from nsqtools.wire.decoder import CommandLimits
 from nsqtools.wire.identify import ServerLimits
 from nsqtools.wire.lookup import PeerInfo
@@ -83,6 +85,9 @@ class Broker:
         self._syncer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nsqd-sync")
         self._precreating: set[asyncio.Task[None]] = set()
         self._answering: asyncio.Task[None] | None = None
+        self._journal_trouble = Repeated(
+            get_log("broker"), "a channel's journal was not written", clock=SystemClock()
+        )
         self._last_trim_s = 0.0
         self._last_sync_s = 0.0
 
@@ -223,7 +228,7 @@ class Broker:
             try:
                 topic.flush()
             except StorageError as failure:
-                log.error("TOPIC(%s): journal not written error=%s", topic.name, failure)
+                self._journal_trouble.failed(failure, topic=topic.name)
                 self.health = f"NOK - {failure}"
             if topic.unsynced_count >= self.options.sync_every:
                 self._sync(topic)

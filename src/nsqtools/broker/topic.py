@@ -10,6 +10,7 @@ one write; then all of them are answered.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import shutil
@@ -216,15 +217,20 @@ class Topic:
             channel.flush()
 
     def close(self) -> None:
-        """Stop: nothing is taken any more, and everything is handed to the disk."""
+        """Stop: nothing is taken any more, and everything is handed to the disk.
+
+        Raises StorageError for what the disk refused.
+        """
         self.exiting = True
         self._refuse_waiting()
-        for channel in self.channels.values():
-            channel.disconnect()
-            channel.close()
-        if isinstance(self.log, DiskLog):
-            self.save_state()
-            self.log.close()
+        with contextlib.ExitStack() as all_of_it:
+            # Each of these is done, even when one before it has failed.
+            if isinstance(self.log, DiskLog):
+                all_of_it.callback(self.log.close)
+                all_of_it.callback(self.save_state)
+            for channel in self.channels.values():
+                channel.disconnect()
+                all_of_it.callback(channel.close)
 
     def remove(self) -> None:
         """Delete the topic with everything that it holds. Raises StorageError.
