@@ -146,7 +146,9 @@ async def kill_and_account(
     assert len(late) == len(set(late)), "delivered twice, and never handed out before"
     assert ledger.received == set(late), "the two channels of a topic hold different messages"
     assert not ledger.came_back, "acknowledged, and delivered again"
-    assert ledger.redelivered <= (nsqd.lives - 1) * 2 * RDY, "more than what was in flight at the kills"
+    assert ledger.redelivered <= (nsqd.lives - 1) * 2 * RDY, (
+        "more than what was in flight at the kills"
+    )
     assert len(ledger.journaled) > messages // 2, "too little was known to be journaled"
 
 
