@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Protocol, cast
 from nsqtools.errors import ConnectionFailed, NsqToolsError, ProtocolError, ServerError
 from nsqtools.wire import commands
 from nsqtools.wire.compression import Codec, Deflate, Snappy
-from nsqtools.wire.frames import HEARTBEAT, OK, FrameDecoder, Response
+from nsqtools.wire.frames import (
+    FRAME_SIZE_MAX_BYTES,
+    HEARTBEAT,
+    OK,
+    FrameDecoder,
+    Response,
+)
 from nsqtools.wire.identify import IdentifyReply, IdentifyRequest
 from nsqtools.wire.messages import Messages
 
@@ -31,6 +37,7 @@ RECEIVE_BUFFER_BYTES = 1 << 20
 WRITE_HIGH_WATER_BYTES = 4 << 20
 # How long a peer gets to close its side after we have closed ours.
 CLOSE_TIMEOUT_S = 2.0
+_SIZE_BYTES = 4
 _TLS_VERSIONS = {
     "tls1.0": ssl.TLSVersion.TLSv1,
     "tls1.1": ssl.TLSVersion.TLSv1_1,
@@ -70,6 +77,9 @@ class Connection(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._decoder = FrameDecoder()
         self._codec: Codec | None = None
+        # While TLS or compression may begin behind each frame, they are taken one by one.
+        self._stepwise = options.tls_v1 or options.deflate or options.snappy
+        self._unread = b""
         self._transport: asyncio.Transport | None = None
         self._handshake: deque[Response | ServerError] = deque()
         self._wanted: asyncio.Future[None] | None = None
@@ -144,10 +154,13 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         self._heard_s = self._loop.time()
         try:
-            if self._codec is None:
-                self._dispatch(self._decoder.receive(self._buffer[:nbytes]))
-            else:
+            if self._codec is not None:
                 self._decompress(self._codec, bytes(self._buffer[:nbytes]))
+            elif self._stepwise:
+                self._unread += self._buffer[:nbytes]
+                self._step()
+            else:
+                self._dispatch(self._decoder.receive(self._buffer[:nbytes]))
         except ProtocolError as violation:
             self._fail(violation)
 
@@ -178,6 +191,27 @@ class Connection(asyncio.BufferedProtocol):
         while codec.pending:
             self._dispatch(self._decoder.receive(codec.decompress(b"")))
 
+    def _step(self) -> None:
+        """Take frames up to the next one of the handshake: what is behind it may be compressed.
+
+        nsqd goes over to compression without waiting for us, so that one read can bring both.
+        """
+        while not self._handshake and len(self._unread) >= _SIZE_BYTES:
+            end = _SIZE_BYTES + int.from_bytes(self._unread[:_SIZE_BYTES], "big")
+            if end > len(self._unread) and end <= FRAME_SIZE_MAX_BYTES:
+                return
+            frame, self._unread = self._unread[:end], self._unread[end:]
+            self._dispatch(self._decoder.receive(frame))
+
+    def _end_steps(self) -> None:
+        """From here on everything is compressed, or nothing."""
+        self._stepwise = False
+        unread, self._unread = self._unread, b""
+        if self._codec is not None:
+            self._decompress(self._codec, unread)
+        else:
+            self._dispatch(self._decoder.receive(unread))
+
     def _dispatch(self, events: list[Event]) -> None:
         for event in events:
             if isinstance(event, Messages):
@@ -203,6 +237,7 @@ class Connection(asyncio.BufferedProtocol):
 
     async def _response(self, what: str) -> bytes:
         """The next response of the handshake; an error frame is raised."""
+        self._step()
         while not self._handshake:
             if self._failure is not None:
                 raise self._failure
@@ -226,7 +261,8 @@ class Connection(asyncio.BufferedProtocol):
             await self._expect_ok("TLS upgrade")
         if self.reply.snappy or self.reply.deflate:
             self._codec = Snappy() if self.reply.snappy else Deflate(self._options.deflate_level)
-            self._dispatch_unread(self._codec)
+        self._end_steps()
+        if self._codec is not None:
             await self._expect_ok("compression upgrade")
         if self.reply.auth_required:
             await self._authenticate()
@@ -247,11 +283,6 @@ class Connection(asyncio.BufferedProtocol):
         if answer != OK:
             raise ProtocolError("E_INVALID", f"invalid response from {what}: {answer[:80]!r}")
 
-    def _dispatch_unread(self, codec: Codec) -> None:
-        unread = self._decoder.take_unread()
-        if unread:
-            self._decompress(codec, unread)
-
     async def _authenticate(self) -> None:
         secret = self._options.auth_secret
         if not secret:
@@ -262,6 +293,9 @@ class Connection(asyncio.BufferedProtocol):
     async def _start_tls(self) -> None:
         if self._transport is None:
             raise ConnectionFailed(self.address, "closed before TLS")
+        if self._unread:
+            # Whoever is on the way could have put it there.
+            raise ProtocolError("E_INVALID", "data between the answer to IDENTIFY and TLS")
         transport = await self._loop.start_tls(
             self._transport,
             self,
@@ -310,6 +344,8 @@ def _as_failure(address: str, cause: BaseException) -> BaseException:
         return ConnectionFailed(address, "no answer in time")
     if isinstance(cause, OSError):
         return ConnectionFailed(address, cause.strerror or str(cause))
+    if isinstance(cause, UnicodeError):  # nsqlookupd may name any host
+        return ConnectionFailed(address, "not a host name")
     return cause
 
 

@@ -81,11 +81,6 @@ class FrameDecoder:
         """Bytes of a frame that has not come whole."""
         return len(self._tail)
 
-    def take_unread(self) -> bytes:
-        """What was received beyond the last whole frame (it belongs to the next layer: TLS, deflate)."""
-        rest, self._tail = bytes(self._tail.kept), Tail()
-        return rest
-
     def receive(self, data: bytes | memoryview) -> list[Event]:
         """The events that `data` completes, in order; neighbouring messages are one event.
 
