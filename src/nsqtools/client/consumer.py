@@ -282,7 +282,10 @@ class Consumer:
 
     def messages_received(self, connection: Connection, messages: Messages) -> None:
         now_s = self._loop.time()
-        subscription = self._subscriptions[connection]
+        subscription = self._subscriptions.get(connection)
+        if subscription is None:
+            connection.abort(ConnectionFailed(connection.address, "messages before RDY"))
+            return
         if not self._arrived:
             self.first_arrival_s = now_s
         self.last_arrival_s = now_s
