@@ -11,15 +11,13 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.support.clients import consumer_options
 from tests.support.nsqd import PATIENCE_S
 from tests.support.peer import Peer, frame, message, messages
 
 from nsqtools.client import connection as connection_module
 from nsqtools.client.connection import RECEIVE_BUFFER_BYTES, Connection, connect
-from nsqtools.client.options import ConsumerOptions
 from nsqtools.errors import ConnectionFailed, NsqToolsError, ProtocolError, ServerError
-from nsqtools.options import load_settings
-from nsqtools.options.kinds import Setting
 from nsqtools.wire.compression import Codec, Deflate, Snappy
 
 if TYPE_CHECKING:
@@ -64,15 +62,6 @@ class Recorder:
                 await self._changed.wait()
 
 
-def options(**settings: str) -> ConsumerOptions:
-    """A consumer's options from words, as they are on a command line."""
-    made, problems = load_settings(
-        ConsumerOptions, [Setting(name=name, value=value) for name, value in settings.items()]
-    )
-    assert not problems
-    return made
-
-
 @asynccontextmanager
 async def conversation(
     script: Callable[[PeerConnection], Any] | None = None, /, **settings: str
@@ -94,7 +83,7 @@ async def conversation(
 
 async def dial(address: str, recorder: Recorder, **settings: str) -> Connection:
     buffer = memoryview(bytearray(RECEIVE_BUFFER_BYTES))
-    return await connect(address, options(**settings), recorder, buffer)
+    return await connect(address, consumer_options(**settings), recorder, buffer)
 
 
 async def failing(

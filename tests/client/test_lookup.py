@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import random
 import subprocess
@@ -10,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.support.lookupd import UNKNOWN, FakeLookupd, listing, lookupds
 
 from nsqtools.client.lookup import (
     ANSWER_BYTES_MAX,
@@ -29,55 +29,6 @@ FAST = LookupOptions(lookupd_poll_interval_s=0.01, poke_spacing_s=0.001)
 IMPATIENT = LookupOptions(lookupd_poll_timeout_s=0.2, stragglers_s=0.05)
 # The interval is out of the way: what happens, happens because of something else.
 SLOW = LookupOptions(lookupd_poll_interval_s=3600, poke_spacing_s=0.001)
-UNKNOWN = (404, b'{"message":"TOPIC_NOT_FOUND"}')
-
-
-def listing(*producers: tuple[str, int]) -> tuple[int, bytes]:
-    entries = [{"broadcast_address": host, "tcp_port": port} for host, port in producers]
-    return 200, json.dumps({"channels": [], "producers": entries}).encode()
-
-
-class FakeLookupd:
-    """Answers every request with `answer`, after `gate` opens; remembers what it was asked."""
-
-    def __init__(self, answer: tuple[int, bytes]) -> None:
-        self.answer = answer
-        self.gate = asyncio.Event()
-        self.gate.set()
-        self.asked: list[str] = []
-        self.address = ""
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            with suppress(ConnectionError, asyncio.IncompleteReadError):
-                await self._answer(reader, writer)
-        finally:
-            writer.close()
-
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.asked.append((await reader.readuntil(b"\r\n\r\n")).decode())
-        await self.gate.wait()
-        status, body = self.answer
-        head = f"HTTP/1.1 {status} X\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
-        writer.write(head.encode() + body)
-        await writer.drain()
-
-
-@asynccontextmanager
-async def lookupds(*answers: tuple[int, bytes]) -> AsyncIterator[list[FakeLookupd]]:
-    fakes = [FakeLookupd(answer) for answer in answers]
-    servers = [await asyncio.start_server(fake.serve, "127.0.0.1", 0) for fake in fakes]
-    for fake, server in zip(fakes, servers, strict=True):
-        fake.address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    try:
-        yield fakes
-    finally:
-        for fake in fakes:
-            fake.gate.set()
-        for server in servers:
-            server.close()
-        # Let the handlers of clients that went away end.
-        await asyncio.sleep(0.005)
 
 
 @pytest.fixture

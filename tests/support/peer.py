@@ -89,6 +89,13 @@ class PeerConnection:
         assert not self._buffer, "half a command at the end"
         return found
 
+    async def rest_until_quiet(self) -> list[bytes]:
+        """What the client says until it says nothing for a while; the connection stays."""
+        found: list[bytes] = []
+        while b"\n" in self._buffer or not await self.is_quiet():
+            found.append(await self.command())
+        return found
+
     async def is_quiet(self, quiet_s: float = QUIET_S) -> bool:
         """Whether nothing comes for a while."""
         if self._buffer:

@@ -1,0 +1,602 @@
+"""A consumer against scripted nsqds: what it says to them, in full, and what becomes of messages."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.support.clients import consumer_options, until
+from tests.support.lookupd import UNKNOWN, listing, lookupds
+from tests.support.nsqd import PATIENCE_S
+from tests.support.peer import Peer, fins, frame, ids_of, message, messages
+
+from nsqtools.client import consumer as consumer_module
+from nsqtools.client.connection import Connection
+from nsqtools.client.consumer import Consumer, settle_all
+from nsqtools.errors import NotSettled, OptionsError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+
+    from tests.support.peer import PeerConnection
+
+    from nsqtools.client.batch import Batch, Message
+
+# The consumer comes back at once, so that a test need not wait.
+SOON = {"lookupd_poll_interval": "10ms"}
+
+
+def consumer_of(
+    *peers: Peer, max_in_flight: int = 100, lookupd: Iterable[str] = (), **settings: str
+) -> Consumer:
+    return Consumer(
+        "t",
+        "c",
+        consumer_options(max_in_flight, **(SOON | settings)),
+        nsqd_addresses=[peer.address for peer in peers],
+        lookupd_addresses=lookupd,
+    )
+
+
+@pytest.fixture
+async def peer() -> AsyncIterator[Peer]:
+    async with Peer() as peer:
+        yield peer
+
+
+def bodies(batches: Iterable[Batch]) -> list[bytes]:
+    return [body for batch in batches for body in batch.messages.bodies]
+
+
+def ids(batches: Iterable[Batch]) -> list[bytes]:
+    return [message_id for batch in batches for message_id in batch.messages.ids]
+
+
+async def receive(consumer: Consumer, count: int) -> list[Batch]:
+    """So many messages, in the batches in which they come."""
+    batches: list[Batch] = []
+    async with asyncio.timeout(PATIENCE_S):
+        while sum(map(len, batches)) < count:
+            batches += await consumer.receive()
+    return batches
+
+
+# The conversation
+
+
+async def test_a_whole_conversation(peer: Peer) -> None:
+    async with consumer_of(peer) as consumer:
+        nsqd = await peer.subscribed()
+        await nsqd.expect(b"RDY 100")
+        nsqd.send(messages(1, 2, 3))
+        batches = await receive(consumer, 3)
+        assert consumer.in_flight == 3
+        assert settle_all(batches) == 0
+        assert consumer.in_flight == 0
+        stopping = asyncio.create_task(consumer.stop(PATIENCE_S))
+        await nsqd.expect(*fins(1, 2, 3), b"CLS")
+        nsqd.send(messages(4))  # was on its way
+        nsqd.respond(b"CLOSE_WAIT")
+        assert await stopping
+        assert settle_all(await consumer.receive()) == 0
+        closing = asyncio.create_task(consumer.close())
+        assert await nsqd.rest() == fins(4)
+        nsqd.end()
+        await closing
+        assert await consumer.receive() == []
+        assert consumer.ended
+    assert nsqd.told == [
+        b"IDENTIFY",
+        b"SUB t c",
+        b"RDY 100",
+        *fins(1, 2, 3),
+        b"CLS",
+        *fins(4),
+    ]
+    assert consumer.counts["received"] == 4
+
+
+async def test_fin_of_a_batch_is_one_run_of_bytes(peer: Peer) -> None:
+    sent: list[bytes] = []
+    async with consumer_of(peer) as consumer:
+        nsqd = await peer.subscribed()
+        await nsqd.expect(b"RDY 100")
+        nsqd.send(messages(*range(50)))
+        batches = await receive(consumer, 50)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Connection, "send", lambda _, data: sent.append(data))
+            settle_all(batches)
+    assert b"".join(sent) == b"".join(fin + b"\n" for fin in fins(*range(50)))
+    assert len(sent) == len(batches)
+
+
+async def test_what_stands_in_the_way_of_the_whole_batch(peer: Peer) -> None:
+    """One is finished alone, one requeued; the rest goes with the batch."""
+    async with consumer_of(peer) as consumer:
+        nsqd = await peer.subscribed()
+        await nsqd.expect(b"RDY 100")
+        nsqd.send(messages(1, 2, 3, 4))
+        (batch,) = await receive(consumer, 4)
+        first, second, *_ = batch
+        first.finish()
+        second.requeue(1.5)
+        with pytest.raises(NotSettled, match="settled already"):
+            first.finish()
+        with pytest.raises(NotSettled, match="settled already"):
+            second.requeue()
+        await nsqd.expect(*fins(1), b"REQ %b 1500" % ids_of([2])[0])
+        assert batch.finish()
+        assert sorted([await nsqd.command(), await nsqd.command()]) == fins(3, 4)
+        assert batch.finish(), "there is nothing left to settle"
+        assert batch.requeue()
+        assert await nsqd.is_quiet()
+        assert consumer.in_flight == 0
+
+
+async def test_a_batch_can_be_requeued(peer: Peer) -> None:
+    async with consumer_of(peer) as consumer:
+        nsqd = await peer.subscribed()
+        await nsqd.expect(b"RDY 100")
+        nsqd.send(messages(1, 2))
+        (batch,) = await receive(consumer, 2)
+        batch.requeue(0.25)
+        await nsqd.expect(*[b"REQ %b 250" % message_id for message_id in ids_of([1, 2])])
+
+
+async def test_a_message_has_what_nsqd_says_of_it(peer: Peer) -> None:
+    async with consumer_of(peer) as consumer:
+        nsqd = await peer.subscribed()
+        await nsqd.expect(b"RDY 100")
+        nsqd.send(message(7, b"\x00\nany bytes", attempts=3))
+        (batch,) = await receive(consumer, 1)
+        (one,) = batch
+        assert one.id == ids_of([7])[0]
+        assert one.body == b"\x00\nany bytes"
+        assert one.timestamp_ns == 1_700_000_000_000_000_007
+        assert one.attempts == 3
+        assert one.nsqd == peer.address
+
+
+async def test_a_refused_fin_is_counted(peer: Peer) -> None:
+    async with consumer_of(peer) as consumer:
+        nsqd = await peer.subscribed()
+        await nsqd.expect(b"RDY 100")
+        nsqd.refuse(b"E_FIN_FAILED FIN 0123456789abcdef failed ID not in flight")
+        await until(lambda: consumer.counts["E_FIN_FAILED"])
+        assert consumer.connections == 1, "it is no reason to part"
+
+
+async def test_a_batch_of_a_connection_that_is_gone_cannot_be_settled(peer: Peer) -> None:
+    async with consumer_of(peer) as consumer:
+        nsqd = await peer.subscribed()
+        await nsqd.expect(b"RDY 100")
+        nsqd.send(messages(1, 2))
+        (batch,) = await receive(consumer, 2)
+        nsqd.cut()
+        await until(lambda: not consumer.connections)
+        (first, _) = batch
+        with pytest.raises(NotSettled, match="its connection is gone"):
+            first.finish()
+        assert settle_all([batch]) == 2
+        assert consumer.counts["unsettled_lost"] == 2
+
+
+def test_names_are_checked() -> None:
+    with pytest.raises(OptionsError) as caught:
+        Consumer("no topic", "", consumer_options())
+    assert len(caught.value.problems) == 2
+
+
+# Connections
+
+
+async def test_a_refused_sub_is_tried_again(peer: Peer) -> None:
+    async with consumer_of(peer) as consumer:
+        nsqd = await peer.accept()
+        await nsqd.identify()
+        await nsqd.expect(b"SUB t c")
+        nsqd.refuse(b"E_SUB_FAILED SUB failed consumers for t:c exceeds limit of 1")
+        again = await peer.subscribed()
+        await again.expect(b"RDY 100")
+        assert consumer.counts["connect_failed"] == 1
+
+
+async def test_messages_before_the_answer_to_sub_end_the_connection(
+    peer: Peer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with consumer_of(peer) as consumer:
+        nsqd = await peer.accept()
+        await nsqd.identify()
+        await nsqd.expect(b"SUB t c")
+        nsqd.send(messages(1))
+        again = await peer.subscribed()
+        await again.expect(b"RDY 100")
+        assert not consumer.waiting
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_a_cut_in_the_middle_of_a_frame(peer: Peer) -> None:
+    async with consumer_of(peer) as consumer:
+        nsqd = await peer.subscribed()
+        await nsqd.expect(b"RDY 100")
+        nsqd.send(messages(1) + message(2)[:20])
+        assert ids(await receive(consumer, 1)) == ids_of([1])
+        nsqd.cut()
+        nsqd = await peer.subscribed()
+        await nsqd.expect(b"RDY 100")
+        nsqd.send(messages(2))
+        assert ids(await receive(consumer, 1)) == ids_of([2])
+
+
+async def test_a_silent_nsqd_is_given_up_and_called_again(peer: Peer) -> None:
+    consumer = consumer_of(peer, read_timeout="100ms", heartbeat_interval="50ms")
+    async with consumer:
+        await peer.subscribed()
+        await peer.subscribed()
+        assert consumer.connections <= 1
+
+
+async def test_a_dead_nsqd_does_not_stop_the_others(peer: Peer) -> None:
+    async with Peer() as dead:
+        pass
+    async with consumer_of(dead, peer) as consumer:
+        nsqd = await peer.subscribed()
+        await nsqd.expect(b"RDY 100")
+        nsqd.send(messages(1))
+        assert len(await receive(consumer, 1)) == 1
+        await until(lambda: consumer.counts["connect_failed"] >= 2)
+        async with Peer(dead.port) as alive:
+            await (await alive.subscribed()).expect(b"RDY 50")
+            await nsqd.expect(b"RDY 50")
+
+
+async def test_leaving_closes_what_is_open_and_what_is_being_opened(peer: Peer) -> None:
+    async with Peer() as slow:
+        async with consumer_of(peer, slow):
+            nsqd = await peer.subscribed()
+            await nsqd.expect(b"RDY 100")
+            waiting = await slow.accept()
+            await waiting.magic()
+        assert await nsqd.rest() == []
+        assert await waiting.rest() == [b"IDENTIFY"]
+
+
+# RDY
+
+
+async def test_rdy_is_shared_and_a_loss_gives_it_back() -> None:
+    sent: list[tuple[Connection, bytes]] = []
+    real_send, real_lost = Connection.send, Connection.connection_lost
+
+    def send(connection: Connection, data: bytes) -> None:
+        sent.append((connection, data))
+        real_send(connection, data)
+
+    def lost(connection: Connection, error: BaseException | None) -> None:
+        sent.append((connection, b"RDY 0"))
+        real_lost(connection, error)
+
+    async with AsyncExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setattr(Connection, "send", send)
+        patch.setattr(Connection, "connection_lost", lost)
+        peers = [await stack.enter_async_context(Peer()) for _ in range(3)]
+        await stack.enter_async_context(consumer_of(*peers))
+        first = await peers[0].subscribed()
+        await first.expect(b"RDY 100")
+        second = await peers[1].subscribed()
+        await first.expect(b"RDY 50")
+        await second.expect(b"RDY 50")
+        third = await peers[2].subscribed()
+        shares = [await nsqd.command() for nsqd in (first, second, third)]
+        assert sorted(shares) == [b"RDY 33", b"RDY 33", b"RDY 34"]
+        third.cut()
+        again = await peers[2].subscribed()
+        assert await again.command() in (b"RDY 33", b"RDY 34")
+        assert b"RDY 50" in await first.rest_until_quiet()
+    assert max(sums_of_rdy(sent)) == 100
+
+
+def sums_of_rdy(sent: list[tuple[Connection, bytes]]) -> list[int]:
+    """The sum over all connections, after each RDY that was sent."""
+    rdy: dict[Connection, int] = {}
+    sums = []
+    for connection, data in sent:
+        if data.startswith(b"RDY "):
+            rdy[connection] = int(data[4:])
+            sums.append(sum(rdy.values()))
+    return sums
+
+
+async def test_a_small_limit_of_nsqd_leaves_more_for_the_others(peer: Peer) -> None:
+    async with Peer() as other, consumer_of(peer, other):
+        small = await peer.subscribed(max_rdy_count=10)
+        await small.expect(b"RDY 10")
+        large = await other.subscribed()
+        await large.expect(b"RDY 90")
+
+
+async def test_more_connections_than_max_in_flight_take_turns() -> None:
+    async with AsyncExitStack() as stack:
+        peers = [await stack.enter_async_context(Peer()) for _ in range(2)]
+        consumer = consumer_of(
+            *peers, max_in_flight=1, low_rdy_idle_timeout="1s", rdy_redistribute_interval="10ms"
+        )
+        await stack.enter_async_context(consumer)
+        first = await peers[0].subscribed()
+        await first.expect(b"RDY 1")
+        second = await peers[1].subscribed()
+        await first.expect(b"RDY 0")
+        await second.expect(b"RDY 1")
+
+
+async def test_pause_and_resume(peer: Peer) -> None:
+    async with consumer_of(peer) as consumer:
+        nsqd = await peer.subscribed()
+        await nsqd.expect(b"RDY 100")
+        consumer.pause()
+        consumer.pause()
+        await nsqd.expect(b"RDY 0")
+        nsqd.send(messages(1))
+        await receive(consumer, 1)
+        consumer.resume()
+        await nsqd.expect(b"RDY 100")
+
+
+# TOUCH
+
+
+async def test_what_is_held_is_touched_at_half_of_its_time(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer_module, "TOUCH_INTERVAL_S", 0.01)
+    async with consumer_of(peer) as consumer:
+        nsqd = await peer.subscribed(msg_timeout=1000)
+        await nsqd.expect(b"RDY 100")
+        began_s = asyncio.get_running_loop().time()
+        nsqd.send(messages(1, 2, 3))
+        (batch,) = await receive(consumer, 3)
+        one, *_ = batch
+        one.finish()
+        await nsqd.expect(*fins(1))
+        assert sorted([await nsqd.command(), await nsqd.command()]) == [
+            b"TOUCH " + message_id for message_id in ids_of([2, 3])
+        ]
+        assert 0.45 <= asyncio.get_running_loop().time() - began_s < 1.0
+        batch.finish()
+        assert sorted([await nsqd.command(), await nsqd.command()]) == fins(2, 3)
+
+
+async def test_what_cannot_be_kept_any_longer_is_not_touched(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer_module, "TOUCH_INTERVAL_S", 0.005)
+    async with consumer_of(peer) as consumer:
+        nsqd = await peer.subscribed(msg_timeout=100, max_msg_timeout=170)
+        await nsqd.expect(b"RDY 100")
+        nsqd.send(messages(1))
+        await receive(consumer, 1)
+        await until(lambda: consumer.counts["too_old_to_touch"])
+        told = await nsqd.rest_until_quiet()
+    assert 1 <= len(told) <= 3
+    assert set(told) == {b"TOUCH " + ids_of([1])[0]}
+
+
+# The end
+
+
+async def test_a_stop_without_connections_is_over_at_once() -> None:
+    async with Peer() as dead:
+        pass
+    async with consumer_of(dead) as consumer:
+        assert await consumer.stop(PATIENCE_S)
+        assert await consumer.receive() == []
+
+
+async def test_an_nsqd_that_never_answers_cls(peer: Peer) -> None:
+    async with consumer_of(peer) as consumer:
+        nsqd = await peer.subscribed()
+        await nsqd.expect(b"RDY 100")
+        nsqd.send(messages(1))
+        batches = await receive(consumer, 1)
+        assert not await consumer.stop(0.05)
+        assert settle_all(batches) == 0
+        assert await consumer.receive() == []
+        await nsqd.expect(b"CLS", *fins(1))
+
+
+async def test_a_connection_that_is_lost_while_stopping_is_not_made_again(peer: Peer) -> None:
+    async with consumer_of(peer) as consumer:
+        nsqd = await peer.subscribed()
+        await nsqd.expect(b"RDY 100")
+        stopping = asyncio.create_task(consumer.stop(PATIENCE_S))
+        await nsqd.expect(b"CLS")
+        nsqd.cut()
+        assert await stopping
+        await asyncio.sleep(0.05)
+        assert not peer.has_waiting
+
+
+# Discovery
+
+
+async def test_answers_of_all_lookupds_are_merged() -> None:
+    async with (
+        Peer() as one,
+        Peer() as two,
+        Peer() as dead_port,
+        lookupds(
+            listing(("127.0.0.1", one.port)), listing(("127.0.0.1", two.port)), UNKNOWN
+        ) as fakes,
+    ):
+        addresses = [*(fake.address for fake in fakes), dead_port.address]
+        async with consumer_of(lookupd=addresses):
+            first, second = await one.subscribed(), await two.subscribed()
+            assert await last_rdy(first) == b"RDY 50"
+            assert await last_rdy(second) == b"RDY 50"
+
+
+async def last_rdy(nsqd: PeerConnection) -> bytes:
+    return (await nsqd.rest_until_quiet())[-1]
+
+
+async def test_an_nsqd_that_is_no_longer_listed_is_not_called_again(peer: Peer) -> None:
+    async with (
+        lookupds(listing(("127.0.0.1", peer.port))) as (fake,),
+        consumer_of(lookupd=[fake.address]) as consumer,
+    ):
+        nsqd = await peer.subscribed()
+        await nsqd.expect(b"RDY 100")
+        fake.answer = UNKNOWN
+        asked = len(fake.asked)
+        await until(lambda: len(fake.asked) >= asked + 2)
+        nsqd.send(messages(1))
+        await receive(consumer, 1)  # what is connected stays
+        nsqd.cut()
+        await until(lambda: not consumer.connections)
+        asked = len(fake.asked)
+        await until(lambda: len(fake.asked) >= asked + 3)
+        assert not peer.has_waiting
+        fake.answer = listing(("127.0.0.1", peer.port))
+        await peer.subscribed()
+
+
+async def test_a_lookupd_that_lists_nonsense_does_not_stop_the_others(peer: Peer) -> None:
+    answer = listing(("a" * 70, 4150), ("127.0.0.1", peer.port))
+    async with lookupds(answer) as (fake,), consumer_of(lookupd=[fake.address]):
+        await (await peer.subscribed()).expect(b"RDY 100")
+
+
+# One by one
+
+
+async def test_messages_one_by_one(peer: Peer) -> None:
+    async with consumer_of(peer) as consumer:
+        nsqd = await peer.subscribed()
+        await nsqd.expect(b"RDY 100")
+        nsqd.send(messages(1, 2, 3))
+        seen: list[bytes] = []
+        async for one in consumer:
+            seen.append(one.id)
+            one.touch()
+            one.finish()
+            if len(seen) == 3:
+                break
+        assert seen == ids_of([1, 2, 3])
+        for message_id in seen:
+            await nsqd.expect(b"TOUCH " + message_id, b"FIN " + message_id)
+
+
+async def test_handlers_finish_what_they_do_and_requeue_what_fails(peer: Peer) -> None:
+    attempts: Counter[bytes] = Counter()
+
+    async def handle(one: Message) -> None:
+        attempts[one.id] += 1
+        if one.id == ids_of([2])[0]:
+            raise ValueError("cannot")
+
+    async with consumer_of(peer, default_requeue_delay="2s") as consumer:
+        running = asyncio.create_task(consumer.run(handle, concurrency=2))
+        nsqd = await peer.subscribed()
+        await nsqd.expect(b"RDY 100")
+        nsqd.send(message(1) + message(2, attempts=3) + message(3))
+        told = sorted([await nsqd.command() for _ in range(3)])
+        assert told == [*fins(1, 3), b"REQ %b 6000" % ids_of([2])[0]]
+        assert consumer.counts["handler_failed"] == 1
+        stopping = asyncio.create_task(consumer.stop(PATIENCE_S))
+        await nsqd.expect(b"CLS")
+        nsqd.respond(b"CLOSE_WAIT")
+        assert await stopping
+        await running
+
+
+async def test_a_row_of_failures_backs_off_and_one_success_ends_it(peer: Peer) -> None:
+    works = False
+
+    async def handle(_: Message) -> None:
+        if not works:
+            raise ValueError("cannot")
+
+    consumer = consumer_of(peer, backoff_multiplier="10ms", default_requeue_delay="0s")
+    async with consumer:
+        running = asyncio.create_task(consumer.run(handle))
+        nsqd = await peer.subscribed()
+        await nsqd.expect(b"RDY 100")
+        nsqd.send(messages(1, 2))
+        await nsqd.expect(*[b"REQ %b 0" % one for one in ids_of([1, 2])], b"RDY 0")
+        works = True
+        await nsqd.expect(b"RDY 1")
+        nsqd.send(messages(3))
+        await nsqd.expect(*fins(3), b"RDY 100")
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+
+async def test_giving_up_has_to_be_asked_for(peer: Peer) -> None:
+    handled: list[int] = []
+
+    async def handle(one: Message) -> None:
+        handled.append(one.attempts)
+
+    async with consumer_of(peer, max_attempts="5") as consumer:
+        running = asyncio.create_task(consumer.run(handle))
+        nsqd = await peer.subscribed()
+        await nsqd.expect(b"RDY 100")
+        nsqd.send(message(1, attempts=5) + message(2, attempts=6))
+        await nsqd.expect(*fins(1, 2))
+        assert handled == [5]
+        assert consumer.counts["given_up"] == 1
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    assert consumer_options().max_attempts == 0
+
+
+async def test_a_handler_whose_connection_went_away_fails_nobody_else(peer: Peer) -> None:
+    async def handle(one: Message) -> None:
+        if one.id == ids_of([1])[0]:
+            nsqd.cut()
+            await until(lambda: not consumer.connections)
+
+    async with consumer_of(peer) as consumer:
+        running = asyncio.create_task(consumer.run(handle))
+        nsqd = await peer.subscribed()
+        await nsqd.expect(b"RDY 100")
+        nsqd.send(messages(1))
+        again = await peer.subscribed()
+        await again.expect(b"RDY 100")
+        again.send(messages(2))
+        await again.expect(*fins(2))
+        assert consumer.counts["not_settled"] == 1
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+
+# Waiting
+
+
+async def test_wait_returns_when_its_time_is_over(peer: Peer) -> None:
+    async with consumer_of(peer) as consumer:
+        await consumer.wait(0.01)
+        assert not consumer.waiting
+
+
+async def test_starved_means_that_half_of_rdy_waits(peer: Peer) -> None:
+    async with consumer_of(peer, max_in_flight=10) as consumer:
+        nsqd = await peer.subscribed()
+        await nsqd.expect(b"RDY 10")
+        nsqd.send(messages(1, 2, 3, 4))
+        await until(lambda: consumer.waiting == 4)
+        assert not consumer.starved
+        waiting = asyncio.create_task(consumer.wait(starved=True))
+        nsqd.send(messages(5))
+        await waiting
+        assert len(ids(consumer.take())) == 5
+        assert not consumer.starved
+        nsqd.send(frame(0, b"OK"))  # is of no interest to anybody
+        assert await nsqd.is_quiet()
