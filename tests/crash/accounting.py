@@ -10,7 +10,7 @@ import random
 import subprocess
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from tests.crash.programs import PATIENCE_S
+from tests.support.programs import PATIENCE_S
 
 from nsqtools.archive.reader import open_archive
 from nsqtools.wire import commands

@@ -26,7 +26,7 @@ from tests.crash.accounting import (
     published_files,
     unfinished_files,
 )
-from tests.crash.programs import PATIENCE_S, NsqdProgram, Program
+from tests.support.programs import PATIENCE_S, NsqdProgram, Program
 
 from nsqtools.wire import commands
 

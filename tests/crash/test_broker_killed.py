@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.crash.accounting import Client, Cut, body_of, new_rng, number_of
-from tests.crash.programs import PATIENCE_S, NsqdProgram
+from tests.support.programs import PATIENCE_S, NsqdProgram
 
 from nsqtools.wire import commands
 
