@@ -13,14 +13,13 @@ import signal
 from typing import TYPE_CHECKING
 
 import pytest
-
-from support.nsqd import EmbeddedNsqd, Flag, Nsqd, ProcessNsqd, Program
+from tests.support.nsqd import EmbeddedNsqd, Flag, Nsqd, ProcessNsqd, Program
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from support.nsqd import StartNsqd
+    from tests.support.nsqd import StartNsqd
 
 NSQD_BINARY = os.environ.get("NSQD_BINARY", "")
 NSQLOOKUPD_BINARY = os.environ.get("NSQLOOKUPD_BINARY", "")

@@ -2,7 +2,8 @@
 
 Every function blocks: call it in a worker thread. What the rules are:
 
-- New content goes to a name that nobody else uses, is fsynced there, and only then gets its real name.
+- New content goes to a name that nobody else uses, is fsynced there, and only then gets its real
+  name.
 - A file is published under a name that is free; nothing is ever overwritten, except by
   `replace_file`, which says so.
 - After a name was made or removed its directory is fsynced: the data alone is not enough.
@@ -14,7 +15,7 @@ An `OSError` leaves as `errors.StorageError`, which keeps the errno; where `File
 """
 
 # Every call goes through the module `os`, which tests replace by one that fails at call N.
-# ruff: noqa: PTH
+# ruff: noqa: PTH102, PTH105, PTH106, PTH108, PTH112, PTH208
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ import fcntl
 import os
 import secrets
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from nsqtools.errors import DataPathInUse, StorageError
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 COPY_BYTES = 1 << 20
+LEFTOVER_AGE_S = 60.0
 TEMPORARY_PREFIX = ".nsqtools-"
 TEMPORARY_SUFFIX = ".tmp"
 # What filesystems answer that have no hard links, or allow none to this file.
@@ -74,7 +76,7 @@ class Lock:
             fcntl.flock(self.fd, fcntl.LOCK_UN)
         self.fd = -1
 
-    def __enter__(self) -> Lock:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -127,14 +129,24 @@ def create(path: Path, mode: int = 0o666) -> int:
         raise StorageError("create", path, error) from error
 
 
-def write_at(fd: int, data: bytes, offset: int, path: Path) -> None:
+def open_existing(path: Path) -> int:
+    """Open a regular file for reading and writing; never by way of a link as its last part."""
+    with storage("open", path):
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            return fd
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file")
+
+
+def write_at(fd: int, data: bytes | bytearray, offset: int, path: Path) -> None:
     """Write all of `data` at `offset`, however short the single writes are."""
     with storage("write", path):
         written = os.pwrite(fd, data, offset)
         if written == len(data):
             return
         view = memoryview(data)
-        while written < len(data):
+        while written < len(data):  # a short write: a full disk, or more than 2 GiB
             step = os.pwrite(fd, view[written:], offset + written)
             if step == 0:
                 raise OSError(errno.EIO, "the disk took no bytes")
@@ -230,8 +242,7 @@ def check_writable(directory: Path) -> None:
         write_at(fd, b"nsqtools\n", 0, probe)
     finally:
         os.close(fd)
-        with storage("remove a file in", directory):
-            os.unlink(probe)
+        _unlink(probe)
 
 
 def replace_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
@@ -254,10 +265,14 @@ def _fill(fd: int, data: bytes, path: Path) -> None:
         write_at(fd, data, 0, path)
         with storage("fsync", path):
             os.fsync(fd)
-            if os.fstat(fd).st_size != len(data):
-                raise OSError(errno.EIO, "the file is not as long as what was written")
+            _check_length(fd, len(data))
     finally:
         os.close(fd)
+
+
+def _check_length(fd: int, size_bytes: int) -> None:
+    if os.fstat(fd).st_size != size_bytes:
+        raise OSError(errno.EIO, "the file is not as long as what was written")
 
 
 def publish(source: Path, destination: Path) -> None:
@@ -338,7 +353,13 @@ def _copy(source: Path, directory: Path) -> Path:
         try:
             # Held while it grows, so that recovery can tell it from a dead copy.
             _flock(writing, temporary)
-            _copy_bytes(reading, writing, source, temporary)
+            with storage("copy", source):
+                status = os.fstat(reading)
+                _copy_range(reading, writing, status.st_size, source, temporary)
+                _check_length(writing, status.st_size)
+                os.fchmod(writing, stat.S_IMODE(status.st_mode))
+                os.utime(writing, ns=(status.st_atime_ns, status.st_mtime_ns))
+                os.fsync(writing)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
@@ -350,22 +371,101 @@ def _copy(source: Path, directory: Path) -> Path:
     return temporary
 
 
-def _copy_bytes(reading: int, writing: int, source: Path, target: Path) -> None:
+def keep_as(source: Path, destination: Path) -> None:
+    """Give a file a second name, by hard link or, where there are none, by a copy.
+
+    Calling again after a crash is no error. Raises `FileExistsError` when another file has it.
+    """
+    if is_taken(destination):
+        if not _is_same(source, destination):
+            raise FileExistsError(errno.EEXIST, "file exists", str(destination))
+        return
+    try:
+        os.link(source, destination)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise StorageError("link", destination, error) from error
+        copy = _copy(source, destination.parent)
+        _reserve_and_rename(copy, destination)
+    fsync_directory(destination.parent)
+
+
+def find_link(directory: Path, fd: int, *, besides: str) -> Path | None:
+    """A name of the open file in `directory` that does not begin with `besides`, or None."""
+    with storage("list", directory):
+        status = os.fstat(fd)
+        try:
+            entries = os.scandir(directory)
+        except FileNotFoundError:
+            return None
+        with entries:
+            for entry in entries:
+                if entry.inode() != status.st_ino or entry.name.startswith(besides):
+                    continue
+                if os.path.samestat(entry.stat(follow_symlinks=False), status):
+                    return directory / entry.name
+    return None
+
+
+def replace_by_prefix(path: Path, reading: int, size_bytes: int, trailer: bytes) -> int:
+    """Put a new file in the place of `path`: the first bytes of `reading`, then `trailer`.
+
+    Returns its descriptor, locked. What had the name before is untouched under its other names.
+    """
+    temporary = _temporary_name(path.parent)
+    writing = create(temporary)
+    try:
+        _flock(writing, temporary)
+        _copy_range(reading, writing, size_bytes, path, temporary)
+        write_at(writing, trailer, size_bytes, temporary)
+        with storage("replace", path):
+            _check_length(writing, size_bytes + len(trailer))
+            os.fsync(writing)
+            os.replace(temporary, path)
+    except BaseException:
+        os.close(writing)
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    fsync_directory(path.parent)
+    return writing
+
+
+def remove_leftovers(directory: Path, *, now: float) -> int:
+    """Remove temporary files that a crash left in `directory`; returns how many.
+
+    One that is locked, or younger than a minute, may be somebody's work in progress.
+    """
+    removed = 0
+    with storage("list", directory):
+        try:
+            names = sorted(filter(is_temporary, os.listdir(directory)))
+        except FileNotFoundError:
+            return 0
+    for name in names:
+        path = directory / name
+        try:
+            with lock(path) as held:
+                if now - os.fstat(held.fd).st_ctime >= LEFTOVER_AGE_S:
+                    _unlink(path)
+                    removed += 1
+        except (DataPathInUse, StorageError):
+            continue  # it is in the way of nobody
+    return removed
+
+
+def _copy_range(reading: int, writing: int, size_bytes: int, source: Path, target: Path) -> None:
+    """Copy the first bytes of a file; when it has fewer, the copy's length will tell."""
     offset = 0
-    while True:
+    while offset < size_bytes:
         with storage("read", source):
-            data = os.pread(reading, COPY_BYTES, offset)
+            data = os.pread(reading, min(COPY_BYTES, size_bytes - offset), offset)
         if not data:
             break
         write_at(writing, data, offset, target)
         offset += len(data)
-    with storage("copy", target):
-        status = os.fstat(reading)
-        if status.st_size != offset or os.fstat(writing).st_size != offset:
-            raise OSError(errno.EIO, "the copy is not as long as the file")
-        os.fchmod(writing, stat.S_IMODE(status.st_mode))
-        os.utime(writing, ns=(status.st_atime_ns, status.st_mtime_ns))
-        os.fsync(writing)
 
 
 def _is_same(source: Path, destination: Path) -> bool:

@@ -11,13 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from nsqtools.broker import http
-from nsqtools.broker.api import HttpError, parse_query
-from nsqtools.broker.http import NoRoute, Redirect, Route, find_route
-from support.nsqd import PATIENCE_S, EmbeddedNsqd
-from support.raw import RawClient, bodies
-from support.web import (
+from tests.support.nsqd import PATIENCE_S, EmbeddedNsqd
+from tests.support.raw import RawClient, bodies
+from tests.support.web import (
     channel_stats,
     encode_request,
     exchange,
@@ -27,11 +23,15 @@ from support.web import (
     topic_stats,
 )
 
+from nsqtools.broker import http
+from nsqtools.broker.api import HttpError, parse_query
+from nsqtools.broker.http import NoRoute, Redirect, Route, find_route
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from support.nsqd import Nsqd, StartNsqd
+    from tests.support.nsqd import Nsqd, StartNsqd
 
 V1 = ("X-Nsq-Content-Type", "nsq; version=1.0")
 JSON = "application/json; charset=utf-8"

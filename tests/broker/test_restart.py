@@ -8,18 +8,18 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.support.nsqd import OUR_PROGRAM, EmbeddedNsqd, ProcessNsqd
+from tests.support.raw import MESSAGE, OK, RawClient, bodies, parse_message
+from tests.support.web import channel_stats, post, topic_stats
 
 from nsqtools.wire import commands
-from support.nsqd import OUR_PROGRAM, EmbeddedNsqd, ProcessNsqd
-from support.raw import MESSAGE, OK, RawClient, bodies, parse_message
-from support.web import channel_stats, post, topic_stats
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from support.nsqd import Flag, Nsqd
-    from support.raw import Message
+    from tests.support.nsqd import Flag, Nsqd
+    from tests.support.raw import Message
 
 
 # Longer than any restart here takes.

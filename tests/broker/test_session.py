@@ -9,17 +9,17 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.support.nsqd import PATIENCE_S
+from tests.support.raw import ERROR, HEARTBEAT, OK, RESPONSE, RawClient, bodies
+from tests.support.web import channel_stats, get_stats, post, topic_stats
 
 from nsqtools.wire import commands
-from support.nsqd import PATIENCE_S
-from support.raw import ERROR, HEARTBEAT, OK, RESPONSE, RawClient, bodies
-from support.web import channel_stats, get_stats, post, topic_stats
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from support.nsqd import Nsqd, StartNsqd
-    from support.raw import Message
+    from tests.support.nsqd import Nsqd, StartNsqd
+    from tests.support.raw import Message
 
 ID = b"0123456789abcdef"
 MAX_MSG = 64

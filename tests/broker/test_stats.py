@@ -6,16 +6,16 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.support.raw import OK, RawClient
+from tests.support.web import get_stats, post, request
 
 from nsqtools.broker.stats import go_duration, memory_stats
 from nsqtools.wire import commands
-from support.raw import OK, RawClient
-from support.web import get_stats, post, request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from support.nsqd import Nsqd
+    from tests.support.nsqd import Nsqd
 
 CHANNEL_KEYS = [
     "channel_name",

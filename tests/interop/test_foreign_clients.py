@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 import ansq
 import nsq
 import pytest
-
-from support.nsqd import PATIENCE_S
-from support.raw import OK, RawClient, bodies
-from support.web import channel_stats
+from tests.support.nsqd import PATIENCE_S
+from tests.support.raw import OK, RawClient, bodies
+from tests.support.web import channel_stats
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from support.nsqd import Nsqd
+    from tests.support.nsqd import Nsqd
 
 pytestmark = pytest.mark.filterwarnings("default")
 

@@ -7,8 +7,9 @@ import contextlib
 import struct
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+from tests.support.nsqd import PATIENCE_S
+
 from nsqtools.wire import commands
-from support.nsqd import PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

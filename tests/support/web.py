@@ -7,7 +7,7 @@ import contextlib
 import json
 from typing import Any, NamedTuple
 
-from support.nsqd import PATIENCE_S, Nsqd
+from tests.support.nsqd import PATIENCE_S, Nsqd
 
 
 class WebAnswer(NamedTuple):

@@ -27,6 +27,7 @@ _MARK = struct.Struct(">iII")
 _MARK_SIZE = -1
 SIZE_BYTES = _SIZE.size
 MARK_BYTES = _MARK.size
+_MARK_ROOM = bytes(MARK_BYTES)
 _PREFIXES_MAX = 4096  # sizes remembered by one encoder
 # A writer closes a group at 4 MiB and one message; this is what a reader will hold beyond one.
 GROUP_SLACK_BYTES = 8 << 20
@@ -49,18 +50,22 @@ class FramedEncoder:
         self.stream_header = header
         self._prefixes = _Prefixes()
 
-    def encode(self, arrivals: Sequence[Arrival]) -> bytes:
+    def encode(self, arrivals: Sequence[Arrival]) -> bytearray:
         if len(arrivals) == 1:
             payloads = arrivals[0].messages.payloads
         else:
             payloads = [payload for arrival in arrivals for payload in arrival.messages.payloads]
-        parts: list[bytes] = [b""] * (2 * len(payloads))
-        parts[::2] = map(self._prefixes.__getitem__, map(len, payloads))
+        parts: list[bytes] = [_MARK_ROOM] * (2 * len(payloads) + 1)
+        parts[:-1:2] = map(self._prefixes.__getitem__, map(len, payloads))
         parts[1::2] = payloads
-        records = b"".join(parts)
-        return records + _MARK.pack(_MARK_SIZE, len(payloads), crc32(records))
+        # One large allocation: the mark is filled in where it stands.
+        content = bytearray().join(parts)
+        end = len(content) - MARK_BYTES
+        with memoryview(content) as view:
+            _MARK.pack_into(content, end, _MARK_SIZE, len(payloads), crc32(view[:end]))
+        return content
 
-    def count_ambiguous(self, arrivals: Sequence[Arrival], data: bytes) -> int:
+    def count_ambiguous(self, arrivals: Sequence[Arrival], data: bytes | bytearray) -> int:
         """None: sizes tell records apart."""
         return 0
 
@@ -163,18 +168,20 @@ class FramedDecoder:
         while at + SIZE_BYTES <= end:
             (size,) = unpack(buffer, at)
             stop = at + SIZE_BYTES + size
-            if not size_min <= size <= size_max or stop > end:
+            if not size_min <= size <= size_max:
+                break
+            if stop > end:
+                self._missing_bytes = stop - end
                 break
             append(buffer[at + SIZE_BYTES : stop])
             at = stop
         else:
-            size = size_min  # ended between records
+            size = size_min  # it ends between records
         self._at = at
         if size == _MARK_SIZE:
             return at + MARK_BYTES <= end
         if not size_min <= size <= size_max:
             raise Damage(self.committed_end, f"a record of {size} bytes")
-        self._missing_bytes = max(at + SIZE_BYTES + size - end, 0)
         if at - self._start > self._group_bytes_max:
             raise Damage(self.committed_end, "a group of records without an end")
         return False

@@ -18,7 +18,7 @@ GROUP_BYTES_MAX = 4 << 20
 class Group:
     """Encoded records, and what the index says of them."""
 
-    content: bytes
+    content: bytes | bytearray
     records: int
     first_ts_ns: int
     last_ts_ns: int
@@ -30,9 +30,9 @@ class RecordEncoder(Protocol):
     stream_header: bytes
     """What a file's content begins with, before the first record."""
 
-    def encode(self, arrivals: Sequence[Arrival]) -> bytes: ...
+    def encode(self, arrivals: Sequence[Arrival]) -> bytes | bytearray: ...
 
-    def count_ambiguous(self, arrivals: Sequence[Arrival], data: bytes) -> int:
+    def count_ambiguous(self, arrivals: Sequence[Arrival], data: bytes | bytearray) -> int:
         """How many of the bodies encoded as `data` will not be told apart by a reader."""
 
 
@@ -49,7 +49,7 @@ class Container(Protocol):
     def frames(self) -> int:
         """Groups that are remembered until the file is sealed."""
 
-    def encode(self, groups: Sequence[Group]) -> bytes: ...
+    def encode(self, groups: Sequence[Group]) -> bytes | bytearray: ...
 
     def keep(self) -> None: ...
 
@@ -65,7 +65,7 @@ class PlainContainer:
     def __init__(self) -> None:
         self.frames = 0
 
-    def encode(self, groups: Sequence[Group]) -> bytes:
+    def encode(self, groups: Sequence[Group]) -> bytes | bytearray:
         if len(groups) == 1:
             return groups[0].content
         return b"".join([group.content for group in groups])
@@ -84,17 +84,7 @@ def time_range_ns(arrivals: Sequence[Arrival]) -> tuple[int, int]:
 
 
 def split(arrivals: Sequence[Arrival]) -> Iterator[list[Arrival]]:
-    """The arrivals without empty ones, in pieces of about `GROUP_BYTES_MAX` of payload."""
-    full = [arrival for arrival in arrivals if arrival.messages.payloads]
-    sizes = [sum(map(len, arrival.messages.payloads)) for arrival in full]
-    if sum(sizes) <= GROUP_BYTES_MAX:
-        if full:
-            yield full
-        return
-    yield from _split_slowly(full)
-
-
-def _split_slowly(arrivals: list[Arrival]) -> Iterator[list[Arrival]]:
+    """The arrivals in pieces of about `GROUP_BYTES_MAX` of payload, at least a message each."""
     piece: list[Arrival] = []
     piece_bytes = 0
     for nsqd, messages in arrivals:

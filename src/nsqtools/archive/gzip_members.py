@@ -27,6 +27,7 @@ _MEMBER_WITH_EXTRA = b"\x1f\x8b\x08\x04\x00\x00\x00\x00\x00\xff"
 _EMPTY = b"\x03\x00" + bytes(8)
 _SUBFIELD = b"NQ"
 _EXTRA = struct.Struct("<H2sH")
+HEADER_START_BYTES = len(_MEMBER_WITH_EXTRA) + _EXTRA.size
 _TRAILER = struct.Struct("<II")
 _RAW_DEFLATE = -15
 _GZIP_WINDOW = 31
@@ -52,7 +53,7 @@ class GzipContainer:
     def trailer(self) -> bytes:
         return b""
 
-    def _member(self, content: bytes) -> tuple[bytes, ...]:
+    def _member(self, content: bytes | bytearray) -> tuple[bytes, ...]:
         deflate = zlib_ng.compressobj(
             self._level, zlib_ng.DEFLATED, _RAW_DEFLATE, _MEMORY_LEVEL, zlib_ng.Z_DEFAULT_STRATEGY
         )
@@ -66,8 +67,8 @@ def read_gzip_header(source: Source) -> bytes | None:
 
     Nothing is taken from `source`. Raises `HeaderError` for a damaged or cut one.
     """
-    start = source.peek(len(_MEMBER_WITH_EXTRA) + _EXTRA.size)
-    if not start.startswith(_MEMBER_WITH_EXTRA) or len(start) < 16:
+    start = source.peek(HEADER_START_BYTES)
+    if not start.startswith(_MEMBER_WITH_EXTRA) or len(start) < HEADER_START_BYTES:
         return None
     extra_bytes, subfield, header_bytes = _EXTRA.unpack_from(start, len(_MEMBER_WITH_EXTRA))
     if subfield != _SUBFIELD or extra_bytes != 4 + header_bytes:
@@ -86,6 +87,11 @@ def gzip_blocks(source: Source) -> Iterator[Block]:
     """
     while source.peek(1):
         yield from _member_blocks(source)
+
+
+def member_pieces(source: Source) -> Iterator[bytes]:
+    """The content of the next member, in pieces, of which none is checked before the last."""
+    return _inflate(source, source.position)
 
 
 def _member_blocks(source: Source) -> Iterator[Block]:

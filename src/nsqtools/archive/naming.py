@@ -237,7 +237,7 @@ def first_free(start: int, is_taken: Callable[[int], bool]) -> int:
 
 
 def bump(name: str, count: int) -> str:
-    """The name with its revision raised by `count`, or given one; for files whose format is lost."""
+    """The name with its revision raised by `count`, or given one: its format is not known."""
     if count == 0:
         return name
     head, slash, last = name.rpartition("/")

@@ -47,9 +47,10 @@ class PartFile:
     def create(
         cls, *, path: Path, container: Container, stem: str, revision: int, now: float
     ) -> PartFile | None:
-        """Create and lock the file; None when the name is taken, or was taken away at once.
+        """Create and lock the file; None when the name is taken, or locked by another at once.
 
-        The name is durable only after the first `append`.
+        The name is durable only after the first `append`, which also sees when recovery in
+        another process took the new, empty file away between creating and locking it.
         """
         try:
             fd = durable.create(path)
@@ -57,19 +58,15 @@ class PartFile:
             return None
         try:
             durable.lock(fd)
-            if durable.is_at(fd, path):
-                return cls(
-                    fd=fd, path=path, container=container, stem=stem, revision=revision, now=now
-                )
         except DataPathInUse:
-            pass  # another process took it for the file of a dead writer, and will remove it
+            durable.close(fd)
+            return None
         except BaseException:
             durable.close(fd)
             with contextlib.suppress(StorageError):
                 durable.remove(path)
             raise
-        durable.close(fd)
-        return None
+        return cls(fd=fd, path=path, container=container, stem=stem, revision=revision, now=now)
 
     def append(self, groups: Sequence[Group], now: float) -> int:
         """Write one commit; returns the bytes it took, when they and the name are durable."""
@@ -95,7 +92,7 @@ class PartFile:
             self._write(trailer)
         self.is_sealed = True
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes | bytearray) -> None:
         if self._has_garbage:
             durable.truncate(self._fd, self.size_bytes, self.path)
             self._has_garbage = False
@@ -104,13 +101,16 @@ class PartFile:
             durable.sync_data(self._fd, self.path)
             if self.size_bytes == 0:
                 durable.fsync_directory(self.path.parent)
-            if not durable.is_at(self._fd, self.path):
-                gone = OSError(errno.ENOENT, "the file was moved or removed while it was written")
-                raise StorageError("write", self.path, gone)
+            self._check_place()
         except BaseException:
             self._cut_back()
             raise
         self.size_bytes += len(data)
+
+    def _check_place(self) -> None:
+        if not durable.is_at(self._fd, self.path):
+            gone = OSError(errno.ENOENT, "the file was moved or removed while it was written")
+            raise StorageError("write", self.path, gone)
 
     def _cut_back(self) -> None:
         self._has_garbage = True
@@ -119,19 +119,21 @@ class PartFile:
             self._has_garbage = False
 
     def is_lost(self) -> bool:
-        """Whether somebody took the file away from its name."""
-        return not durable.is_at(self._fd, self.path)
+        """Whether somebody took the file away from its name, before it was published."""
+        if durable.is_at(self._fd, self.path):
+            return False
+        return self.destination is None or not durable.is_taken(self.destination)
 
     def publish(self) -> None:
         """Move the sealed file to `destination`; raises `FileExistsError` when that is taken."""
-        assert self.is_sealed, "published before it was sealed"
-        assert self.destination is not None, "published before it had a name"
+        assert self.is_sealed, "published before it was sealed"  # noqa: S101
+        assert self.destination is not None, "published before it had a name"  # noqa: S101
         durable.publish(self.path, self.destination)
         self.close()
 
     def discard(self) -> None:
         """Remove the file, in which nothing was committed."""
-        assert self.size_bytes == 0, "discarded with commits in it"
+        assert self.size_bytes == 0, "discarded with commits in it"  # noqa: S101
         durable.remove(self.path)
         self.close()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol, Self
 
 from nsqtools.archive import gzip_members, zstd_frames
 from nsqtools.archive.framed import FramedDecoder
@@ -30,6 +30,7 @@ from nsqtools.errors import ArchiveError, DamagedArchive, StorageError
 from nsqtools.wire.messages import Messages
 
 if TYPE_CHECKING:
+    import io
     from collections.abc import Iterator
     from types import TracebackType
 
@@ -86,7 +87,7 @@ class _Decoder(Protocol):
 
 
 def open_archive(
-    source: Path | BinaryIO,
+    source: Path | BinaryIO | io.RawIOBase,
     *,
     record_format: str | None = None,
     compression: str | None = None,
@@ -106,7 +107,7 @@ def open_archive(
     owned = isinstance(source, Path)
     if isinstance(source, Path):
         try:
-            file: BinaryIO = source.open("rb", buffering=0)
+            file: BinaryIO | io.RawIOBase = source.open("rb", buffering=0)
         except OSError as error:
             raise StorageError("open", source, error) from error
     else:
@@ -139,6 +140,7 @@ class ArchiveReader:
         self._record_bytes_max = record_bytes_max
         self._records = 0
         self._walk: ZstdWalk | None = None
+        self._header_damage: Damage | None = None
         self._compression = compression or self._recognise_compression(record_format)
         self._meta = self._read_meta()
         self._index: Index | None = None
@@ -149,7 +151,7 @@ class ArchiveReader:
         self._record_format = record_format or self._meta.get("format") or self._sniff()
         self.info = self._describe()
 
-    def __enter__(self) -> ArchiveReader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -240,8 +242,9 @@ class ArchiveReader:
             if compressed and not damage.in_container:
                 damage.offset = offset  # a decoder counts in content: name the frame instead
             raise
-        if self._walk is not None and self._walk.late is not None:
-            raise self._walk.late
+        late = self._walk.late if self._walk is not None else self._header_damage
+        if late is not None:
+            raise late
 
     def _new_decoder(self, *, header_due: bool) -> _Decoder:
         if self._record_format == "framed":
@@ -285,7 +288,10 @@ class ArchiveReader:
             if error.newer:
                 hint = "Read it with the nsqtools that wrote it, or a later one."
                 raise ArchiveError(f"{self._name}: {error.reason}", hint=hint) from error
-            return {}  # the damage is met again, and reported, when the content is read
+            if self._compression == "gzip":
+                # Decompression passes over it, so it is kept for the end; others meet it again.
+                self._header_damage = Damage(0, error.reason)
+            return {}
 
     def _peek_header(self) -> bytes | None:
         if self._compression == "gzip":

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from nsqtools.errors import StorageError
 
 if TYPE_CHECKING:
+    import io
     from pathlib import Path
 
 READ_BYTES = 256 << 10
@@ -58,7 +59,7 @@ class Source:
     Raises `StorageError` when the operating system refuses, never `Damage`.
     """
 
-    def __init__(self, file: BinaryIO, name: Path | str) -> None:
+    def __init__(self, file: BinaryIO | io.RawIOBase, name: Path | str) -> None:
         self._file = file
         self.name = name
         self._buffer = b""

@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING
 
 from nsqtools import durable
 from nsqtools.archive.framed import FramedEncoder
-from nsqtools.archive.groups import Group, PlainContainer, split, time_range_ns
+from nsqtools.archive.groups import (
+    GROUP_BYTES_MAX,
+    Group,
+    PlainContainer,
+    split,
+    time_range_ns,
+)
 from nsqtools.archive.gzip_members import GzipContainer
 from nsqtools.archive.header import COMPRESSIONS, RECORD_FORMATS, encode_header
 from nsqtools.archive.jsonl import JsonlEncoder
@@ -105,6 +111,13 @@ class Commit:
     published: list[Published]
 
 
+def _group(arrivals: Sequence[Arrival], content: bytes | bytearray) -> Group:
+    first, last = time_range_ns(arrivals)
+    return Group(
+        content=content, records=count_messages(arrivals), first_ts_ns=first, last_ts_ns=last
+    )
+
+
 class ArchiveWriter:
     """Blocking; every call is made by one thread at a time, none waits for another process.
 
@@ -166,19 +179,18 @@ class ArchiveWriter:
                 published=self._report(),
             )
         self._finish_if_due(now)
+        if self._file is None:
+            self._file = self._open(now)
         file = self._file
-        created = None
-        if file is None:
-            file = self._file = self._open(now)
-            created = file.path
-        groups, ambiguous = self._encode(arrivals, is_first=file.size_bytes == 0)
+        is_first = file.size_bytes == 0
+        groups, ambiguous = self._encode(arrivals, is_first=is_first)
         disk_bytes = self._append(file, groups, now)
         return Commit(
             messages=messages,
             body_bytes=sum(arrival.messages.size_bytes for arrival in arrivals),
             disk_bytes=disk_bytes,
             ambiguous=ambiguous,
-            created=created,
+            created=file.path if is_first else None,
             published=self._report(),
         )
 
@@ -222,22 +234,17 @@ class ArchiveWriter:
         return PlainContainer()
 
     def _encode(self, arrivals: Sequence[Arrival], *, is_first: bool) -> tuple[list[Group], int]:
-        groups: list[Group] = []
-        ambiguous = 0
-        for piece in split(arrivals):
-            content = self._encoder.encode(piece)
-            ambiguous += self._encoder.count_ambiguous(piece, content)
-            if is_first and not groups:
-                content = self._encoder.stream_header + content
-            first, last = time_range_ns(piece)
-            group = Group(
-                content=content,
-                records=count_messages(piece),
-                first_ts_ns=first,
-                last_ts_ns=last,
-            )
-            groups.append(group)
-        return groups, ambiguous
+        full = [arrival for arrival in arrivals if len(arrival.messages)]
+        content = self._encoder.encode(full)
+        if len(content) <= GROUP_BYTES_MAX:
+            pieces = [(full, content)]
+        else:
+            pieces = [(piece, self._encoder.encode(piece)) for piece in split(full)]
+        ambiguous = sum(self._encoder.count_ambiguous(*piece) for piece in pieces)
+        if is_first and self._encoder.stream_header:
+            piece, content = pieces[0]
+            pieces[0] = (piece, self._encoder.stream_header + content)
+        return [_group(*piece) for piece in pieces], ambiguous
 
     def _append(self, file: PartFile, groups: list[Group], now: float) -> int:
         try:

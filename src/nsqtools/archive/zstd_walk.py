@@ -52,11 +52,12 @@ class ZstdWalk:
     """The frames of a file in order.
 
     Notes, index and seek table of our own files are compared with what was read. A fault in them
-    alone does not stop the reading: it is kept in `late`, for after the end.
+    alone does not stop the reading: it is kept in `late`, for after the end; unless `strict`.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, *, strict: bool = False) -> None:
         self._source = source
+        self._strict = strict
         self._decompressor = new_decompressor()
         self._content_bytes = 0
         self._index_frame_bytes = 0
@@ -65,7 +66,7 @@ class ZstdWalk:
         self.index = Index()
         """The frames since then."""
         self.committed_end = 0
-        """Offset behind the last whole commit, or the header."""
+        """Offset behind the last whole commit, the header, or the seek table."""
         self.is_sealed = False
         self.late: Damage | None = None
 
@@ -152,9 +153,13 @@ class ZstdWalk:
         if table != sizes:
             self._blame(frame.offset, "a seek table that does not fit the data")
         self.is_sealed = True
+        self.committed_end = self._source.position
 
     def _blame(self, offset: int, reason: str) -> None:
-        self.late = self.late or Damage(offset, reason)
+        fault = Damage(offset, reason)
+        if self._strict:
+            raise fault
+        self.late = self.late or fault
 
 
 def in_blocks(parts: list[bytes], offset: int) -> Iterator[Block]:

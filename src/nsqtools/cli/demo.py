@@ -15,7 +15,7 @@ PROGRAM = Program(
     options="nsqtools.demo.options:DemoOptions",
     run="nsqtools.demo:run",
     examples=(
-        ("with a log that is made up", "nsqtools demo"),
+        ("with a log of this machine", "nsqtools demo"),
         ("with a log of your own", "nsqtools demo --input=/var/log/syslog"),
     ),
 )

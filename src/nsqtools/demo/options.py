@@ -20,18 +20,20 @@ class DemoOptions:
     """One run of the demonstration. Sizes are in bytes."""
 
     input: Path | None = option(
-        PATH, help="log to publish, a message a line; default: one that is made up", group="Demo"
+        PATH,
+        help="log to publish, a message a line; default: one that this machine has",
+        group="Demo",
     )
     messages: int = option(
         Int(minimum=1, maximum=MESSAGES_MAX),
-        default="20000",
-        help="lines of the log that is made up",
+        default="200000",
+        help="lines of the log that is made up where the machine has none",
         group="Demo",
     )
     rotate_size_bytes: int = option(
-        Size(minimum=1),
-        default="256KiB",
-        help="begin a new archive beyond this size, so that several can be seen",
+        Size(minimum=0),
+        default="0",
+        help="begin a new file beyond this size; 0: so that a few can be seen",
         group="Demo",
     )
     output_dir: Path | None = option(

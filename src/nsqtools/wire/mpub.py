@@ -65,7 +65,7 @@ def cut_mpub(data: bytes, at: int, limits: CommandLimits) -> tuple[list[bytes], 
     stride = SIZE_BYTES + size
     stop = first + count * stride
     if stop <= len(data) and same_in_run(data, first, stop, stride, (3, 2, 1, 0)):
-        return cut(data, first, SIZE_BYTES, size, count), stop
+        return cut(data, first, stride, SIZE_BYTES, size, count), stop
     return _cut_mixed(data, first, count, limit)
 
 

@@ -1,0 +1,189 @@
+"""How much of an unfinished file is whole: one pass over it, in pieces, that changes nothing."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nsqtools.archive import gzip_members, zstd_frames
+from nsqtools.archive.framed import FramedDecoder
+from nsqtools.archive.header import MAGIC, HeaderError, decode_header, looks_damaged
+from nsqtools.archive.jsonl import JsonlDecoder, is_ours
+from nsqtools.archive.lines import NEWLINE
+from nsqtools.archive.stream import READ_BYTES, RECORD_BYTES_MAX, Damage, Source
+from nsqtools.archive.zstd_walk import ZstdWalk
+from nsqtools.errors import StorageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from nsqtools.archive.stream import Run
+
+_START_BYTES = 64
+
+
+@dataclass(slots=True, kw_only=True)
+class Survey:
+    """`end` is where the last whole commit ends; `damage` is what stands behind it, if anything.
+
+    `trailer` is to be written at `end` to seal the file; nothing, when it needs none.
+    `has_header` says that a sound header of ours is in it.
+    """
+
+    size_bytes: int = 0
+    end: int = 0
+    records: int = 0
+    first_ts_ns: int | None = None
+    last_ts_ns: int | None = None
+    damage: Damage | None = None
+    trailer: bytes = b""
+    has_header: bool = False
+
+    def add(self, records: int, first_ts_ns: int | None, last_ts_ns: int | None) -> None:
+        self.records += records
+        if first_ts_ns is None or last_ts_ns is None:
+            return
+        if self.first_ts_ns is None or first_ts_ns < self.first_ts_ns:
+            self.first_ts_ns = first_ts_ns
+        if self.last_ts_ns is None or last_ts_ns > self.last_ts_ns:
+            self.last_ts_ns = last_ts_ns
+
+
+def survey(fd: int, path: Path) -> Survey:
+    """Read the open file from its start. Raises `StorageError`, never `Damage`."""
+    found = Survey()
+    try:
+        with os.fdopen(os.dup(fd), "rb", buffering=0) as file:
+            file.seek(0)
+            source = Source(file, path)
+            found.size_bytes = source.size_bytes()
+            _survey(source, found)
+    except Damage as damage:
+        found.damage = damage
+    except OSError as error:
+        raise StorageError("read", path, error) from error
+    return found
+
+
+def _survey(source: Source, found: Survey) -> None:
+    start = source.peek(_START_BYTES)
+    if start.startswith(zstd_frames.OUR_MAGIC):
+        _survey_zstd(source, found)
+    elif start.startswith(gzip_members.MAGIC):
+        _survey_gzip(source, found)
+    elif start and MAGIC.startswith(start[: len(MAGIC)]):
+        _survey_framed(source, found)
+    elif looks_damaged(start) or start.startswith(zstd_frames.DATA_MAGIC):
+        raise Damage(0, "not a file that a writer of archives began")
+    else:
+        _survey_lines(source, found)
+
+
+def _survey_zstd(source: Source, found: Survey) -> None:
+    walk = ZstdWalk(source, strict=True)
+    try:
+        for _ in walk.blocks():
+            pass
+    finally:
+        # Whatever ended the walk: this is what it had seen whole.
+        found.end = walk.committed_end
+        found.has_header = walk.header_frame_bytes > 0
+        index = walk.index
+        found.records = sum(index.records)
+        found.first_ts_ns = min(index.first_ts_ns, default=None)
+        found.last_ts_ns = max(index.last_ts_ns, default=None)
+        if len(index) and not walk.is_sealed:
+            found.trailer = zstd_frames.encode_trailer(walk.header_frame_bytes, index)
+
+
+class _Counter:
+    """Counts records in content; what was counted becomes part of the survey by `commit`."""
+
+    def __init__(self, record_format: str) -> None:
+        self._decoder: FramedDecoder | JsonlDecoder | None = None
+        if record_format == "framed":
+            self._decoder = FramedDecoder(RECORD_BYTES_MAX, header_due=True)
+        elif record_format == "jsonl":
+            self._decoder = JsonlDecoder(RECORD_BYTES_MAX)
+        self._pending = Survey()
+
+    def feed(self, data: bytes) -> None:
+        if self._decoder is None:
+            self._pending.records += data.count(NEWLINE)
+            return
+        for run in self._decoder.feed(data, 0):
+            _add(self._pending, run)
+
+    def commit(self, found: Survey, end: int) -> None:
+        found.add(self._pending.records, self._pending.first_ts_ns, self._pending.last_ts_ns)
+        found.end = end
+        self._pending = Survey()
+
+
+def _survey_gzip(source: Source, found: Survey) -> None:
+    try:
+        header = gzip_members.read_gzip_header(source)
+    except HeaderError as error:
+        raise Damage(0, error.reason, torn=error.torn) from error
+    if header is None:
+        size = found.size_bytes
+        torn = size < gzip_members.HEADER_START_BYTES
+        raise Damage(0, "no file header in the first gzip member", torn=torn)
+    found.has_header = True
+    counter = _Counter(decode_header(header).meta["format"])
+    while source.peek(1):
+        member = source.position
+        try:
+            for data in gzip_members.member_pieces(source):
+                counter.feed(data)
+        except Damage as damage:
+            raise Damage(member, damage.reason, torn=damage.torn) from damage
+        counter.commit(found, source.position)
+
+
+def _survey_framed(source: Source, found: Survey) -> None:
+    decoder = FramedDecoder(RECORD_BYTES_MAX, header_due=True)
+    try:
+        while data := source.take_some():
+            for run in decoder.feed(data, source.position - len(data)):
+                _add(found, run)
+        for _ in decoder.finish():
+            pass
+    finally:
+        found.end = decoder.committed_end
+        found.has_header = found.end > 0
+
+
+def _survey_lines(source: Source, found: Survey) -> None:
+    """Whole lines, of any length; of `jsonl` the times too."""
+    first_line = source.peek(READ_BYTES).split(NEWLINE, 1)[0]
+    decoder = JsonlDecoder(RECORD_BYTES_MAX) if is_ours(first_line) else None
+    found.has_header = decoder is not None
+    while data := source.take_some():
+        start = source.position - len(data)
+        if decoder is None:
+            found.records += data.count(NEWLINE)
+        else:
+            _count_jsonl(decoder, data, start, found)
+        if (cut := data.rfind(NEWLINE)) >= 0:
+            found.end = start + cut + 1
+    if found.end < found.size_bytes:
+        raise Damage(found.end, "a cut line", torn=True)
+
+
+def _count_jsonl(decoder: JsonlDecoder, data: bytes, start: int, found: Survey) -> None:
+    try:
+        for run in decoder.feed(data, start):
+            _add(found, run)
+    except Damage as damage:
+        found.end = damage.offset
+        raise
+
+
+def _add(found: Survey, run: Run) -> None:
+    payloads = run.payloads or []
+    if not payloads:
+        return
+    first, last = min(payloads), max(payloads)
+    found.add(len(payloads), int.from_bytes(first[:8], "big"), int.from_bytes(last[:8], "big"))

@@ -1,0 +1,74 @@
+"""A module `os` that fails at call N, for `nsqtools.durable`."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+COUNTED = {
+    "open",
+    "pwrite",
+    "pread",
+    "fdatasync",
+    "fsync",
+    "ftruncate",
+    "fstat",
+    "lstat",
+    "link",
+    "unlink",
+    "replace",
+    "mkdir",
+}
+
+
+class FailingOs:
+    """Counts calls; from call `fail_at` on, `failures` of them raise `code`.
+
+    A write that fails has written half of its bytes, as on a full disk. `write_max` makes every
+    write a short one.
+    """
+
+    def __init__(
+        self,
+        fail_at: int = -1,
+        *,
+        failures: int = 1,
+        code: int = errno.ENOSPC,
+        write_max: int | None = None,
+        only: set[str] | None = None,
+    ) -> None:
+        self.calls: list[str] = []
+        self.failed: list[str] = []
+        self._fail_at = fail_at
+        self._failures = failures
+        self._code = code
+        self._write_max = write_max
+        self._only = only or COUNTED
+
+    def heal(self) -> None:
+        self._failures = 0
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(os, name)
+        return self._counting(name, real) if name in self._only else real
+
+    def _counting(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            self.calls.append(name)
+            if len(self.calls) > self._fail_at >= 0 and self._failures > 0:
+                self._failures -= 1
+                self.failed.append(name)
+                if name == "pwrite":
+                    fd, data, offset = args
+                    real(fd, bytes(data)[: len(data) // 2], offset)
+                raise OSError(self._code, os.strerror(self._code))
+            if name == "pwrite" and self._write_max is not None:
+                fd, data, offset = args
+                return real(fd, bytes(data)[: self._write_max], offset)
+            return real(*args, **options)
+
+        return call

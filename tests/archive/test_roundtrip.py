@@ -1,0 +1,218 @@
+"""What is written is what is read: any bytes, every format in every compression, cut anywhere."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from tests.archive.helpers import (
+    PAIRS,
+    any_commits,
+    arrival,
+    read_bodies,
+    read_payloads,
+    unfinished_file,
+    write_file,
+)
+
+from nsqtools.archive.reader import open_archive
+from nsqtools.archive.recovery import recover
+
+if TYPE_CHECKING:
+    from nsqtools.wire.messages import Arrival
+
+COMMITS = [
+    [arrival([b"one", b"", b"\x00\xff\n two"])],
+    [arrival([b"three"], 3), arrival([b"four" * 9], 4, "127.0.0.2:4150")],
+    [arrival(['{"five": "é\u2028"}'.encode(), b"six"], 5)],
+]
+TEXT_COMMITS = [
+    [arrival([b"one", b"", b"two"])],
+    [arrival([b"three"], 3), arrival([b"four" * 9], 4, "127.0.0.2:4150")],
+    [arrival(['{"five": "é\u2028"}'.encode(), b"six"], 5)],
+]
+
+
+def payloads_of(commits: list[list[Arrival]]) -> list[bytes]:
+    return [
+        payload for commit in commits for _, messages in commit for payload in messages.payloads
+    ]
+
+
+def bodies_of(commits: list[list[Arrival]]) -> list[bytes]:
+    return [payload[26:] for payload in payloads_of(commits)]
+
+
+@pytest.mark.parametrize(("record_format", "compression"), PAIRS)
+@settings(max_examples=12, deadline=None)
+@given(commits=any_commits)
+def test_any_messages_round_trip(
+    record_format: str, compression: str, commits: list[list[Arrival]]
+) -> None:
+    bodies = bodies_of(commits)
+    if (record_format, compression) == ("lines", "none"):
+        # Without a header the content is all there is to recognise a file by.
+        assume(not bodies[0].startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd")))
+        assume(bodies[0][1:4] != b"\x2a\x4d\x18")
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_file(Path(folder), record_format, compression, commits)
+        with open_archive(path) as reader:
+            assert reader.info.record_format == record_format
+            assert reader.info.compression == compression
+        if record_format == "lines":
+            found, damage = read_bodies(path)
+            assert damage is None
+            assert found == b"\n".join(bodies).split(b"\n")
+        else:
+            assert read_payloads(path) == payloads_of(commits)
+
+
+@pytest.mark.parametrize(("record_format", "compression"), PAIRS)
+def test_a_file_cut_anywhere_gives_a_prefix_and_recovers_to_whole_commits(
+    record_format: str, compression: str, tmp_path: Path
+) -> None:
+    data, ends = unfinished_file(tmp_path, record_format, compression, TEXT_COMMITS)
+    bodies = bodies_of(TEXT_COMMITS)
+    whole_lines = (record_format, compression) in (("lines", "none"), ("jsonl", "none"))
+    part = tmp_path / "topic-000000.log.part"
+    for cut in range(len(data) + 1):
+        part.write_bytes(data[:cut])
+        commits = sum(end <= cut for end in ends)
+        expected = bodies_of(TEXT_COMMITS[:commits])
+        if whole_lines:
+            expected = bodies[: data[:cut].count(b"\n")]
+        found, damage = read_bodies(part)
+        check_prefix(found, expected, bodies, exact=not whole_lines)
+        at_commit = cut in (0, *ends)
+        if not whole_lines and not at_commit and expected:
+            assert damage is not None
+            assert damage.records == len(expected)
+            assert damage.offset <= cut
+        if at_commit:
+            assert damage is None
+        (result,) = recover(tmp_path, tmp_path)
+        assert result.records == len(expected)
+        assert not part.exists()
+        if expected:
+            assert result.published is not None
+            assert read_bodies(result.published) == (expected, None)
+            result.published.unlink()
+        else:
+            assert result.published is None
+        assert list(tmp_path.iterdir()) == []
+
+
+def check_prefix(
+    found: list[bytes], expected: list[bytes], bodies: list[bytes], *, exact: bool
+) -> None:
+    if exact and found != expected:
+        # Too little is left to know the file by: a few bytes of a header, read as a line.
+        assert not expected
+        return
+    assert found[: len(expected)] == expected
+    if len(found) > len(expected):  # the beginning of a line
+        assert len(found) == len(expected) + 1
+        if len(expected) < len(bodies):
+            assert bodies[len(expected)].startswith(found[-1]) or not expected
+
+
+@pytest.mark.parametrize(
+    ("record_format", "compression"),
+    [pair for pair in PAIRS if pair[1] != "none" or pair[0] == "framed"],
+)
+@pytest.mark.parametrize("mask", [0x01, 0xFF])
+def test_a_flipped_byte_never_gives_a_wrong_record_in_silence(
+    record_format: str, compression: str, mask: int, tmp_path: Path
+) -> None:
+    path = write_file(tmp_path, record_format, compression, TEXT_COMMITS)
+    data = path.read_bytes()
+    bodies = bodies_of(TEXT_COMMITS)
+    reported = 0
+    positions = range(len(data)) if mask == 1 else range(0, len(data), 3)
+    for at in positions:
+        broken = bytearray(data)
+        broken[at] ^= mask
+        path.write_bytes(broken)
+        found, damage = read_bodies(path)
+        if damage is None:
+            assert found == bodies, at
+        else:
+            reported += 1
+            assert found == bodies[: len(found)], at
+            assert damage.records == len(found)
+    # Times and the like in the headers of members (frames) say nothing of records.
+    assert len(positions) - reported <= 12 * (len(TEXT_COMMITS) + 1)
+
+
+@pytest.mark.parametrize(("record_format", "compression"), PAIRS)
+@pytest.mark.parametrize("step", [1, 7, 1 << 20])
+def test_a_pipe_reads_like_a_file(
+    record_format: str, compression: str, step: int, tmp_path: Path
+) -> None:
+    path = write_file(tmp_path, record_format, compression, COMMITS)
+    stream = Trickle(path.read_bytes(), step)
+    reader = open_archive(stream, name="-")
+    found = [body for batch in reader.batches() for body in batch.bodies]
+    expected, damage = read_bodies(path)
+    assert damage is None
+    assert found == expected
+    assert reader.info.record_format == record_format
+
+
+class Trickle(io.RawIOBase):
+    """A stream that cannot seek and gives `step` bytes at a time."""
+
+    def __init__(self, data: bytes, step: int) -> None:
+        self._data = data
+        self._step = step
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        count = self._step if size is None or size < 0 else min(size, self._step)
+        data, self._data = self._data[:count], self._data[count:]
+        return data
+
+
+@pytest.mark.parametrize(("record_format", "compression"), PAIRS)
+def test_stock_tools_open_every_finished_file(
+    record_format: str, compression: str, tmp_path: Path
+) -> None:
+    tool = {"none": "cat", "gzip": "zcat", "zstd": "zstdcat"}[compression]
+    if shutil.which(tool) is None:
+        pytest.skip(f"{tool} is not installed")
+    plain = write_file(tmp_path / "plain", record_format, "none", COMMITS)
+    path = write_file(tmp_path / "packed", record_format, compression, COMMITS)
+    if compression == "gzip":
+        subprocess.run(["gzip", "-t", path], check=True)
+    done = subprocess.run([tool, path], check=True, capture_output=True)
+    assert done.stdout == plain.read_bytes()
+    assert done.stderr == b""
+
+
+@pytest.mark.parametrize(("record_format", "compression"), PAIRS)
+def test_files_put_together_are_a_file(
+    record_format: str, compression: str, tmp_path: Path
+) -> None:
+    one = write_file(tmp_path / "one", record_format, compression, TEXT_COMMITS)
+    both = tmp_path / "both"
+    both.write_bytes(one.read_bytes() * 2)
+    assert read_bodies(both) == (bodies_of(TEXT_COMMITS) * 2, None)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.binary(max_size=200))
+def test_any_bytes_are_read_or_refused(data: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "any")
+        path.write_bytes(data)
+        found, damage = read_bodies(path)
+        assert damage is not None or b"\n".join(found) == data.removesuffix(b"\n")

@@ -1,0 +1,346 @@
+"""Commits, rotation and publication; and a filesystem that fails at every call."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, TypeVar
+
+import pytest
+from tests.archive.failing_os import FailingOs
+from tests.archive.helpers import (
+    NAMING,
+    PAIRS,
+    START_NS,
+    START_S,
+    ManualClock,
+    arrival,
+    read_bodies,
+    spec,
+)
+
+from nsqtools import durable
+from nsqtools.archive import writer as writer_module
+from nsqtools.archive.naming import FileNaming
+from nsqtools.archive.reader import open_archive
+from nsqtools.archive.rotation import RotationPolicy
+from nsqtools.archive.writer import ArchiveSpec, ArchiveWriter, Published
+from nsqtools.errors import ArchiveError, DataPathInUse, StorageError
+from nsqtools.wire.messages import Arrival, Messages
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+HOURLY = FileNaming(
+    host="host", filename_format="<TOPIC><REV>.<DATETIME>.log", datetime_format="%H", utc=True
+)
+
+
+def test_a_commit_says_what_became_durable(tmp_path: Path) -> None:
+    writer = ArchiveWriter(spec(tmp_path), clock=ManualClock())
+    commit = writer.commit([arrival([b"one", b"two\nthree"]), arrival([b"four"], 2)])
+    assert commit.messages == 3
+    assert commit.body_bytes == 16
+    assert commit.disk_bytes == 19
+    assert commit.ambiguous == 1
+    assert commit.created == tmp_path / "topic.log.part"
+    assert commit.published == []
+    assert commit.created.read_bytes() == b"one\ntwo\nthree\nfour\n"
+    assert writer.commit([arrival([b"five"], 3)]).created is None
+    assert writer.close() == [
+        Published(
+            path=tmp_path / "topic.log",
+            messages=4,
+            disk_bytes=24,
+            first_ts_ns=START_NS,
+            last_ts_ns=START_NS + 3_000_000,
+        )
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["topic.log"]
+
+
+def test_no_file_comes_without_a_message(tmp_path: Path) -> None:
+    writer = ArchiveWriter(spec(tmp_path / "new"), clock=ManualClock())
+    commit = writer.commit([Arrival("nsqd", Messages([]))])
+    assert (commit.messages, commit.created) == (0, None)
+    assert writer.tick() == []
+    assert writer.rotate() == []
+    assert writer.close() == []
+    assert writer.next_tick is None
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("record_format", "compression"), PAIRS)
+def test_a_large_commit_is_several_groups(
+    record_format: str, compression: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "GROUP_BYTES_MAX", 1000)
+    monkeypatch.setattr("nsqtools.archive.groups.GROUP_BYTES_MAX", 1000)
+    bodies = [b"%04d" % number * (number % 90) for number in range(100)]
+    writer = ArchiveWriter(spec(tmp_path, record_format, compression), clock=ManualClock())
+    writer.commit([arrival(bodies[:30]), Arrival("none", Messages([])), arrival(bodies[30:], 30)])
+    (published,) = writer.close()
+    assert published.messages == 100
+    assert read_bodies(published.path) == (bodies, None)
+    with open_archive(published.path) as reader:
+        assert (reader.info.frames or 20) > 10
+
+
+def test_the_name_ends_a_file(tmp_path: Path) -> None:
+    clock = ManualClock()
+    rotation = RotationPolicy(rotate_records=100)
+    writer = ArchiveWriter(spec(tmp_path, naming=HOURLY, rotation=rotation), clock=clock)
+    writer.commit([arrival([b"a"])])
+    assert writer.next_tick is not None
+    assert 0 < writer.next_tick - clock.now <= 900
+    assert writer.tick() == []
+    clock.now += 3600
+    commit = writer.commit([arrival([b"b"])])
+    assert [found.path.name for found in commit.published] == ["topic-000000.22.log"]
+    assert commit.created == tmp_path / "topic-000000.23.log.part"
+    clock.now += 3600
+    assert [found.path.name for found in writer.tick()] == ["topic-000000.23.log"]
+    assert writer.next_tick is None
+
+
+@pytest.mark.parametrize(
+    ("rotation", "names"),
+    [
+        (RotationPolicy(rotate_size_bytes=10), 3),
+        (RotationPolicy(rotate_records=2), 3),
+        (RotationPolicy(rotate_interval_s=2), 3),
+        (RotationPolicy(rotate_idle_s=1), 6),
+        (RotationPolicy(rotate_idle_s=1.5), 1),
+    ],
+)
+def test_rotation(rotation: RotationPolicy, names: int, tmp_path: Path) -> None:
+    clock = ManualClock()
+    writer = ArchiveWriter(spec(tmp_path, rotation=rotation), clock=clock)
+    published = []
+    for number in range(6):
+        published += writer.commit([arrival([b"12345"], number)]).published
+        clock.now += 1
+    published += writer.close()
+    assert [found.path.name for found in published] == [
+        f"topic-{number:06d}.log" for number in range(names)
+    ]
+    assert sum(found.messages for found in published) == 6
+
+
+def test_idle_and_age_end_a_file_without_traffic(tmp_path: Path) -> None:
+    clock = ManualClock()
+    rotation = RotationPolicy(rotate_interval_s=100, rotate_idle_s=10)
+    writer = ArchiveWriter(spec(tmp_path, rotation=rotation), clock=clock)
+    writer.commit([arrival([b"a"])])
+    assert writer.next_tick == START_S + 10
+    clock.now += 9.9
+    assert writer.tick() == []
+    clock.now += 0.1
+    assert len(writer.tick()) == 1
+
+
+def test_a_taken_name_is_never_written_to(tmp_path: Path) -> None:
+    (tmp_path / "topic.log").write_bytes(b"somebody's")
+    (tmp_path / "topic-000001.log.part").symlink_to(tmp_path / "nowhere")
+    writer = ArchiveWriter(spec(tmp_path), clock=ManualClock())
+    assert writer.commit([arrival([b"a"])]).created == tmp_path / "topic-000002.log.part"
+    (tmp_path / "topic-000002.log").write_bytes(b"somebody's too")
+    assert [found.path for found in writer.rotate()] == [tmp_path / "topic-000003.log"]
+    assert (tmp_path / "topic.log").read_bytes() == b"somebody's"
+    assert (tmp_path / "topic-000002.log").read_bytes() == b"somebody's too"
+
+
+def test_a_revision_that_was_moved_away_is_not_used_again(tmp_path: Path) -> None:
+    writer = ArchiveWriter(spec(tmp_path, compression="zstd"), clock=ManualClock())
+    for number in range(3):
+        writer.commit([arrival([b"a"])])
+        (published,) = writer.rotate()
+        assert published.path.name == f"topic-{number:06d}.log.zst"
+        published.path.unlink()
+
+
+def test_two_writers_share_a_folder(tmp_path: Path) -> None:
+    writers = [ArchiveWriter(spec(tmp_path), clock=ManualClock()) for _ in range(3)]
+    for number, writer in enumerate(writers):
+        writer.commit([arrival([b"%d" % number])])
+    for writer in reversed(writers):
+        assert len(writer.close()) == 1
+    found = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert sorted(found.values()) == [b"0\n", b"1\n", b"2\n"]
+
+
+def test_the_open_file_is_locked(tmp_path: Path) -> None:
+    writer = ArchiveWriter(spec(tmp_path), clock=ManualClock())
+    created = writer.commit([arrival([b"a"])]).created
+    assert created is not None
+    with pytest.raises(DataPathInUse):
+        durable.lock(created)
+    writer.abandon()
+    durable.lock(created).release()
+
+
+def test_a_work_dir_of_its_own(tmp_path: Path) -> None:
+    naming = FileNaming(host="h", filename_format="a/<TOPIC>/<DATETIME><REV>.log", utc=True)
+    output, work = tmp_path / "out", tmp_path / "work"
+    writer = ArchiveWriter(
+        spec(output, naming=naming, work_dir=work, topic=".."), clock=ManualClock()
+    )
+    created = writer.commit([arrival([b"a"])]).created
+    assert created == work / "a/%2E%2E/2023-11-14_22-000000.log.part"
+    (published,) = writer.close()
+    assert published.path == output / "a/%2E%2E/2023-11-14_22-000000.log"
+    assert published.path.read_bytes() == b"a\n"
+    assert not created.exists()
+
+
+def test_the_same_folder_under_two_names_is_no_work_dir(tmp_path: Path) -> None:
+    wanted = spec(tmp_path, work_dir=tmp_path / "x" / "..")
+    (tmp_path / "x").mkdir()
+    assert not wanted.has_work_dir
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"record_format": "csv"}, "unknown record format csv"),
+        ({"compression": "lz4"}, "unknown compression lz4"),
+        ({"compression": "gzip", "level": 10}, "gzip level 10 is not within 1-9"),
+        ({"topic": "a/b"}, "invalid topic name 'a/b'"),
+        (
+            {"compression": "zstd", "naming": FileNaming(host="h", filename_format="<TOPIC>")},
+            "missing <REV> in --filename-format when gzip, rotation, or work dir enabled",
+        ),
+        ({"naming": FileNaming(host="h", filename_format="/x")}, "the file name '/x' is absolute"),
+    ],
+)
+def test_a_specification_that_cannot_be_written(
+    changes: dict[str, object], problem: str, tmp_path: Path
+) -> None:
+    fields = {
+        "topic": "topic",
+        "channel": "channel",
+        "host": "host",
+        "output_dir": tmp_path,
+        "work_dir": tmp_path,
+        "naming": NAMING,
+    }
+    with pytest.raises(ArchiveError) as caught:
+        ArchiveWriter(ArchiveSpec(**(fields | changes)))  # type: ignore[arg-type]
+    assert str(caught.value) == problem
+
+
+def test_a_file_that_was_taken_away_stops_nothing(tmp_path: Path) -> None:
+    writer = ArchiveWriter(spec(tmp_path), clock=ManualClock())
+    created = writer.commit([arrival([b"a"])]).created
+    assert created is not None
+    created.unlink()
+    with pytest.raises(StorageError, match="moved or removed"):
+        writer.commit([arrival([b"b"])])
+    assert writer.commit([arrival([b"b"])]).created == created
+    (published,) = writer.close()
+    assert read_bodies(published.path) == ([b"b"], None)
+
+
+COMMITS = [[arrival([b"one", b"two"])], [arrival([b"three"], 2)], [arrival([b"four"], 3)]]
+EXPECTED = [b"one", b"two", b"three", b"four"]
+T = TypeVar("T")
+
+
+def insist(call: Callable[[], T], failing: FailingOs, patience: int = 4) -> T:
+    """Call until it works; the filesystem is repaired after some failures."""
+    for _ in range(patience):
+        try:
+            return call()
+        except StorageError:
+            continue
+    failing.heal()
+    return call()
+
+
+def check_failure(
+    folder: Path, record_format: str, compression: str, failing: FailingOs, *, apart: bool
+) -> None:
+    work = folder / "work" if apart else folder
+    rotation = RotationPolicy(rotate_records=3)
+    wanted = spec(folder, record_format, compression, rotation=rotation, work_dir=work)
+    writer = ArchiveWriter(wanted, clock=ManualClock())
+    published: list[Published] = []
+    for commit in COMMITS:
+        done = insist(lambda commit=commit: writer.commit(commit), failing)  # type: ignore[misc]
+        assert done.messages == len(commit[0].messages)
+        published += done.published
+    published += insist(writer.close, failing)
+    failing.heal()
+    bodies = []
+    for found in published:
+        read, damage = read_bodies(found.path)
+        assert damage is None
+        assert len(read) == found.messages
+        assert found.path.stat().st_size == found.disk_bytes
+        bodies += read
+    assert bodies == EXPECTED
+    left = {path for path in folder.rglob("*") if path.is_file()}
+    assert left == {found.path for found in published}
+
+
+@pytest.mark.parametrize("failures", [1, 3, 1000])
+@pytest.mark.parametrize(
+    ("record_format", "compression"), [("lines", "none"), ("framed", "zstd"), ("jsonl", "gzip")]
+)
+def test_a_filesystem_that_fails_at_any_call(
+    record_format: str,
+    compression: str,
+    failures: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failed: set[str] = set()
+    for fail_at in range(1000):
+        folder = tmp_path / str(fail_at)
+        folder.mkdir()
+        failing = FailingOs(fail_at, failures=failures)
+        monkeypatch.setattr(durable, "os", failing)
+        check_failure(folder, record_format, compression, failing, apart=fail_at % 2 == 1)
+        failed.update(failing.failed)
+        if not failing.failed:
+            break
+    assert {"open", "pwrite", "fdatasync", "fsync", "link", "unlink"} <= failed
+
+
+def test_short_writes_are_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = FailingOs(write_max=3)
+    monkeypatch.setattr(durable, "os", failing)
+    check_failure(tmp_path, "framed", "zstd", failing, apart=False)
+    assert failing.calls.count("pwrite") > 50
+
+
+def test_a_failed_commit_leaves_the_file_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = ArchiveWriter(spec(tmp_path), clock=ManualClock())
+    created = writer.commit([arrival([b"a"])]).created
+    assert created is not None
+    monkeypatch.setattr(durable, "os", FailingOs(0, only={"fdatasync"}, code=errno.EIO))
+    with pytest.raises(StorageError) as caught:
+        writer.commit([arrival([b"lost"])])
+    assert caught.value.errno == errno.EIO
+    assert created.read_bytes() == b"a\n"
+    writer.commit([arrival([b"b"])])
+    assert created.read_bytes() == b"a\nb\n"
+    writer.close()
+
+
+def test_without_hard_links_files_are_published_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for code in (errno.EPERM, errno.EXDEV, errno.EOPNOTSUPP):
+        folder = tmp_path / str(code)
+        failing = FailingOs(0, failures=1, code=code, only={"link"})
+        monkeypatch.setattr(durable, "os", failing)
+        writer = ArchiveWriter(spec(folder), clock=ManualClock())
+        writer.commit([arrival([b"a"])])
+        (published,) = writer.close()
+        assert failing.failed == ["link"]
+        assert read_bodies(published.path) == ([b"a"], None)
+        assert os.listdir(folder) == ["topic.log"]  # noqa: PTH208
