@@ -221,17 +221,23 @@ class Broker:
         topics: set[Topic],
         answers: list[tuple[Callable[[str | None], None], str | None]],
     ) -> None:
+        # FIN and REQ have no answer of their own: who is answered later may take them for done.
+        for topic in topics:
+            self._write_journals(topic)
         for answer, reason in answers:
             answer(reason)
         for topic in topics:
             topic.pump()
-            try:
-                topic.flush()
-            except StorageError as failure:
-                self._journal_trouble.failed(failure, topic=topic.name)
-                self.health = f"NOK - {failure}"
+            self._write_journals(topic)
             if topic.unsynced_count >= self.options.sync_every:
                 self._sync(topic)
+
+    def _write_journals(self, topic: Topic) -> None:
+        try:
+            topic.flush()
+        except StorageError as failure:
+            self._journal_trouble.failed(failure, topic=topic.name)
+            self.health = f"NOK - {failure}"
 
     def _sync(self, topic: Topic) -> None:
         topic.unsynced_count = 0
