@@ -7,12 +7,14 @@ not know which of them it has.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import shutil
 import signal
 import sys
 from collections import deque
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from nsqtools.broker.options import NsqdOptions
@@ -21,7 +23,6 @@ from nsqtools.options import load
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 # Nothing that a test waits for takes this long on a machine that works.
 PATIENCE_S = 20.0
@@ -63,6 +64,16 @@ def arguments(data_path: Path, addresses: Sequence[str], flags: dict[str, Flag])
     ]
 
 
+def copy_what_is_there(source: Path, target: Path) -> None:
+    """Copy a folder in which files come and go meanwhile."""
+    for folder, _, files in os.walk(source):
+        copy = target / Path(folder).relative_to(source)
+        copy.mkdir(parents=True, exist_ok=True)
+        for name in files:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copyfile(Path(folder) / name, copy / name)
+
+
 class EmbeddedNsqd:
     """Our broker in the loop of the test."""
 
@@ -97,7 +108,7 @@ class EmbeddedNsqd:
         if kill:
             self._lives += 1
             copy = self.data_path.with_name(f"{self.data_path.name}-{self._lives}")
-            shutil.copytree(self.data_path, copy)
+            copy_what_is_there(self.data_path, copy)
             self.data_path = copy
         await self.stop()
         await self.start()
