@@ -221,23 +221,23 @@ class Broker:
         topics: set[Topic],
         answers: list[tuple[Callable[[str | None], None], str | None]],
     ) -> None:
-        # FIN and REQ have no answer of their own: who is answered later may take them for done.
-        for topic in topics:
-            self._write_journals(topic)
+        # What was settled before a publish is kept before the publish is answered.
+        self._flush_journals(topics)
         for answer, reason in answers:
             answer(reason)
         for topic in topics:
             topic.pump()
-            self._write_journals(topic)
             if topic.unsynced_count >= self.options.sync_every:
                 self._sync(topic)
+        self._flush_journals(topics)
 
-    def _write_journals(self, topic: Topic) -> None:
-        try:
-            topic.flush()
-        except StorageError as failure:
-            self._journal_trouble.failed(failure, topic=topic.name)
-            self.health = f"NOK - {failure}"
+    def _flush_journals(self, topics: set[Topic]) -> None:
+        for topic in topics:
+            try:
+                topic.flush()
+            except StorageError as failure:
+                self._journal_trouble.failed(failure, topic=topic.name)
+                self.health = f"NOK - {failure}"
 
     def _sync(self, topic: Topic) -> None:
         topic.unsynced_count = 0
@@ -334,6 +334,8 @@ class Broker:
             await self._answering
         await self._close_sessions()
         self._flush()
+        if self._answering is not None:
+            await self._answering
         self._closing = True
         for topic in self.topics.values():
             try:
