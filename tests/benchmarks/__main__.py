@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.benchmarks import data, figures, machine
-from tests.benchmarks.nsqd import Nsqd, our_program
+from tests.benchmarks.nsqd import Nsqd
 from tests.benchmarks.processes import BenchError, Children
 from tests.benchmarks.table import HEADS, Row, Sample, Target, aligned, at_least, rss_targets
 
@@ -153,10 +153,13 @@ def targets(rows: list[Row], version_s: float) -> list[Target]:
 def comparisons(rows: list[Row]) -> Iterator[str]:
     """Ours over theirs, for what was measured of both; tools are compared on the same broker."""
     by_name = {row.name: row for row in rows}
+
+    def beside(name: str) -> str:
+        return f"real-{name}" if f"real-{name}" in by_name else name
+
     pairs = [(name, f"real-{name}") for name in ("ingest", "delivery")]
-    for name in ("none-200", "none", "gzip"):
-        pairs.append((f"real-{name}" if f"real-{name}" in by_name else name, f"nsq-{name}"))
-    pairs.append(("real-replay" if "real-replay" in by_name else "replay", "nsq-to_nsq"))
+    pairs += [(beside(name), f"nsq-{name}") for name in ("none-200", "none", "gzip")]
+    pairs.append((beside("replay"), "nsq-to_nsq"))
     for ours, theirs in pairs:
         if ours in by_name and theirs in by_name:
             yield f"{ours} / {theirs}: {by_name[ours].rate / by_name[theirs].rate:.2f}x"

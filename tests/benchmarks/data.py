@@ -69,9 +69,7 @@ def mpubs(path: Path, topic: str, count: int) -> tuple[list[bytes], int, bytes]:
     distinct = read_messages(path)
     whole, rest = divmod(count, MPUB_MESSAGES)
     last = len(distinct) - len(distinct) % MPUB_MESSAGES
-    full = [
-        _mpub(topic, distinct[at : at + MPUB_MESSAGES]) for at in range(0, last, MPUB_MESSAGES)
-    ]
+    full = [_mpub(topic, distinct[at : at + MPUB_MESSAGES]) for at in range(0, last, MPUB_MESSAGES)]
     return full, whole, _mpub(topic, distinct[:rest]) if rest else b""
 
 

@@ -118,9 +118,7 @@ class Nsqd:
         return topics[0]
 
     def _request(self, method: str, path: str) -> bytes:
-        connection = http.client.HTTPConnection(
-            "127.0.0.1", self.http_port, timeout=HTTP_TIMEOUT_S
-        )
+        connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=HTTP_TIMEOUT_S)
         try:
             connection.request(method, path)
             response = connection.getresponse()

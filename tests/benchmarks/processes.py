@@ -49,14 +49,14 @@ class Child:
         self._out = folder / f"{name}.out"
         source = stdin or Path(os.devnull)
         with source.open("rb") as given, self._out.open("wb") as out, self._err.open("wb") as err:
-            self._process = subprocess.Popen(  # the child outlives this block, its files do not
+            self._process = subprocess.Popen(
                 list(argv),
                 stdin=given,
                 stdout=out,
                 stderr=err,
                 cwd=ROOT,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 - this process has one thread
+                preexec_fn=_die_with_parent,  # this process has one thread
             )
         self.pid = self._process.pid
 
@@ -163,9 +163,7 @@ class Children:
 
 def since(before: Usage, after: Usage) -> Usage:
     """What a process that lives on has cost between two looks."""
-    return Usage(
-        name=after.name, cpu_s=after.cpu_s - before.cpu_s, peak_bytes=after.peak_bytes
-    )
+    return Usage(name=after.name, cpu_s=after.cpu_s - before.cpu_s, peak_bytes=after.peak_bytes)
 
 
 def wait_until(true: Callable[[], bool], child: Child, timeout_s: float, what: str) -> None:
