@@ -29,7 +29,7 @@ ROWS: dict[str, int] = {
     "cli": 6,
 }
 # Within row 1 and row 2, what may lean on what.
-SAME_ROW = {("options", "errors"), ("lifecycle", "observe")}
+SAME_ROW = {("options", "errors"), ("lifecycle", "observe"), ("demo", "pipeline")}
 FORBIDDEN_STDLIB = {
     "wire": ({"asyncio", "socket", "time", "ssl"}, "wire/ is sans-IO: bytes in, events out"),
     "archive": ({"socket", "click"}, "an archive knows no broker and no command line"),

@@ -353,7 +353,13 @@ def _copy(source: Path, directory: Path) -> Path:
         try:
             # Held while it grows, so that recovery can tell it from a dead copy.
             _flock(writing, temporary)
-            _copy_bytes(reading, writing, source, temporary)
+            with storage("copy", source):
+                status = os.fstat(reading)
+                _copy_range(reading, writing, status.st_size, source, temporary)
+                _check_length(writing, status.st_size)
+                os.fchmod(writing, stat.S_IMODE(status.st_mode))
+                os.utime(writing, ns=(status.st_atime_ns, status.st_mtime_ns))
+                os.fsync(writing)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
@@ -386,8 +392,8 @@ def keep_as(source: Path, destination: Path) -> None:
     fsync_directory(destination.parent)
 
 
-def find_link(directory: Path, fd: int) -> Path | None:
-    """A name of the open file in `directory`; None when it has none there."""
+def find_link(directory: Path, fd: int, *, besides: str) -> Path | None:
+    """A name of the open file in `directory` that does not begin with `besides`, or None."""
     with storage("list", directory):
         status = os.fstat(fd)
         try:
@@ -396,9 +402,9 @@ def find_link(directory: Path, fd: int) -> Path | None:
             return None
         with entries:
             for entry in entries:
-                if entry.inode() == status.st_ino and os.path.samestat(
-                    entry.stat(follow_symlinks=False), status
-                ):
+                if entry.inode() != status.st_ino or entry.name.startswith(besides):
+                    continue
+                if os.path.samestat(entry.stat(follow_symlinks=False), status):
                     return directory / entry.name
     return None
 
@@ -412,15 +418,8 @@ def replace_by_prefix(path: Path, reading: int, size_bytes: int, trailer: bytes)
     writing = create(temporary)
     try:
         _flock(writing, temporary)
-        offset = 0
-        while offset < size_bytes:
-            with storage("read", path):
-                data = os.pread(reading, min(COPY_BYTES, size_bytes - offset), offset)
-            if not data:
-                break  # it became shorter, which the check of the length below refuses
-            write_at(writing, data, offset, temporary)
-            offset += len(data)
-        write_at(writing, trailer, offset, temporary)
+        _copy_range(reading, writing, size_bytes, path, temporary)
+        write_at(writing, trailer, size_bytes, temporary)
         with storage("replace", path):
             _check_length(writing, size_bytes + len(trailer))
             os.fsync(writing)
@@ -457,21 +456,16 @@ def remove_leftovers(directory: Path, *, now: float) -> int:
     return removed
 
 
-def _copy_bytes(reading: int, writing: int, source: Path, target: Path) -> None:
+def _copy_range(reading: int, writing: int, size_bytes: int, source: Path, target: Path) -> None:
+    """Copy the first bytes of a file; when it has fewer, the copy's length will tell."""
     offset = 0
-    while True:
+    while offset < size_bytes:
         with storage("read", source):
-            data = os.pread(reading, COPY_BYTES, offset)
+            data = os.pread(reading, min(COPY_BYTES, size_bytes - offset), offset)
         if not data:
             break
         write_at(writing, data, offset, target)
         offset += len(data)
-    with storage("copy", target):
-        status = os.fstat(reading)
-        _check_length(writing, status.st_size)
-        os.fchmod(writing, stat.S_IMODE(status.st_mode))
-        os.utime(writing, ns=(status.st_atime_ns, status.st_mtime_ns))
-        os.fsync(writing)
 
 
 def _is_same(source: Path, destination: Path) -> bool:

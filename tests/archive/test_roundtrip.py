@@ -51,7 +51,7 @@ def bodies_of(commits: list[list[Arrival]]) -> list[bytes]:
 
 
 @pytest.mark.parametrize(("record_format", "compression"), PAIRS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(commits=any_commits)
 def test_any_messages_round_trip(
     record_format: str, compression: str, commits: list[list[Arrival]]
@@ -135,7 +135,8 @@ def test_a_flipped_byte_never_gives_a_wrong_record_in_silence(
     data = path.read_bytes()
     bodies = bodies_of(TEXT_COMMITS)
     reported = 0
-    for at in range(len(data)):
+    positions = range(len(data)) if mask == 1 else range(0, len(data), 3)
+    for at in positions:
         broken = bytearray(data)
         broken[at] ^= mask
         path.write_bytes(broken)
@@ -147,7 +148,7 @@ def test_a_flipped_byte_never_gives_a_wrong_record_in_silence(
             assert found == bodies[: len(found)], at
             assert damage.records == len(found)
     # Times and the like in the headers of members (frames) say nothing of records.
-    assert len(data) - reported <= 12 * (len(TEXT_COMMITS) + 1)
+    assert len(positions) - reported <= 12 * (len(TEXT_COMMITS) + 1)
 
 
 @pytest.mark.parametrize(("record_format", "compression"), PAIRS)

@@ -168,18 +168,20 @@ class FramedDecoder:
         while at + SIZE_BYTES <= end:
             (size,) = unpack(buffer, at)
             stop = at + SIZE_BYTES + size
-            if not size_min <= size <= size_max or stop > end:
+            if not size_min <= size <= size_max:
+                break
+            if stop > end:
+                self._missing_bytes = stop - end
                 break
             append(buffer[at + SIZE_BYTES : stop])
             at = stop
         else:
-            size = size_min  # ended between records
+            size = size_min  # it ends between records
         self._at = at
         if size == _MARK_SIZE:
             return at + MARK_BYTES <= end
         if not size_min <= size <= size_max:
             raise Damage(self.committed_end, f"a record of {size} bytes")
-        self._missing_bytes = max(at + SIZE_BYTES + size - end, 0)
         if at - self._start > self._group_bytes_max:
             raise Damage(self.committed_end, "a group of records without an end")
         return False

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import struct
 from base64 import b64decode, b64encode
 from json.encoder import encode_basestring
-from typing import TYPE_CHECKING
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
 
 from nsqtools.archive.lines import LineSplitter
 from nsqtools.archive.stream import Damage, Run
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
 
 _COMMON = {"ts", "id", "attempts", "nsqd", "topic"}
 _KEYS = (_COMMON | {"body"}, _COMMON | {"body_b64"})
+_COLUMNS = itemgetter("ts", "id", "attempts", "nsqd", "topic")
+# As PAYLOAD_HEADER, with the 64 bits of the timestamp as a line writes them: without a sign.
+_HEADER = struct.Struct(">QH16s")
+_CONTROLS = bytes(set(range(32)) - {10})  # the newline stands between bodies
 _TIMESTAMP_MAX = 2**64 - 1
 _ATTEMPTS_MAX = 2**16 - 1
 
@@ -39,7 +45,7 @@ class JsonlEncoder:
                 messages.timestamps,
                 _id_texts(messages.ids),
                 messages.attempts,
-                map(_body_text, messages.bodies),
+                _body_texts(messages.bodies),
                 strict=True,
             )
             lines += [
@@ -60,6 +66,21 @@ def _id_texts(ids: list[bytes]) -> list[str]:
         text = joined.decode("ascii")
         return [f'"{text[at : at + ID_BYTES]}"' for at in range(0, len(text), ID_BYTES)]
     return [encode_basestring(message_id.decode("latin-1")) for message_id in ids]
+
+
+def _body_texts(bodies: list[bytes]) -> list[str]:
+    """The rest of each line from its body on: `":"..."` or `_b64":"..."`."""
+    joined = b"\n".join(bodies)
+    if joined.count(b"\n") == len(bodies) - 1 and len(joined.translate(None, _CONTROLS)) == len(
+        joined
+    ):
+        # Only quotes and backslashes need escaping, so a few calls do for all bodies together.
+        escaped = joined.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
+        try:
+            return [f'":"{text}"' for text in escaped.decode("utf-8").split("\n")]
+        except UnicodeDecodeError:
+            pass  # at least one of them is no text
+    return [_body_text(body) for body in bodies]
 
 
 def _body_text(body: bytes) -> str:
@@ -96,6 +117,52 @@ class JsonlDecoder:
 
 
 def _decode_lines(lines: list[bytes], start: int, *, torn: bool = False) -> Iterator[Run]:
+    run = _decode_together(lines, start)
+    if run is None:
+        yield from _decode_one_by_one(lines, start, torn=torn)
+    else:
+        yield run
+
+
+def _decode_together(lines: list[bytes], start: int) -> Run | None:
+    """All lines by one call of the JSON parser, or None when any of them is no record.
+
+    One call must not see other records than a call for each line does. It cannot: a string cannot
+    go on behind a line, as it would hold the newline that is put there; and what else could span
+    lines or hide two records in one gives another number of records, or a member that is a list
+    or an object.
+    """
+    if not all(line[:1] == b"{" and line[-1:] == b"}" for line in lines):
+        return None
+    try:
+        text = b",\n".join(lines).decode("utf-8")
+        records = json.loads(f"[{text}]")
+        if len(records) != len(lines):
+            return None
+        bodies = [_decode_body(record) for record in records]
+        headers, nsqds = _decode_columns(records)
+    except (ValueError, RecursionError, AttributeError, TypeError, KeyError, struct.error):
+        return None  # whatever it is, one of them is no record: which one is found one by one
+    payloads = [header + body for header, body in zip(headers, bodies, strict=True)]
+    return Run(payloads=payloads, bodies=bodies, nsqds=nsqds, offset=start)
+
+
+def _decode_columns(records: list[dict[str, Any]]) -> tuple[list[bytes], list[str]]:
+    """The payloads' headers and the nsqds; raises for what `_check` refuses, a column at a time."""
+    timestamps, ids, attempts, nsqds, topics = zip(*map(_COLUMNS, records), strict=True)
+    if not all(record.keys() in _KEYS for record in records):
+        raise ValueError("not the members of a record")
+    if {*map(type, timestamps), *map(type, attempts)} != {int}:
+        raise ValueError("a number that is none")
+    if {*map(type, ids), *map(type, nsqds), *map(type, topics)} != {str}:
+        raise ValueError("a member that is no string")
+    if set(map(len, ids)) != {ID_BYTES}:
+        raise ValueError("id")
+    raw_ids = [message_id.encode("latin-1") for message_id in ids]
+    return list(map(_HEADER.pack, timestamps, attempts, raw_ids)), list(nsqds)
+
+
+def _decode_one_by_one(lines: list[bytes], start: int, *, torn: bool) -> Iterator[Run]:
     payloads: list[bytes] = []
     bodies: list[bytes] = []
     nsqds: list[str] = []
@@ -125,24 +192,34 @@ def _decode(line: bytes) -> tuple[bytes, bytes, str]:
         record = json.loads(line.decode("utf-8"))
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
-    if not isinstance(record, dict) or record.keys() not in _KEYS:
+    _check(record)
+    return _decode_header(record), _decode_body(record), record["nsqd"]
+
+
+def _check(record: Any) -> None:
+    """Raise `ValueError` unless this is an object with our members, of the right types."""
+    if type(record) is not dict or record.keys() not in _KEYS:
         raise ValueError("not the members of a record")
     timestamp, attempts = record["ts"], record["attempts"]
     if type(timestamp) is not int or not 0 <= timestamp <= _TIMESTAMP_MAX:
         raise ValueError("ts")
     if type(attempts) is not int or not 0 <= attempts <= _ATTEMPTS_MAX:
         raise ValueError("attempts")
-    texts = [value for name, value in record.items() if name not in ("ts", "attempts")]
-    if not all(isinstance(value, str) for value in texts):
+    body = record["body"] if "body" in record else record["body_b64"]
+    texts = (record["id"], record["nsqd"], record["topic"], body)
+    if not all(isinstance(text, str) for text in texts):
         raise ValueError("a member that is no string")
-    message_id = record["id"].encode("latin-1")
-    if len(message_id) != ID_BYTES:
+    if len(record["id"]) != ID_BYTES:
         raise ValueError("id")
-    header = timestamp.to_bytes(8, "big") + attempts.to_bytes(2, "big") + message_id
-    return header, _decode_body(record), record["nsqd"]
 
 
-def _decode_body(record: dict[str, str]) -> bytes:
-    if "body" in record:
-        return record["body"].encode("utf-8")
+def _decode_header(record: dict[str, Any]) -> bytes:
+    """NSQ's layout up to the body; raises `ValueError`."""
+    return _HEADER.pack(record["ts"], record["attempts"], record["id"].encode("latin-1"))
+
+
+def _decode_body(record: dict[str, Any]) -> bytes:
+    text: str | None = record.get("body")
+    if text is not None:
+        return text.encode("utf-8")
     return b64decode(record["body_b64"], validate=True)

@@ -42,12 +42,15 @@ class LineSplitter:
         self._parts: list[bytes] = []
         self._parts_bytes = 0
         self._parts_offset = 0
+        self._damage: Damage | None = None
 
     def feed(self, data: bytes, offset: int) -> tuple[list[bytes], int]:
         """The whole lines that `data` completes, and the offset of the first of them.
 
-        Raises `Damage` for a line longer than the bound.
+        Raises `Damage` for a line longer than the bound, when those before it were returned.
         """
+        if self._damage is not None:
+            raise self._damage
         cut = data.rfind(NEWLINE)
         if cut < 0:
             self._keep(data, offset)
@@ -61,12 +64,24 @@ class LineSplitter:
             lines[0] = b"".join(self._parts)
             self._parts.clear()
             self._parts_bytes = 0
+        if cut > self._record_bytes_max:
+            self._cut_at_long_line(lines, start)
         if cut + 1 < len(data):
             self._keep(data[cut + 1 :], offset + cut + 1)
         return lines, start
 
+    def _cut_at_long_line(self, lines: list[bytes], offset: int) -> None:
+        for number, line in enumerate(lines):
+            if len(line) > self._record_bytes_max:
+                self._damage = self._too_long(offset)
+                del lines[number:]
+                return
+            offset += len(line) + 1
+
     def rest(self) -> tuple[bytes | None, int]:
         """The last line, when the stream did not end with a newline, and its offset."""
+        if self._damage is not None:
+            raise self._damage
         return (b"".join(self._parts) if self._parts else None), self._parts_offset
 
     def _keep(self, data: bytes, offset: int) -> None:
@@ -80,8 +95,10 @@ class LineSplitter:
 
     def _check(self, size_bytes: int) -> None:
         if size_bytes > self._record_bytes_max:
-            reason = f"a line of more than {self._record_bytes_max} bytes"
-            raise Damage(self._parts_offset, reason)
+            raise self._too_long(self._parts_offset)
+
+    def _too_long(self, offset: int) -> Damage:
+        return Damage(offset, f"a line of more than {self._record_bytes_max} bytes")
 
 
 class LinesDecoder:

@@ -115,7 +115,8 @@ def _recover_locked(
     if naming is not None and not found.has_header and not naming.matcher().fullmatch(name):
         return _result(path, None, found, cut_bytes=0, reason="left alone: not a name of ours")
     destination = path_of(output_dir, name)
-    if (link := durable.find_link(destination.parent, fd)) is not None and link != path:
+    # Its own name and those of `_keep_as_bad` are no publications.
+    if link := durable.find_link(destination.parent, fd, besides=path.name):
         durable.publish(path, link)
         return _result(path, link, found, cut_bytes=0, reason="finished a move that was cut")
     if found.damage is not None and not found.damage.torn:

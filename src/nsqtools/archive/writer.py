@@ -179,19 +179,18 @@ class ArchiveWriter:
                 published=self._report(),
             )
         self._finish_if_due(now)
+        if self._file is None:
+            self._file = self._open(now)
         file = self._file
-        created = None
-        if file is None:
-            file = self._file = self._open(now)
-            created = file.path
-        groups, ambiguous = self._encode(arrivals, is_first=file.size_bytes == 0)
+        is_first = file.size_bytes == 0
+        groups, ambiguous = self._encode(arrivals, is_first=is_first)
         disk_bytes = self._append(file, groups, now)
         return Commit(
             messages=messages,
             body_bytes=sum(arrival.messages.size_bytes for arrival in arrivals),
             disk_bytes=disk_bytes,
             ambiguous=ambiguous,
-            created=created,
+            created=file.path if is_first else None,
             published=self._report(),
         )
 
@@ -235,7 +234,7 @@ class ArchiveWriter:
         return PlainContainer()
 
     def _encode(self, arrivals: Sequence[Arrival], *, is_first: bool) -> tuple[list[Group], int]:
-        full = [arrival for arrival in arrivals if arrival.messages.payloads]
+        full = [arrival for arrival in arrivals if len(arrival.messages)]
         content = self._encoder.encode(full)
         if len(content) <= GROUP_BYTES_MAX:
             pieces = [(full, content)]

@@ -44,13 +44,16 @@ ATTEMPTS_MAX = 65535
 class Block:
     """Messages `first` to `end` (exclusive), and the next block when that is in memory too."""
 
-    __slots__ = ("due_ns", "end", "first", "frames", "next", "starts")
+    __slots__ = ("due_ns", "end", "first", "frames", "ids", "next", "starts")
 
-    def __init__(self, first: int, frames: bytes, starts: Sequence[int], due_ns: int) -> None:
+    def __init__(
+        self, first: int, frames: bytes, starts: Sequence[int], ids: bytes, due_ns: int
+    ) -> None:
         self.first = first
         self.end = first + len(starts) - 1
         self.frames = frames
         self.starts = starts  # one more than messages: the last is the end
+        self.ids = ids  # 16 bytes each
         self.due_ns = due_ns
         self.next: Block | None = None
 
@@ -61,6 +64,10 @@ class Block:
         """The frames of messages `first` to `end` (exclusive), as they go to a consumer."""
         base = self.first
         return self.frames[self.starts[first - base] : self.starts[end - base]]
+
+    def slice_ids(self, first: int, end: int) -> bytes:
+        """The ids of messages `first` to `end` (exclusive)."""
+        return self.ids[(first - self.first) * ID_BYTES : (end - self.first) * ID_BYTES]
 
     def header(self) -> bytes:
         """What stands before the frames on disk."""
@@ -74,7 +81,9 @@ def build_block(first: int, bodies: Sequence[bytes], timestamp_ns: int, due_ns: 
     count = len(bodies)
     sizes = list(map(len, bodies))
     parts: list[bytes] = [b""] * (2 * count)
-    parts[0::2] = cut(_heads(first, sizes, timestamp_ns), 0, 0, FRAME_OVERHEAD_BYTES, count)
+    ids = _ids(first, count)
+    heads = _heads(ids, sizes, timestamp_ns)
+    parts[0::2] = cut(heads, 0, FRAME_OVERHEAD_BYTES, 0, FRAME_OVERHEAD_BYTES, count)
     parts[1::2] = bodies
     starts: Sequence[int]
     if sizes.count(sizes[0]) == count:
@@ -82,17 +91,20 @@ def build_block(first: int, bodies: Sequence[bytes], timestamp_ns: int, due_ns: 
         starts = range(0, (count + 1) * stride, stride)
     else:
         starts = [0, *accumulate(FRAME_OVERHEAD_BYTES + size for size in sizes)]
-    return Block(first, b"".join(parts), starts, due_ns)
+    return Block(first, b"".join(parts), starts, ids, due_ns)
 
 
-def _heads(first: int, sizes: Sequence[int], timestamp_ns: int) -> bytes:
+def _ids(first: int, count: int) -> bytes:
+    return hexlify(struct.pack(f">{count}Q", *range(first, first + count)))
+
+
+def _heads(ids: bytes, sizes: Sequence[int], timestamp_ns: int) -> bytes:
     """What stands before each body, one after the other.
 
     Written by columns: one head is repeated, then the digits of the ids that differ are put in, and
     the sizes where they differ.
     """
     count = len(sizes)
-    ids = hexlify(struct.pack(f">{count}Q", *range(first, first + count)))
     size = sizes[0] + FRAME_OVERHEAD_BYTES - _SIZE_FIELD_BYTES
     heads = bytearray((_FRAME_START.pack(size, MESSAGE, timestamp_ns, 1) + ids[:ID_BYTES]) * count)
     constant = next((at for at in range(ID_BYTES) if ids[at] != ids[at - ID_BYTES]), ID_BYTES)
@@ -145,7 +157,7 @@ def parse_block(
     starts = _starts(frames, count)
     if starts is None:
         return BadBlock(position, "frames do not match the message count")
-    return Block(first, frames, starts, due_ns), end
+    return Block(first, frames, starts, _ids(first, count), due_ns), end
 
 
 def _starts(frames: bytes, count: int) -> Sequence[int] | None:

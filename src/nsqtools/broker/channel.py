@@ -17,7 +17,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 from nsqtools.broker.block import Block, with_attempts
-from nsqtools.broker.flight import Flight, Holder, Lease
+from nsqtools.broker.flight import Flight, Holder, Lease, ids_of
 from nsqtools.broker.journal import ChannelState, Pending
 from nsqtools.wire.names import is_ephemeral
 
@@ -136,7 +136,7 @@ class Channel:
         """What a journal's snapshot holds."""
         pending = {n: Pending(self._attempts.get(n, 0)) for n in self._again}
         pending.update((n, Pending(self._attempts.get(n, 0), due)) for due, n in self._deferred)
-        pending.update((n, Pending(self._flight.attempts(n))) for n in self._flight.numbers())
+        pending.update((n, Pending(attempts)) for n, attempts in self._flight.attempts())
         return ChannelState(self.cursor, self.paused, pending, dict(self._carried))
 
     # Messages come and go
@@ -166,17 +166,14 @@ class Channel:
 
     def finish(self, holder: Subscriber, ids: bytes) -> list[tuple[bytes, str]]:
         """FIN for a run of ids; the ids that were refused, with the reason."""
-        numbers, refused = self._flight.settle(holder, ids)
-        if numbers:
-            if self._attempts:
-                for number in numbers:
-                    self._attempts.pop(number, None)
-            if self._carried:
-                for number in numbers:
-                    self._carried.pop(number, None)
-            if self._journal is not None:
-                self._journal.finished(numbers)
-        return refused
+        settled = self._flight.settle(holder, ids)
+        for kept in (self._attempts, self._carried):
+            if kept:
+                for number in settled:
+                    kept.pop(number, None)
+        if self._journal is not None:
+            self._journal.finished(settled.runs, settled.numbers)
+        return settled.refused
 
     def requeue(self, holder: Subscriber, message_id: bytes, due_ns: int) -> str | None:
         """REQ: back to the end of the queue, at once (0) or when due; else why not."""
@@ -311,12 +308,15 @@ class Channel:
             log.error("a message that waited again is not in the log id=%016x", number)
             self.dropped_count += 1
             if self._journal is not None:
-                self._journal.finished([number])
+                self._journal.finished([], [number])
             return
         attempts = min(self._attempts.get(number, 0) + 1, _ATTEMPTS_MAX)
         self._attempts[number] = attempts
         subscriber = self._next_of(ready)
-        self._hand_out(subscriber, [number], attempts, with_attempts(frame, attempts))
+        numbers = range(number, number + 1)
+        self._hand_out(
+            subscriber, numbers, ids_of(numbers), with_attempts(frame, attempts), attempts
+        )
 
     def _deliver_next(self, ready: Sequence[Subscriber]) -> bool:
         """Deliver a run from the cursor; False when there is nothing, or it is not at hand."""
@@ -338,7 +338,8 @@ class Channel:
             return True
         if self._journal is not None:
             self._journal.delivered(first, end)
-        self._hand_out(subscriber, range(first, end), 1, block.slice(first, end))
+        ids = block.slice_ids(first, end)
+        self._hand_out(subscriber, range(first, end), ids, block.slice(first, end))
         return True
 
     def _deliver_sampled(self, subscriber: Subscriber, block: Block, first: int, end: int) -> None:
@@ -351,13 +352,25 @@ class Channel:
             self._journal.queued([(number, 1, 0) for number in chosen])
         if chosen:
             frames = b"".join([block.slice(number, number + 1) for number in chosen])
-            self._hand_out(subscriber, chosen, 1, frames)
+            self._hand_out(subscriber, chosen, ids_of(chosen), frames)
 
     def _hand_out(
-        self, subscriber: Subscriber, numbers: Sequence[int], attempts: int, frames: bytes
+        self,
+        subscriber: Subscriber,
+        numbers: Sequence[int],
+        ids: bytes,
+        frames: bytes,
+        attempts: int = 1,
     ) -> None:
-        now_s = self._feed.now_s()
-        self._flight.take(Lease(subscriber, numbers, attempts, now_s, subscriber.msg_timeout_s))
+        lease = Lease(
+            subscriber,
+            numbers,
+            ids,
+            attempts=attempts,
+            now_s=self._feed.now_s(),
+            timeout_s=subscriber.msg_timeout_s,
+        )
+        self._flight.take(lease)
         self.delivered_count += len(numbers)
         subscriber.deliver(frames, len(numbers))
 

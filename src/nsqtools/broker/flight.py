@@ -1,7 +1,11 @@
 """What is in flight on a channel: which message is held by whom, and until when. Pure bookkeeping.
 
-A run of messages handed out together shares one `Lease`; settling a run of ids is a few C calls over
-the whole run. Times are seconds of the caller's monotonic clock.
+Theory of operation. A run of messages handed out together is one `Lease`, and most consumers answer in
+the order in which they were served. So nothing is kept for a single message: the ids of a FIN run are
+compared with the ids of the consumer's oldest leases, a memcmp for a whole run. When answers come out
+of order, the consumer's leases are *scattered* into a dictionary by message, and looked up there.
+
+Times are seconds of the caller's monotonic clock.
 """
 
 from __future__ import annotations
@@ -10,14 +14,14 @@ import heapq
 import struct
 from binascii import Error as BadHex
 from binascii import hexlify, unhexlify
-from collections import Counter
-from itertools import repeat
+from collections import deque
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from nsqtools.wire.messages import ID_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 NOT_IN_FLIGHT = "ID not in flight"
 NOT_OWNED = "client does not own message"
@@ -32,142 +36,250 @@ class Holder(Protocol):
 
 
 class Lease:
-    """A run of messages that one consumer holds."""
+    """A run of messages that one consumer holds; `ids` are theirs, one after the other.
 
-    __slots__ = ("attempts", "deadline_s", "delivered_s", "holder", "numbers", "remaining")
+    While it is in order, the first `done` of `numbers` are settled and the others are held. Once it is
+    scattered, `held` says which are.
+    """
+
+    __slots__ = (
+        "attempts",
+        "deadline_s",
+        "delivered_s",
+        "done",
+        "held",
+        "holder",
+        "ids",
+        "numbers",
+    )
 
     def __init__(
-        self, holder: Holder, numbers: Sequence[int], attempts: int, now_s: float, timeout_s: float
+        self,
+        holder: Holder,
+        numbers: Sequence[int],
+        ids: bytes,
+        *,
+        attempts: int,
+        now_s: float,
+        timeout_s: float,
     ) -> None:
         self.holder = holder
         self.numbers = numbers
+        self.ids = ids
         self.attempts = attempts
-        self.remaining = len(numbers)
         self.delivered_s = now_s
         self.deadline_s = now_s + timeout_s
+        self.done = 0
+        self.held: set[int] | None = None
 
     def __lt__(self, other: Lease) -> bool:
         return self.deadline_s < other.deadline_s
 
+    @property
+    def remaining(self) -> int:
+        return len(self.numbers) - self.done if self.held is None else len(self.held)
 
-def numbers_of(ids: bytes) -> Sequence[int] | None:
-    """The sequence numbers that ids (16 bytes each) stand for; None when one is not an id of ours."""
+    def open_numbers(self) -> Sequence[int]:
+        """The messages that are still held, in order."""
+        return self.numbers[self.done :] if self.held is None else sorted(self.held)
+
+
+@dataclass(slots=True)
+class Settled:
+    """What a run of answers settled: whole runs (first, end), single numbers, and what it did not
+    settle, with the reason."""
+
+    runs: list[tuple[int, int]] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    refused: list[tuple[bytes, str]] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[int]:
+        for first, end in self.runs:
+            yield from range(first, end)
+        yield from self.numbers
+
+
+def ids_of(numbers: Sequence[int]) -> bytes:
+    """The ids of messages, 16 hex digits each."""
+    return hexlify(struct.pack(f">{len(numbers)}Q", *numbers))
+
+
+def number_of(message_id: bytes) -> int | None:
+    """The number that an id stands for; None when it is not an id of ours."""
     try:
-        raw = unhexlify(ids)
+        number = int.from_bytes(unhexlify(message_id), "big")
     except BadHex:
         return None
-    if hexlify(raw) != ids:  # upper case is not how we wrote it
-        return None
-    return struct.unpack(f">{len(raw) // 8}Q", raw)
+    return number if message_id == b"%016x" % number else None  # upper case is not ours
 
 
 class Flight:
     """The messages in flight on one channel."""
 
     def __init__(self) -> None:
-        self._leases: dict[int, Lease] = {}
+        self._in_order: dict[Holder, deque[Lease]] = {}
+        self._scattered: dict[int, Lease] = {}
         self._heap: list[Lease] = []
+        self._count = 0
 
     def __len__(self) -> int:
-        return len(self._leases)
+        return self._count
 
-    def __contains__(self, number: int) -> bool:
-        return number in self._leases
+    def numbers(self) -> Iterator[int]:
+        """Every message in flight."""
+        for lease in self._heap:
+            yield from lease.open_numbers()
+
+    def attempts(self) -> Iterator[tuple[int, int]]:
+        """Every message in flight, with its attempts."""
+        for lease in self._heap:
+            for number in lease.open_numbers():
+                yield number, lease.attempts
 
     def lowest(self) -> int | None:
-        return min(self._leases, default=None)
-
-    def numbers(self) -> list[int]:
-        return list(self._leases)
-
-    def attempts(self, number: int) -> int:
-        return self._leases[number].attempts
+        return min(
+            (lease.open_numbers()[0] for lease in self._heap if lease.remaining), default=None
+        )
 
     def take(self, lease: Lease) -> None:
         """Begin a lease; its holder has that many more in flight."""
-        self._leases.update(dict.fromkeys(lease.numbers, lease))
-        lease.holder.in_flight += len(lease.numbers)
+        queue = self._in_order.get(lease.holder)
+        if queue is None:
+            queue = self._in_order[lease.holder] = deque()
+        queue.append(lease)
+        self._add(lease.holder, len(lease.numbers))
         heapq.heappush(self._heap, lease)
 
-    def settle(self, holder: Holder, ids: bytes) -> tuple[Sequence[int], list[tuple[bytes, str]]]:
-        """End the leases of `ids`: the numbers that were settled, and (id, reason) of the others."""
-        numbers = numbers_of(ids)
-        if numbers is not None:
-            leases = list(map(self._leases.pop, numbers, repeat(None)))
-            counts = Counter(leases)
-            if all(lease is not None and lease.holder is holder for lease in counts):
-                for lease, count in counts.items():
-                    lease.remaining -= count  # type: ignore[union-attr]  # None was ruled out
-                holder.in_flight -= len(leases)
-                return numbers, []
-            for number, lease in zip(numbers, leases, strict=True):
-                if lease is not None and number not in self._leases:
-                    self._leases[number] = lease
-        settled: list[int] = []
-        refused: list[tuple[bytes, str]] = []
-        for at in range(0, len(ids), ID_BYTES):
+    def settle(self, holder: Holder, ids: bytes) -> Settled:
+        """End the leases of a run of ids (16 bytes each)."""
+        settled = Settled()
+        position = self._settle_in_order(holder, ids, settled)
+        for at in range(position, len(ids), ID_BYTES):
             message_id = ids[at : at + ID_BYTES]
             found = self.find(holder, message_id)
             if isinstance(found, str):
-                refused.append((message_id, found))
+                settled.refused.append((message_id, found))
             else:
                 self.end(found)
-                settled.append(found)
-        return settled, refused
+                settled.numbers.append(found)
+        return settled
 
     def find(self, holder: Holder, message_id: bytes) -> int | str:
         """The number of a message that `holder` holds, or why it does not."""
-        numbers = numbers_of(message_id)
-        lease = self._leases.get(numbers[0]) if numbers else None
-        if not numbers or lease is None:
+        number = number_of(message_id)
+        if number is None:
             return NOT_IN_FLIGHT
-        return numbers[0] if lease.holder is holder else NOT_OWNED
+        if number not in self._scattered:
+            self._scatter(holder)
+        lease = self._scattered.get(number)
+        if lease is None:
+            held = any(number in lease.open_numbers() for lease in self._heap)
+            return NOT_OWNED if held else NOT_IN_FLIGHT
+        return number if lease.holder is holder else NOT_OWNED
 
     def end(self, number: int) -> Lease:
-        """End the lease of one message that is in flight."""
-        lease = self._leases.pop(number)
-        lease.remaining -= 1
-        lease.holder.in_flight -= 1
+        """End the lease of one message that `find` has found."""
+        lease = self._scattered.pop(number)
+        if lease.held is not None:
+            lease.held.discard(number)
+        self._add(lease.holder, -1)
         return lease
 
     def touch(self, number: int, now_s: float, timeout_s: float, max_timeout_s: float) -> None:
         """Give one message more time, but no more than `max_timeout_s` since it was delivered."""
         old = self.end(number)
-        lease = Lease(old.holder, (number,), old.attempts, now_s, timeout_s)
+        lease = Lease(
+            old.holder,
+            (number,),
+            ids_of((number,)),
+            attempts=old.attempts,
+            now_s=now_s,
+            timeout_s=timeout_s,
+        )
         lease.delivered_s = old.delivered_s
         lease.deadline_s = min(now_s + timeout_s, old.delivered_s + max_timeout_s)
         self.take(lease)
 
     def expired(self, now_s: float) -> list[Lease]:
-        """Leases whose time is over, with `numbers` narrowed to what is still held, and ended."""
+        """Leases whose time is over, ended; `numbers` is narrowed to what was still held."""
         over = []
         while self._heap and (self._heap[0].deadline_s <= now_s or not self._heap[0].remaining):
             lease = heapq.heappop(self._heap)
             if lease.remaining:
                 over.append(self._end_all(lease))
-        if len(self._heap) > _STALE_MIN:
-            live = [lease for lease in self._heap if lease.remaining]
-            if len(live) * 2 < len(self._heap):
-                self._heap = live
-                heapq.heapify(self._heap)
+        self._drop_stale()
         return over
 
     def release(self, holder: Holder) -> list[Lease]:
         """End every lease of a consumer that is gone."""
         theirs = [lease for lease in self._heap if lease.holder is holder and lease.remaining]
+        self._in_order.pop(holder, None)
         return [self._end_all(lease) for lease in theirs]
 
     def clear(self) -> None:
         for lease in self._heap:
-            lease.holder.in_flight -= lease.remaining
-            lease.remaining = 0
-        self._leases.clear()
+            self._end_all(lease)
+        self._in_order.clear()
+        self._scattered.clear()
         self._heap.clear()
 
+    def _settle_in_order(self, holder: Holder, ids: bytes, settled: Settled) -> int:
+        """Settle what is answered in the order of delivery; gives where that ends."""
+        queue = self._in_order.get(holder)
+        position = 0
+        while queue and position < len(ids):
+            lease = queue[0]
+            start = lease.done * ID_BYTES
+            answered = ids[position : position + len(lease.ids) - start]
+            if lease.held is not None or not lease.remaining:
+                queue.popleft()
+                continue
+            if not lease.ids.startswith(answered, start):
+                break
+            count = len(answered) // ID_BYTES
+            _add_run(settled, lease.numbers[lease.done : lease.done + count])
+            lease.done += count
+            if lease.done == len(lease.numbers):
+                queue.popleft()
+            position += len(answered)
+        self._add(holder, -(position // ID_BYTES))
+        return position
+
+    def _scatter(self, holder: Holder) -> None:
+        """Answers come out of order: what this consumer holds is looked up by message now."""
+        queue = self._in_order.pop(holder, None)
+        for lease in queue or ():
+            if lease.held is None:
+                lease.held = set(lease.open_numbers())
+                self._scattered.update(dict.fromkeys(lease.held, lease))
+
     def _end_all(self, lease: Lease) -> Lease:
-        lease.numbers = [n for n in lease.numbers if self._leases.get(n) is lease]
-        for number in lease.numbers:
-            del self._leases[number]
-        lease.holder.in_flight -= len(lease.numbers)
-        lease.remaining = 0
+        lease.numbers = lease.open_numbers()
+        if lease.held is not None:
+            for number in lease.held:
+                del self._scattered[number]
+        self._add(lease.holder, -len(lease.numbers))
+        lease.done, lease.held = len(lease.numbers), None
         return lease
+
+    def _add(self, holder: Holder, count: int) -> None:
+        holder.in_flight += count
+        self._count += count
+
+    def _drop_stale(self) -> None:
+        if len(self._heap) > _STALE_MIN:
+            live = [lease for lease in self._heap if lease.remaining]
+            if len(live) * 2 < len(self._heap):
+                self._heap = live
+                heapq.heapify(self._heap)
+
+
+def _add_run(settled: Settled, numbers: Sequence[int]) -> None:
+    if isinstance(numbers, range):
+        runs = settled.runs
+        if runs and runs[-1][1] == numbers.start:
+            runs[-1] = (runs[-1][0], numbers.stop)
+        else:
+            runs.append((numbers.start, numbers.stop))
+    else:
+        settled.numbers += numbers

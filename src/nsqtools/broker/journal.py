@@ -103,12 +103,11 @@ class Journal:
     def delivered(self, first: int, end: int) -> None:
         self._add(b"D", _RUN.pack(first, end))
 
-    def finished(self, numbers: Sequence[int]) -> None:
-        first, end = min(numbers), max(numbers) + 1
-        # The numbers are distinct, so that many of them within that span are all of it.
-        if end - first == len(numbers):
-            self._add(b"F", _RUN.pack(first, end))
-        else:
+    def finished(self, runs: Sequence[tuple[int, int]], numbers: Sequence[int]) -> None:
+        """Acknowledged: runs (first, end), and single numbers."""
+        for run in runs:
+            self._add(b"F", _RUN.pack(*run))
+        if numbers:
             self._add(b"f", struct.pack(f">{len(numbers)}Q", *numbers))
 
     def queued(self, entries: Iterable[tuple[int, int, int]]) -> None:

@@ -47,7 +47,8 @@ def _prepare(options: NsqToFileOptions) -> None:
     for folder in (options.output_dir, options.effective_work_dir):
         durable.make_directories(folder, DIRECTORY_MODE)
         durable.check_writable(folder)
-    for found in recover(options.effective_work_dir, options.output_dir):
+    naming = archive_naming(options)
+    for found in recover(options.effective_work_dir, options.output_dir, naming=naming):
         log.warning(
             "recovered a file of a run that did not end",
             path=found.path,
@@ -189,21 +190,26 @@ class Archiver:
         )
 
 
+def archive_naming(options: NsqToFileOptions) -> FileNaming:
+    """How the files of this run are named."""
+    return FileNaming(
+        host=host_identifier(options.host_identifier),
+        filename_format=options.filename_format,
+        datetime_format=options.datetime_format,
+        utc=options.utc,
+    )
+
+
 def archive_spec(options: NsqToFileOptions, topic: str) -> ArchiveSpec:
     """Where and how one topic is archived."""
-    host = host_identifier(options.host_identifier)
+    naming = archive_naming(options)
     return ArchiveSpec(
         topic=topic,
         channel=options.channel,
-        host=host,
+        host=naming.host,
         output_dir=options.output_dir,
         work_dir=options.effective_work_dir,
-        naming=FileNaming(
-            host=host,
-            filename_format=options.filename_format,
-            datetime_format=options.datetime_format,
-            utc=options.utc,
-        ),
+        naming=naming,
         record_format=options.record_format,
         compression=options.compression,
         level=options.compression_level if options.compression != "none" else None,

@@ -13,26 +13,26 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _CHUNK = 32
-# Message sizes that one process cuts at a time; each costs a few KiB.
-_SIZES_MAX = 256
+# Shapes of fields that one process cuts at a time; each costs a few KiB.
+_SHAPES_MAX = 256
 
 
-@lru_cache(_SIZES_MAX)
-def _chunk(skip: int, size: int) -> Callable[[bytes, int], tuple[bytes, ...]]:
-    return struct.Struct(f"{skip}x{size}s" * _CHUNK).unpack_from
+@lru_cache(_SHAPES_MAX)
+def _chunk(before: int, size: int, after: int) -> Callable[[bytes, int], tuple[bytes, ...]]:
+    return struct.Struct(f"{before}x{size}s{after}x" * _CHUNK).unpack_from
 
 
-def cut(data: bytes, start: int, skip: int, size: int, count: int) -> list[bytes]:
-    """`count` fields of `size` bytes, the first behind `start + skip`, each `skip` behind the last."""
-    stride = skip + size
+def cut(data: bytes, start: int, stride: int, offset: int, size: int, count: int) -> list[bytes]:
+    """`count` fields of `size` bytes, one at `offset` into each `stride` bytes from `start` on."""
     fields: list[bytes] = []
-    if count >= _CHUNK:
-        unpack_from = _chunk(skip, size)
-        for _ in range(count // _CHUNK):
+    chunks, rest = divmod(count, _CHUNK)
+    if chunks:
+        unpack_from = _chunk(offset, size, stride - offset - size)
+        for _ in range(chunks):
             fields += unpack_from(data, start)
             start += _CHUNK * stride
-    rest = range(start + skip, start + skip + count % _CHUNK * stride, stride)
-    fields += [data[at : at + size] for at in rest]
+    at = start + offset
+    fields += [data[i : i + size] for i in range(at, at + rest * stride, stride)]
     return fields
 
 

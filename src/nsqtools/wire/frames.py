@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 from nsqtools.errors import ProtocolError, ServerError
 from nsqtools.wire.buffering import Tail
-from nsqtools.wire.cutting import cut, same_in_run
-from nsqtools.wire.messages import PAYLOAD_HEADER_BYTES, Messages
+from nsqtools.wire.cutting import same_in_run
+from nsqtools.wire.messages import FRAME_HEADER_BYTES, PAYLOAD_HEADER_BYTES, Messages, Run
 
 RESPONSE = 0
 ERROR = 1
@@ -33,7 +33,6 @@ CLOSE_WAIT = b"CLOSE_WAIT"
 FRAME_SIZE_MAX_BYTES = 64 << 20
 
 _HEADER = struct.Struct(">ii")
-_HEADER_BYTES = _HEADER.size
 _SIZE_FIELD_BYTES = 4
 _MESSAGE_SIZE_MIN = 4 + PAYLOAD_HEADER_BYTES
 _RUN_MIN = 16
@@ -99,50 +98,49 @@ class FrameDecoder:
 
     def _decode(self, data: bytes) -> list[Event]:
         events: list[Event] = []
+        parts: list[Run | list[bytes]] = []
         payloads: list[bytes] = []
         unpack = _HEADER.unpack_from
         position, end = 0, len(data)
         last_size = 0
-        while position + _HEADER_BYTES <= end:
+        while position + FRAME_HEADER_BYTES <= end:
             size, frame_type = unpack(data, position)
             following = position + _SIZE_FIELD_BYTES + size
             if frame_type != MESSAGE or size < _MESSAGE_SIZE_MIN or following > end:
                 self._check(size, frame_type)
                 if following > end:
                     break
-                if payloads:
-                    events.append(Messages(payloads))
-                    payloads = []
-                events.append(_other(frame_type, data[position + _HEADER_BYTES : following]))
+                _gather(events, parts, payloads)
+                parts, payloads = [], []
+                events.append(_other(frame_type, data[position + FRAME_HEADER_BYTES : following]))
                 position = following
             elif size == last_size and not self._pause:
-                position = self._take_run(data, position, size, payloads)
+                run = self._find_run(data, position, _SIZE_FIELD_BYTES + size)
+                parts += (payloads, run) if payloads else (run,)
+                payloads = []
+                position += run.messages * run.stride
             else:
-                payloads.append(data[position + _HEADER_BYTES : following])
+                payloads.append(data[position + FRAME_HEADER_BYTES : following])
                 position = following
                 if size != last_size:
                     last_size = size
                 elif self._pause:
                     self._pause -= 1
-        if payloads:
-            events.append(Messages(payloads))
+        _gather(events, parts, payloads)
         if position < end:
             self._keep(data, position)
         return events
 
-    def _take_run(self, data: bytes, start: int, size: int, payloads: list[bytes]) -> int:
-        """Cut a run of messages that all have `size`; return where the next frame begins."""
-        stride = _SIZE_FIELD_BYTES + size
+    def _find_run(self, data: bytes, start: int, stride: int) -> Run:
+        """The messages from `start` on that all have the size of the first; at least that one."""
         count = min((len(data) - start) // stride, self._run)
-        stop = start + count * stride
         # The last byte of the size differs first, so it is compared first.
-        if same_in_run(data, start, stop, stride, (3, 2, 1, 0, 7, 6, 5, 4)):
+        columns = (3, 2, 1, 0, 7, 6, 5, 4)
+        if same_in_run(data, start, start + count * stride, stride, columns):
             self._run = min(_RUN_MAX, self._run << 1)
-        else:
-            self._run, self._pause = _RUN_MIN, _RUN_PAUSE
-            count, stop = 1, start + stride
-        payloads += cut(data, start, _HEADER_BYTES, size - _SIZE_FIELD_BYTES, count)
-        return stop
+            return Run(data, start, stride, count)
+        self._run, self._pause = _RUN_MIN, _RUN_PAUSE
+        return Run(data, start, stride, 1)
 
     def _check(self, size: int, frame_type: int) -> None:
         if not _SIZE_FIELD_BYTES <= size <= self._frame_size_max:
@@ -158,10 +156,18 @@ class FrameDecoder:
 
     def _keep(self, data: bytes, position: int) -> None:
         rest = data[position:]
-        need = _HEADER_BYTES
+        need = FRAME_HEADER_BYTES
         if len(rest) >= _SIZE_FIELD_BYTES:
             need = max(need, _SIZE_FIELD_BYTES + int.from_bytes(rest[:4], "big", signed=True))
         self._tail.keep(rest, need)
+
+
+def _gather(events: list[Event], parts: list[Run | list[bytes]], payloads: list[bytes]) -> None:
+    """Make one event of the messages since the last."""
+    if payloads:
+        parts.append(payloads)
+    if parts:
+        events.append(Messages([], parts))
 
 
 def _other(frame_type: int, data: bytes) -> Response | ServerError:

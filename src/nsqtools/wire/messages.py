@@ -14,10 +14,14 @@ import struct
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
+from nsqtools.wire.cutting import cut
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ID_BYTES = 16
+# In front of a payload on the wire: i32 size, i32 frame type.
+FRAME_HEADER_BYTES = 8
 PAYLOAD_HEADER = struct.Struct(">qH16s")
 PAYLOAD_HEADER_BYTES = PAYLOAD_HEADER.size
 _ATTEMPTS_AT = 8
@@ -25,43 +29,94 @@ _ID_AT = 10
 _BODY_AT = PAYLOAD_HEADER_BYTES
 
 
-class Messages:
-    """Messages in arrival order; each column is built on first use and then kept."""
+class Run(NamedTuple):
+    """Messages of one size, as they lie in the bytes of a read: `messages` times a frame of `stride`
+    bytes, the first at `start`; the payload is the end of each."""
 
-    def __init__(self, payloads: list[bytes]) -> None:
-        self.payloads = payloads
+    data: bytes
+    start: int
+    stride: int
+    messages: int
+
+    def column(self, offset: int, size: int) -> list[bytes]:
+        """The field at `offset` into each payload."""
+        return cut(
+            self.data, self.start, self.stride, FRAME_HEADER_BYTES + offset, size, self.messages
+        )
+
+
+class Messages:
+    """Messages in arrival order; each column is built on first use and then kept.
+
+    They are made from payloads, or from the runs and payloads that the decoder found; a column of a
+    run is cut straight out of the bytes that were read.
+    """
+
+    def __init__(self, payloads: list[bytes], parts: list[Run | list[bytes]] | None = None) -> None:
+        self._parts: list[Run | list[bytes]] = [payloads] if parts is None else parts
+        self._count = sum(
+            part.messages if isinstance(part, Run) else len(part) for part in self._parts
+        )
 
     def __len__(self) -> int:
-        return len(self.payloads)
+        return self._count
+
+    @cached_property
+    def payloads(self) -> list[bytes]:
+        first = self._parts[0] if self._parts else []
+        if len(self._parts) <= 1 and isinstance(first, list):
+            return first
+        return self._column(0, None)
 
     @cached_property
     def ids(self) -> list[bytes]:
-        return [payload[_ID_AT:_BODY_AT] for payload in self.payloads]
+        return self._column(_ID_AT, _BODY_AT)
 
     @cached_property
     def bodies(self) -> list[bytes]:
-        return [payload[_BODY_AT:] for payload in self.payloads]
+        return self._column(_BODY_AT, None)
 
     @cached_property
     def timestamps(self) -> list[int]:
         """Publish times in nanoseconds since the epoch."""
-        return [int.from_bytes(payload[:_ATTEMPTS_AT], "big") for payload in self.payloads]
+        column = self._column(0, _ATTEMPTS_AT)
+        return list(struct.unpack(f">{len(column)}Q", b"".join(column)))
 
     @cached_property
     def attempts(self) -> list[int]:
-        return [payload[8] << 8 | payload[9] for payload in self.payloads]
+        column = self._column(_ATTEMPTS_AT, _ID_AT)
+        return list(struct.unpack(f">{len(column)}H", b"".join(column)))
 
     @cached_property
     def size_bytes(self) -> int:
         """Bytes of all bodies."""
-        return sum(map(len, self.payloads)) - PAYLOAD_HEADER_BYTES * len(self.payloads)
+        return sum(
+            part.messages * (part.stride - FRAME_HEADER_BYTES)
+            if isinstance(part, Run)
+            else sum(map(len, part))
+            for part in self._parts
+        ) - PAYLOAD_HEADER_BYTES * len(self)
 
     def time_range_ns(self) -> tuple[int, int]:
         """First and last publish time in nanoseconds; the messages must not be none."""
-        first, last = min(self.payloads), max(self.payloads)
-        return int.from_bytes(first[:_ATTEMPTS_AT], "big"), int.from_bytes(
-            last[:_ATTEMPTS_AT], "big"
-        )
+        ends: list[bytes] = []
+        for part in self._parts:
+            column = part.column(0, _ATTEMPTS_AT) if isinstance(part, Run) else part
+            if column:
+                ends += (min(column), max(column))
+        first, last = min(ends)[:_ATTEMPTS_AT], max(ends)[:_ATTEMPTS_AT]
+        return int.from_bytes(first, "big"), int.from_bytes(last, "big")
+
+    def _column(self, start: int, end: int | None) -> list[bytes]:
+        """The field from `start` to `end` (None: the end) of every payload."""
+        column: list[bytes] = []
+        for part in self._parts:
+            if isinstance(part, Run):
+                size = (part.stride - FRAME_HEADER_BYTES if end is None else end) - start
+                column += part.column(start, size)
+            else:
+                column += [payload[start:end] for payload in part]
+        return column
 
 
 class Arrival(NamedTuple):

@@ -1,0 +1,155 @@
+"""The encoders: what is fast must give what is plain."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.archive.helpers import any_arrival, arrival, payload
+
+from nsqtools.archive.framed import FramedEncoder
+from nsqtools.archive.groups import GROUP_BYTES_MAX, split
+from nsqtools.archive.header import HeaderError, decode_header, encode_header, looks_damaged
+from nsqtools.archive.jsonl import (
+    JsonlEncoder,
+    _body_text,
+    _body_texts,
+    _decode_one_by_one,
+    _decode_together,
+)
+from nsqtools.archive.lines import LinesEncoder
+from nsqtools.archive.stream import Damage
+from nsqtools.wire.messages import Arrival, Messages, count_messages
+
+bodies_of_text = st.lists(st.text().map(str.encode) | st.sampled_from([b"", b'"', b"\\", b"\x7f"]))
+
+
+@given(bodies=bodies_of_text | st.lists(st.binary(max_size=5)))
+def test_bodies_are_escaped_together_as_one_by_one(bodies: list[bytes]) -> None:
+    assert _body_texts(bodies) == [_body_text(body) for body in bodies]
+
+
+@given(arrivals=st.lists(any_arrival, max_size=3))
+def test_every_line_is_json(arrivals: list[Arrival]) -> None:
+    lines = JsonlEncoder("topic").encode(arrivals).split(b"\n")
+    assert lines.pop() == b""
+    assert len(lines) == count_messages(arrivals)
+    for line in lines:
+        assert json.loads(line)["topic"] == "topic"
+
+
+@given(arrivals=st.lists(any_arrival, max_size=3))
+def test_ambiguous_bodies_are_counted(arrivals: list[Arrival]) -> None:
+    encoder = LinesEncoder()
+    expected = sum(b"\n" in body for found in arrivals for body in found.messages.bodies)
+    assert encoder.count_ambiguous(arrivals, encoder.encode(arrivals)) == expected
+
+
+def test_many_sizes_are_remembered_within_bounds() -> None:
+    encoder = FramedEncoder(b"")
+    for size in range(0, 10_000, 100):
+        encoder.encode([arrival([b"x" * (size + more) for more in range(100)])])
+    assert len(encoder._prefixes) <= 4096
+
+
+def test_groups_are_bounded() -> None:
+    large = [payload(number, b"x" * (GROUP_BYTES_MAX // 3)) for number in range(7)]
+    arrivals = [Arrival("a", Messages(large)), Arrival("b", Messages([payload(8, b"")]))]
+    pieces = list(split(arrivals))
+    assert [count_messages(piece) for piece in pieces] == [2, 2, 2, 2]
+    assert [found.nsqd for found in pieces[-1]] == ["a", "b"]
+    huge = [payload(0, b"x" * (GROUP_BYTES_MAX + 1))] * 2
+    assert len(list(split([Arrival("a", Messages(huge))]))) == 2
+
+
+HEADER = encode_header(record_format="jsonl", topic="t", channel="c", host="h-\udcff")
+
+
+def test_headers() -> None:
+    found = decode_header(HEADER + b"more")
+    assert found.size_bytes == len(HEADER)
+    assert found.meta == {"format": "jsonl", "topic": "t", "channel": "c", "host": "h-\udcff"}
+
+
+@pytest.mark.parametrize("cut", range(len(HEADER)))
+def test_cut_headers_are_torn(cut: int) -> None:
+    with pytest.raises(HeaderError) as caught:
+        decode_header(HEADER[:cut])
+    assert caught.value.torn
+
+
+@given(at=st.integers(0, len(HEADER) - 1), mask=st.integers(1, 255))
+def test_damaged_headers_are_known(at: int, mask: int) -> None:
+    data = bytearray(HEADER)
+    data[at] ^= mask
+    with pytest.raises(HeaderError):
+        decode_header(bytes(data))
+    assert at >= 8 or looks_damaged(bytes(data))
+
+
+def test_what_is_no_header() -> None:
+    assert not looks_damaged(b"an ordinary line\n")
+    assert not looks_damaged(b"")
+    with pytest.raises(HeaderError, match="no file header"):
+        decode_header(b"an ordinary line")
+
+
+RECORD = {"ts": 1, "id": "0" * 16, "attempts": 1, "nsqd": "n", "topic": "t", "body": "b"}
+ODD_VALUES: list[object] = [
+    None,
+    True,
+    -1,
+    2**16,
+    2**64,
+    1.5,
+    "",
+    "0" * 15,
+    "\u20ac" * 16,
+    [],
+    {},
+    "\ud800",
+]
+
+
+@given(
+    changes=st.lists(
+        st.dictionaries(
+            st.sampled_from([*RECORD, "body_b64"]), st.sampled_from(ODD_VALUES), max_size=2
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    dropped=st.sampled_from([None, *RECORD]),
+)
+def test_lines_decoded_together_are_lines_decoded_one_by_one(
+    changes: list[dict[str, object]], dropped: str | None
+) -> None:
+    records = [RECORD | change for change in changes]
+    if dropped is not None:
+        del records[-1][dropped]
+    lines = [json.dumps(record).encode() for record in records]
+    together = _decode_together(lines, 0)
+    try:
+        (run,) = _decode_one_by_one(lines, 0, torn=False)
+    except (Damage, ValueError):
+        assert together is None
+    else:
+        assert together == run
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [b"{},{}", b""],
+        [b'{"ts":1},{"body":"}', b'{"}'],
+        [b'{"a":[{}', b"{}]}"],
+        [b'{"a":{}', b'{"b":1}}'],
+        [b"{}", b"{}"],
+        [b"1", b"2"],
+        [b"{", b"}"],
+    ],
+)
+def test_records_do_not_span_lines(lines: list[bytes]) -> None:
+    assert _decode_together(lines, 0) is None
