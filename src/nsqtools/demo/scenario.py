@@ -164,7 +164,7 @@ class Demo:
         if not self._sent.messages:
             return
         for source in find_sources([str(self.archive)]):
-            with source.open(None) as reader:
+            with source.opened() as reader:
                 for batch in reader.batches():
                     yield batch.bodies
 
