@@ -31,6 +31,8 @@ _HOPELESS = ("E_BAD_TOPIC", "E_UNAUTHORIZED", "E_AUTH_FIRST", "E_AUTH_FAILED", "
 RETRY_S = 0.5
 # MPUBs that are read and wait for a sender, for each nsqd.
 READ_AHEAD = 2
+# Each refused message is told, up to this many; after that they are only counted.
+TOLD_MAX = 20
 
 
 @dataclass(slots=True)
@@ -154,9 +156,13 @@ class Player:
     def _divide(self, producer: Producer, bodies: Sequence[bytes], refusal: ServerError) -> None:
         if len(bodies) == 1:
             self.counts.refused += 1
-            self._log.error(
-                "nsqd refused a message", nsqd=producer.address, size=len(bodies[0]), error=refusal
-            )
+            if self.counts.refused <= TOLD_MAX:
+                self._log.error(
+                    "nsqd refused a message",
+                    nsqd=producer.address,
+                    size=len(bodies[0]),
+                    error=refusal,
+                )
             self._settle(1)
             return
         middle = len(bodies) // 2

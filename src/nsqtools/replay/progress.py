@@ -81,9 +81,12 @@ class AboveBar(io.TextIOBase):
 
 
 class BarProgress:
-    """A bar on standard error, over the bytes of all files."""
+    """A bar on standard error, over the bytes of all files.
 
-    def __init__(self, sources: Sequence[Source]) -> None:
+    `forced` draws it into a pipe, too.
+    """
+
+    def __init__(self, sources: Sequence[Source], *, forced: bool) -> None:
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -96,7 +99,7 @@ class BarProgress:
         )
 
         total = sum(source.size_bytes for source in sources) or None
-        console = Console(stderr=True)
+        console = Console(stderr=True, force_terminal=forced or None)
         self.log_stream: TextIO | None = cast("TextIO", AboveBar(console))
         self._before = 0
         self._bar = RichProgress(
@@ -125,5 +128,5 @@ class BarProgress:
 def progress_for(wanted: str, sources: Sequence[Source]) -> Progress:
     """`always`, `never` (log lines), or `auto`: a bar when standard error is a terminal."""
     if wanted == "always" or (wanted == "auto" and sys.stderr.isatty()):
-        return BarProgress(sources)
+        return BarProgress(sources, forced=wanted == "always")
     return LogProgress(sources)

@@ -14,7 +14,7 @@ from nsqtools.lifecycle import Lifecycle
 from nsqtools.observe.log import configure, get_log
 from nsqtools.replay.chunks import ChunkLimits, chunks, sort_out
 from nsqtools.replay.interrupt import Interrupt
-from nsqtools.replay.player import Player
+from nsqtools.replay.player import TOLD_MAX, Player
 from nsqtools.replay.progress import progress_for
 from nsqtools.replay.rate import Rate
 from nsqtools.replay.sources import find_sources
@@ -33,8 +33,6 @@ log = get_log("replay")
 T = TypeVar("T")
 
 INTERRUPTED = 130
-# Each refused record is told, up to this many; after that they are only counted.
-TOLD_MAX = 20
 
 
 @dataclass(slots=True)
