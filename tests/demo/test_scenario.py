@@ -47,7 +47,7 @@ def expect(shown: str, lines: list[bytes]) -> None:
         f"verdict  identical: {len(bodies):,} messages ({size:,} bytes) published,"
         f" {len(bodies):,} ({size:,} bytes) came back\n"
     ) in shown
-    assert shown.count(f" {digest_of(bodies)} of what ") == 2
+    assert f"digest   {digest_of(bodies)} in\n         {digest_of(bodies)} out\n" in shown
     empty = len(lines) - len(bodies)
     assert (f"skipped  {empty:,} empty lines" in shown) == bool(empty)
 
@@ -147,7 +147,7 @@ async def test_a_difference_is_seen(
     shown = capsys.readouterr().out
     assert "verdict  DIFFERENT: 100 messages" in shown
     assert "identical" not in shown
-    digests = re.findall(r"([0-9a-f]{64}) of what", shown)
+    digests = re.findall(r"([0-9a-f]{64}) (?:in|out)$", shown, re.MULTILINE)
     assert len(set(digests)) == 2
 
 

@@ -127,8 +127,8 @@ class Demo:
             f" {self._sent.messages:,} messages ({self._sent.body_bytes:,} bytes) published,"
             f" {self._came_back.messages:,} ({self._came_back.body_bytes:,} bytes) came back"
         )
-        print(f"digest   {self._sent.hexdigest()} of what was published")
-        print(f"         {self._came_back.hexdigest()} of what came back")
+        print(f"digest   {self._sent.hexdigest()} in")
+        print(f"         {self._came_back.hexdigest()} out")
         self._print_files()
         return 0 if identical else 1
 

@@ -126,7 +126,11 @@ class BarProgress:
 
 
 def progress_for(wanted: str, sources: Sequence[Source]) -> Progress:
-    """`always`, `never` (log lines), or `auto`: a bar when standard error is a terminal."""
-    if wanted == "always" or (wanted == "auto" and sys.stderr.isatty()):
+    """`always`, `never` (log lines), or `auto`: a bar when standard error is a terminal.
+
+    Not below lines that somebody is typing.
+    """
+    typed = any(source.path is None for source in sources) and sys.stdin.isatty()
+    if wanted == "always" or (wanted == "auto" and sys.stderr.isatty() and not typed):
         return BarProgress(sources, forced=wanted == "always")
     return LogProgress(sources)
