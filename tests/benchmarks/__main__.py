@@ -43,6 +43,7 @@ class Plan:
     messages: int
     runs: int
     brokers: list[tuple[str, list[str], dict[str, Figure]]]
+    machine: str
     samples: dict[str, list[Sample]] = field(default_factory=dict)
 
     def add(self, name: str, sample: Sample) -> None:
@@ -81,7 +82,7 @@ def _whole(maximum: int) -> Callable[[str], int]:
     return whole
 
 
-def make_plan(options: argparse.Namespace) -> Plan:
+def make_plan(options: argparse.Namespace, folder: Path) -> Plan:
     """Raises BenchError for a figure that is none."""
     brokers: list[tuple[str, list[str], dict[str, Figure]]] = [
         ("broker", [sys.executable, "-m", "nsqtools", "nsqd", "--log-level=warn"], {**figures.OURS})
@@ -99,7 +100,12 @@ def make_plan(options: argparse.Namespace) -> Plan:
             (label, argv, {name: found[name] for name in found if name in options.only})
             for label, argv, found in brokers
         ]
-    return Plan(messages=options.messages, runs=options.runs, brokers=brokers)
+    return Plan(
+        messages=options.messages,
+        runs=options.runs,
+        brokers=brokers,
+        machine=machine.description(folder),
+    )
 
 
 def measure(plan: Plan, folder: Path) -> None:
@@ -165,10 +171,10 @@ def comparisons(rows: list[Row]) -> Iterator[str]:
             yield f"{ours} / {theirs}: {by_name[ours].rate / by_name[theirs].rate:.2f}x"
 
 
-def show(plan: Plan, folder: Path, version_s: float) -> None:
+def show(plan: Plan, version_s: float) -> None:
     rows = plan.rows
     print(f"{plan.messages:,} messages a figure, medians of {plan.runs} runs; {data.DESCRIPTION}")
-    print(f"on {machine.description(folder)}\n")
+    print(f"on {plan.machine} at the start\n")
     print("\n".join(aligned([HEADS, *(row.cells() for row in rows)])))
     if compared := list(comparisons(rows)):
         print("\nours / theirs\n" + "\n".join(compared))
@@ -177,9 +183,9 @@ def show(plan: Plan, folder: Path, version_s: float) -> None:
     print("! above 150 MB. The floor of an archive is the slower of loopback and disk.")
 
 
-def write_json(path: Path, plan: Plan, folder: Path, version_s: float) -> None:
+def write_json(path: Path, plan: Plan, version_s: float) -> None:
     found = {
-        "machine": machine.description(folder),
+        "machine": plan.machine,
         "messages": plan.messages,
         "runs": plan.runs,
         "data": data.DESCRIPTION,
@@ -195,12 +201,12 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     folder = Path(tempfile.mkdtemp(prefix="nsqtools-bench-"))
     try:
-        plan = make_plan(options)
+        plan = make_plan(options, folder)
         measure(plan, folder)
         version_s = figures.version_s()
-        show(plan, folder, version_s)
+        show(plan, version_s)
         if options.json is not None:
-            write_json(options.json, plan, folder, version_s)
+            write_json(options.json, plan, version_s)
     except BenchError as failure:
         tell(f"bench: {failure}")
         return 1

@@ -8,11 +8,11 @@ from pathlib import Path
 
 
 def description(folder: Path) -> str:
-    """Processor, cores, Python, and the filesystem below `folder`."""
+    """Processor, cores, Python, the filesystem below `folder`, and what else the machine did."""
     return (
         f"{_processor()}, {len(os.sched_getaffinity(0))} cores, Python"
         f" {platform.python_version()}, {platform.system()} {platform.release()},"
-        f" {_filesystem(folder)}"
+        f" {_filesystem(folder)}, load average {os.getloadavg()[0]:.1f}"
     )
 
 
