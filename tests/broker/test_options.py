@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import socket
-import zlib
-from hashlib import md5
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,7 +23,6 @@ NSQ_DEFAULTS = {
     "lookupd_tcp_address": "",
     "http_client_connect_timeout": "2s",
     "http_client_request_timeout": "5s",
-    "node_id": "",
     "data_path": ".",
     "mem_queue_size": "10000",
     "max_bytes_per_file": "100MiB",
@@ -62,14 +59,13 @@ def test_an_nsqd_configuration_file_is_read(tmp_path: Path) -> None:
     file = tmp_path / "nsqd.cfg"
     file.write_text(
         'nsqlookupd_tcp_addresses = ["a:4160", "b:4160"]\n'
-        "id = 7\n"
         "msg_timeout = 5000\n"
         'max_msg_timeout = "1m"\n'
         'http_address = ""\n'
     )
     options = read("--config", str(file))
     assert options.lookupd_tcp_address == ("a:4160", "b:4160")
-    assert (options.effective_node_id, options.msg_timeout_s) == (7, 5.0)
+    assert options.msg_timeout_s == 5.0
     assert options.max_msg_timeout_s == 60.0
     assert options.http_address == ""
 
@@ -77,8 +73,7 @@ def test_an_nsqd_configuration_file_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "problem"),
     [
-        (["--node-id=1024"], "--node-id must be [0,1024)"),
-        (["--node-id=-1"], "--node-id must be [0,1024)"),
+        (["--node-id=7"], "unknown flag --node-id"),
         (["--msg-timeout=16m"], "--msg-timeout should not be longer than --max-msg-timeout"),
         (["--msg-timeout=0"], "should be at least 1ms"),
         (["--tcp-address="], "missing port in address"),
@@ -101,5 +96,4 @@ def test_names_come_from_the_host() -> None:
     host = socket.gethostname()
     options = read()
     assert options.effective_broadcast_address == host
-    assert options.effective_node_id == zlib.crc32(md5(host.encode()).digest()) % 1024  # noqa: S324
     assert read("--broadcast-address=b.example").effective_broadcast_address == "b.example"

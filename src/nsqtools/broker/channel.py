@@ -100,7 +100,7 @@ class Channel:
         self._again: deque[int] = deque()
         self._deferred: list[tuple[int, int]] = []
         self._attempts: dict[int, int] = {}
-        self._voids: deque[tuple[int, int]] = deque()
+        self._voids = deque(state.voids)
         self._carried = state.carried
         self._restore(state)
 
@@ -137,7 +137,9 @@ class Channel:
         pending = {n: Pending(self._attempts.get(n, 0)) for n in self._again}
         pending.update((n, Pending(self._attempts.get(n, 0), due)) for due, n in self._deferred)
         pending.update((n, Pending(attempts)) for n, attempts in self._flight.attempts())
-        return ChannelState(self.cursor, self.paused, pending, dict(self._carried))
+        return ChannelState(
+            self.cursor, self.paused, pending, dict(self._carried), list(self._voids)
+        )
 
     # Messages come and go
 
@@ -152,6 +154,8 @@ class Channel:
         """Messages `first` to `end` are never to be delivered here."""
         if first < end:
             self._voids.append((first, end))
+            if self._journal is not None:
+                self._journal.voided(first, end)
 
     def deliver(self) -> None:
         """Hand out what may be handed out now."""
@@ -242,7 +246,7 @@ class Channel:
         """Write the journal; raises StorageError."""
         if self._journal is not None:
             self._journal.flush()
-            if self._journal.wants_compaction:
+            if self._journal.wants_snapshot:
                 self._journal.create(self.state())
 
     def close(self) -> None:

@@ -4,7 +4,8 @@ One file a channel, `<channel>.channel`: 8 bytes magic "NSQTCHN\\x01", then reco
 
     u8 kind | u32 length | u32 crc32 of kind and data | data
 
-The first record is a snapshot; the others change it, in order. Opening replays them and cuts a torn
+The first record is a snapshot, with N and C records behind it for what it cannot hold; the others
+change it, in order. Opening replays them and cuts a torn
 tail. When the file has grown past a limit it is replaced by one that holds a fresh snapshot.
 
     S  u64 cursor, u8 paused, u32 n, n x (u64 number, u16 attempts, u64 due_ns)
@@ -12,13 +13,18 @@ tail. When the file has grown past a limit it is replaced by one that holds a fr
     F  u64 first, u64 end            acknowledged, a run
     f  n x u64 number                acknowledged, one by one
     Q  n x (u64 number, u16 attempts, u64 due_ns)      back in the queue, at once or when due
-    V  u64 first, u64 end            passed over by the cursor, never to be handed out
+    N  u64 first, u64 end            never to be handed out, once the cursor gets there
+    V  u64 first, u64 end            passed over by the cursor
     E  u64 cursor                    emptied
     P  u8 paused
     C  u64 number, frame             a straggler's frame, carried over from an old segment
 
 Writes are buffered and go out at the end of a turn of the loop, together. A process that is killed
 before that has not answered for them in any way that a client could see.
+
+A record means nothing without those before it: a hand-out that is missing would make the next one
+say that its messages were acknowledged. So after a write that failed nothing is added any more, until
+a fresh snapshot has replaced the file.
 """
 
 from __future__ import annotations
@@ -26,6 +32,7 @@ from __future__ import annotations
 import os
 import struct
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 from zlib import crc32
 
@@ -34,7 +41,6 @@ from nsqtools.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from pathlib import Path
 
 MAGIC = b"NSQTCHN\x01"
 COMPACT_BYTES = 4 << 20
@@ -62,6 +68,7 @@ class ChannelState:
     paused: bool = False
     pending: dict[int, Pending] = field(default_factory=dict)
     carried: dict[int, bytes] = field(default_factory=dict)
+    voids: list[tuple[int, int]] = field(default_factory=list)
 
 
 class Journal:
@@ -72,10 +79,12 @@ class Journal:
         self._fd = -1
         self._size_bytes = 0
         self._buffer: list[bytes] = []
+        self._is_broken = False
 
     @property
-    def wants_compaction(self) -> bool:
-        return self._size_bytes > COMPACT_BYTES
+    def wants_snapshot(self) -> bool:
+        """Whether `create` is due: the file is long, or a write to it has failed."""
+        return self._is_broken or self._size_bytes > COMPACT_BYTES
 
     def create(self, state: ChannelState) -> None:
         """Begin the file anew with a snapshot, durably; also how it is compacted."""
@@ -83,20 +92,28 @@ class Journal:
         durable.replace_file(self.path, raw)
         self._buffer.clear()
         self._open(len(raw))
+        self._is_broken = False
 
     def load(self) -> tuple[ChannelState, int]:
-        """Replay the file, cut its torn tail, go on behind it; also gives how much was cut."""
+        """Replay the file, cut its torn tail, go on behind it; also gives how much was cut.
+
+        What is no journal is kept beside it (`.bad`) and says nothing. Raises StorageError.
+        """
         try:
             raw = self.path.read_bytes()
         except OSError as cause:
             raise StorageError("read", self.path, cause) from cause
         state = ChannelState(0)
         size = len(MAGIC) if raw.startswith(MAGIC) else 0
+        if not size:
+            durable.replace_file(Path(f"{self.path}.bad"), raw)
+            self._is_broken = True
         for kind, data, end in _records(raw) if size else ():
             _apply(state, kind, data)
             size = end
         if size < len(raw):
-            os.truncate(self.path, size)
+            with durable.storage("truncate", self.path):
+                os.truncate(self.path, size)
         self._open(size)
         return state, len(raw) - size
 
@@ -114,6 +131,9 @@ class Journal:
         """Messages that wait again: (number, attempts so far, due_ns or 0)."""
         self._add(b"Q", b"".join([_ENTRY.pack(*entry) for entry in entries]))
 
+    def voided(self, first: int, end: int) -> None:
+        self._add(b"N", _RUN.pack(first, end))
+
     def passed(self, first: int, end: int) -> None:
         self._add(b"V", _RUN.pack(first, end))
 
@@ -127,7 +147,7 @@ class Journal:
         self._add(b"C", _U64.pack(number) + frame)
 
     def flush(self) -> None:
-        """Write what was added. Raises StorageError; then nothing of it is in the file."""
+        """Write what was added. Raises StorageError; then a snapshot is wanted."""
         if not self._buffer:
             return
         data = b"".join(self._buffer)
@@ -137,7 +157,8 @@ class Journal:
             if written < len(data):
                 written += os.write(self._fd, memoryview(data)[written:])
         except OSError as cause:
-            os.ftruncate(self._fd, self._size_bytes)
+            # Half a record that stays is cut by the next opening.
+            self._is_broken = True
             raise StorageError("write", self.path, cause) from cause
         self._size_bytes += written
 
@@ -156,7 +177,8 @@ class Journal:
         self.path.unlink(missing_ok=True)
 
     def _add(self, kind: bytes, data: bytes) -> None:
-        self._buffer.append(_record(kind, data))
+        if not self._is_broken:
+            self._buffer.append(_record(kind, data))
 
     def _open(self, size_bytes: int) -> None:
         if self._fd >= 0:
@@ -181,6 +203,8 @@ def _snapshot(state: ChannelState) -> Iterator[bytes]:
     )
     head = _SNAPSHOT.pack(state.cursor, state.paused, len(state.pending))
     yield _record(b"S", head + entries)
+    for void in state.voids:
+        yield _record(b"N", _RUN.pack(*void))
     for number, frame in state.carried.items():
         yield _record(b"C", _U64.pack(number) + frame)
 
@@ -212,12 +236,16 @@ def _apply(state: ChannelState, kind: bytes, data: bytes) -> None:
             _forget(state, number)
     elif kind == b"Q":
         _queue(state, data)
+    elif kind == b"N":
+        state.voids.append(_RUN.unpack(data))
     elif kind == b"V":
         state.cursor = max(state.cursor, _RUN.unpack(data)[1])
+        state.voids = [void for void in state.voids if void[1] > state.cursor]
     elif kind == b"E":
         state.cursor = _U64.unpack(data)[0]
         pending.clear()
         state.carried.clear()
+        state.voids.clear()
     elif kind == b"P":
         state.paused = bool(data[0])
     elif kind == b"C":
@@ -245,3 +273,4 @@ def _restore(state: ChannelState, data: bytes) -> None:
         for number, attempts, due_ns in _ENTRY.iter_unpack(data[_SNAPSHOT.size :])
     }
     state.carried = {}
+    state.voids = []

@@ -285,6 +285,12 @@ class DiskLog:
         """Hand the open file to the syncing thread to be synced and closed."""
         self._seal()
 
+    def discard(self) -> None:
+        """Close the open file; what it holds is about to be removed."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            self._defer(lambda: os.close(fd))
+
     def _segment_of(self, number: int) -> Segment | None:
         """The segment that holds `number`, or the first one behind it that holds anything."""
         at = max(0, bisect_right(self._segments, number, key=lambda segment: segment.first) - 1)

@@ -1,7 +1,8 @@
 """The options of the embedded nsqd: NSQ's flags for what it does, with NSQ's defaults.
 
 Spec: nsqd-http, part 4. Flags of features that this broker does not have are not offered: an
-operator who asks for TLS must not get a plain port.
+operator who asks for TLS must not get a plain port. There is no --node-id: ids are numbers that only
+grow, made from the clock, and no two brokers need to agree on them.
 """
 
 # ruff: noqa: RUF009 - option() makes a dataclass field
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-NODE_ID_MAX = 1023
 # A frame's size is a signed 32-bit number; nothing that has to fit one may be larger.
 SIZE_MAX = 2**31 - 1
 # A segment must hold more than its header; below this, files would outnumber messages.
@@ -84,13 +84,6 @@ class NsqdOptions:
     )
     http_client_request_timeout_s: float = option(
         _DURATION, default="5s", help="time for an answer of nsqlookupd", group=_NETWORK
-    )
-    node_id: int | None = option(
-        Int(minimum=0, maximum=NODE_ID_MAX),
-        help="part of message ids, 0 to 1023; default: made from the host name",
-        group=_NETWORK,
-        problem="{flag} must be [0,1024)",
-        aliases=("id",),
     )
 
     data_path: Path = option(
@@ -184,18 +177,6 @@ class NsqdOptions:
     @property
     def effective_broadcast_address(self) -> str:
         return self.broadcast_address or socket.gethostname()
-
-    @property
-    def effective_node_id(self) -> int:
-        """CRC-32 of the MD5 of the host name, modulo 1024, as NSQ makes it
-        (spec: tcp-protocol, part 5)."""
-        if self.node_id is not None:
-            return self.node_id
-        import hashlib  # OpenSSL takes longer to load than all the rest of this module
-        import zlib
-
-        digest = hashlib.md5(socket.gethostname().encode(), usedforsecurity=False).digest()
-        return zlib.crc32(digest) % (NODE_ID_MAX + 1)
 
     def check(self) -> Iterator[str]:
         """Bounds that cross each other."""

@@ -25,8 +25,10 @@ from nsqtools import durable
 from nsqtools.broker.log import DiskLog
 from nsqtools.broker.registrar import Registrar
 from nsqtools.broker.session import RECEIVE_BUFFER_BYTES, Session
-from nsqtools.broker.topic import Topic
+from nsqtools.broker.topic import TOPIC_SUFFIX, Topic, sweep
+from nsqtools.clock import SystemClock
 from nsqtools.errors import ConnectionFailed, StorageError
+from nsqtools.observe.log import Repeated, get_log
 from nsqtools.wire.decoder import CommandLimits
 from nsqtools.wire.identify import ServerLimits
 from nsqtools.wire.lookup import PeerInfo
@@ -42,7 +44,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("nsqtools.broker")
 
-TOPIC_SUFFIX = ".topic"
 # nsqd's version that this broker behaves like (spec: nsqd-http); clients read it.
 NSQD_VERSION = "1.3.0"
 SCAN_INTERVAL_S = 0.1
@@ -84,6 +85,9 @@ class Broker:
         self._syncer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nsqd-sync")
         self._precreating: set[asyncio.Task[None]] = set()
         self._answering: asyncio.Task[None] | None = None
+        self._journal_trouble = Repeated(
+            get_log("broker"), "a channel's journal was not written", clock=SystemClock()
+        )
         self._last_trim_s = 0.0
         self._last_sync_s = 0.0
 
@@ -139,6 +143,12 @@ class Broker:
         topic.remove()
         self._changed(name)
 
+    def delete_channel(self, topic: Topic, name: str) -> None:
+        """Delete a channel; an ephemeral topic goes with its last one (spec: part 7)."""
+        topic.delete_channel(name)
+        if topic.ephemeral and not topic.channels and self.topics.get(topic.name) is topic:
+            self.delete_topic(topic.name)
+
     def put(
         self, topic: Topic, bodies: list[bytes], delay_ms: int, answer: Callable[[str | None], None]
     ) -> None:
@@ -153,12 +163,10 @@ class Broker:
 
     def release(self, topic: Topic, channel: Channel) -> None:
         """A consumer has left; what is ephemeral goes with its last (spec: part 7)."""
-        if channel.ephemeral and not channel.subscribers:
-            if topic.channels.get(channel.name) is channel:
-                topic.delete_channel(channel.name)
-            if topic.ephemeral and not topic.channels and self.topics.get(topic.name) is topic:
-                self.delete_topic(topic.name)
-                return
+        is_ours = topic.channels.get(channel.name) is channel
+        if channel.ephemeral and not channel.subscribers and is_ours:
+            self.delete_channel(topic, channel.name)
+            return
         channel.deliver()
         self.touched(topic)
 
@@ -213,17 +221,23 @@ class Broker:
         topics: set[Topic],
         answers: list[tuple[Callable[[str | None], None], str | None]],
     ) -> None:
+        # What was settled before a publish is kept before the publish is answered.
+        self._flush_journals(topics)
         for answer, reason in answers:
             answer(reason)
         for topic in topics:
             topic.pump()
+            if topic.unsynced_count >= self.options.sync_every:
+                self._sync(topic)
+        self._flush_journals(topics)
+
+    def _flush_journals(self, topics: set[Topic]) -> None:
+        for topic in topics:
             try:
                 topic.flush()
             except StorageError as failure:
-                log.error("TOPIC(%s): journal not written error=%s", topic.name, failure)
+                self._journal_trouble.failed(failure, topic=topic.name)
                 self.health = f"NOK - {failure}"
-            if topic.unsynced_count >= self.options.sync_every:
-                self._sync(topic)
 
     def _sync(self, topic: Topic) -> None:
         topic.unsynced_count = 0
@@ -256,16 +270,13 @@ class Broker:
     async def _start(self) -> None:
         _require_folder(self._data_path)
         self._lock.enter_context(durable.lock(self._data_path))
+        self._defer(lambda: sweep(self._data_path))
         for folder in sorted(self._data_path.glob(f"*{TOPIC_SUFFIX}")):
             name = folder.name.removesuffix(TOPIC_SUFFIX)
             if is_valid_name(name):
                 self._open_topic(name)
         if self.options.http_address:
-            from nsqtools.broker.http import HttpApi  # aiohttp takes a third of a second
-
-            api = HttpApi(self)
-            self.http_port = await api.start(self.options.http_address)
-            self._exits.push_async_callback(api.stop)
+            await self._listen_http(self.options.http_address)
         await self._listen()
         self._register()
         tick = self._loop.create_task(self._tick())
@@ -288,6 +299,13 @@ class Broker:
         )
         registering = self._loop.create_task(self.registrar.run())
         self._exits.push_async_callback(_cancel, registering)
+
+    async def _listen_http(self, address: str) -> None:
+        from nsqtools.broker.http import HttpApi  # aiohttp takes a third of a second
+
+        api = HttpApi(self)
+        self._exits.push_async_callback(api.stop)
+        self.http_port = await api.start(address)
 
     async def _listen(self) -> None:
         address = self.options.tcp_address

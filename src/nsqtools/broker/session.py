@@ -184,7 +184,8 @@ class Session(asyncio.BufferedProtocol):
         """Carry out what has been received, as far as it may go now."""
         served = False
         while self._transport is not None and not self._transport.is_closing():
-            item = self._stashed or self._pull()
+            # A command without parameters is an empty tuple, and false.
+            item = self._pull() if self._stashed is None else self._stashed
             if item is None:
                 break
             self._stashed = None

@@ -10,6 +10,7 @@ one write; then all of them are answered.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import shutil
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("nsqtools.broker.topic")
 
+TOPIC_SUFFIX = ".topic"
 CHANNEL_SUFFIX = ".channel"
+DELETED_SUFFIX = ".deleted"
 STATE_FILE = "topic.json"
 EXITING = "exiting"
 
@@ -70,13 +73,14 @@ class Topic:
         self.now_s = now_s
         self._options = options
         self._now_ns = now_ns
+        self._defer = defer
         self._changed = changed
         self._waiting: list[tuple[list[bytes], int, Answer]] = []
         self.log: DiskLog | MemoryLog
         if folder is None:
             self.log = MemoryLog(now_ns() // 1_000_000)
         else:
-            self.log = self._open_log(folder, defer)
+            self.log = self._open_log(folder)
         self.pumped = self.log.start
         if folder is not None:
             self._load_state(folder)
@@ -172,10 +176,12 @@ class Topic:
         self.pump()
 
     def empty(self) -> None:
-        """Drop what waits in the topic; the channels keep theirs."""
+        """Drop what waits in the topic; the channels keep theirs. Raises StorageError."""
         first, self.pumped = self.pumped, self.log.end
         for channel in self.channels.values():
             channel.void(first, self.pumped)
+        # The channels first: what they were not told to pass over would be theirs to deliver.
+        self.flush()
         self.save_state()
 
     def save_state(self) -> None:
@@ -211,34 +217,43 @@ class Topic:
             channel.flush()
 
     def close(self) -> None:
-        """Stop: nothing is taken any more, and everything is handed to the disk."""
+        """Stop: nothing is taken any more, and everything is handed to the disk.
+
+        Raises StorageError for what the disk refused.
+        """
         self.exiting = True
-        for _, _, answer in self._waiting:
-            answer(EXITING)
-        self._waiting.clear()
-        for channel in self.channels.values():
-            channel.disconnect()
-            channel.close()
-        if isinstance(self.log, DiskLog):
-            self.save_state()
-            self.log.close()
+        self._refuse_waiting()
+        with contextlib.ExitStack() as all_of_it:
+            # Each of these is done, even when one before it has failed.
+            if isinstance(self.log, DiskLog):
+                all_of_it.callback(self.log.close)
+                all_of_it.callback(self.save_state)
+            for channel in self.channels.values():
+                channel.disconnect()
+                all_of_it.callback(channel.close)
 
     def remove(self) -> None:
-        """Delete the topic with everything that it holds."""
+        """Delete the topic with everything that it holds. Raises StorageError.
+
+        The folder is out of the way at once, so that the name is free; the files go in the syncing
+        thread. `sweep` does what a crash in between leaves.
+        """
         self.exiting = True
+        self._refuse_waiting()
         for name in list(self.channels):
             channel = self.channels.pop(name)
             channel.disconnect()
             channel.remove()
         if self.folder is not None and isinstance(self.log, DiskLog):
-            self.log.close()
-            gone = self.folder.with_name(f"{self.folder.name}.{self.log.end}.deleted")
-            self.folder.rename(gone)
-            shutil.rmtree(gone, ignore_errors=True)
+            self.log.discard()
+            gone = self.folder.with_name(f"{self.folder.name}.{self.log.end}{DELETED_SUFFIX}")
+            with durable.storage("rename", self.folder):
+                self.folder.rename(gone)
+            self._defer(lambda: _remove_folder(gone))
 
     # Inside
 
-    def _open_log(self, folder: Path, defer: Callable[[Callable[[], None]], object]) -> DiskLog:
+    def _open_log(self, folder: Path) -> DiskLog:
         options = self._options
         durable.make_directories(folder)
         return DiskLog(
@@ -246,8 +261,13 @@ class Topic:
             memory=Memory(max(1, options.mem_queue_size), options.mem_queue_bytes),
             segment_size_max_bytes=options.max_bytes_per_file,
             now_ms=self._now_ns() // 1_000_000,
-            defer=defer,
+            defer=self._defer,
         )
+
+    def _refuse_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for _, _, answer in waiting:
+            answer(EXITING)
 
     def _load_state(self, folder: Path) -> None:
         for path in sorted(folder.glob(f"*{CHANNEL_SUFFIX}")):
@@ -319,6 +339,18 @@ class Topic:
         self.message_bytes += sum(map(len, bodies))
         self.unsynced_count += len(kept)
         return None
+
+
+def sweep(data_path: Path) -> None:
+    """Remove what is left of topics whose deletion was cut short. Raises StorageError."""
+    for folder in data_path.glob(f"*{TOPIC_SUFFIX}.*{DELETED_SUFFIX}"):
+        _remove_folder(folder)
+
+
+def _remove_folder(folder: Path) -> None:
+    durable.fsync_directory(folder.parent)
+    with durable.storage("remove", folder):
+        shutil.rmtree(folder)
 
 
 def _read_state(path: Path) -> dict[str, object]:

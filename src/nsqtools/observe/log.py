@@ -86,6 +86,11 @@ def configure(level: str, prefix: str, *, stream: TextIO | None = None) -> None:
     handler.setFormatter(LineFormatter(prefix))
     root.addHandler(handler)
     root.setLevel(max(_LEVELS[level], logging.WARNING))
+    set_level(level)
+
+
+def set_level(level: str) -> None:
+    """Write our own lines from `level` (debug, info, warn, error, fatal) on."""
     logging.getLogger(ROOT).setLevel(_LEVELS[level])
 
 

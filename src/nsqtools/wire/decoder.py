@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from nsqtools.errors import NsqToolsError, ProtocolError
 from nsqtools.wire.buffering import Tail
-from nsqtools.wire.commands import MAGIC_V2, MPUB_COUNT_BYTES, SIZE_BYTES
+from nsqtools.wire.commands import MAGIC_V2, SIZE_BYTES
 from nsqtools.wire.cutting import cut, same_in_run
 from nsqtools.wire.messages import ID_BYTES
+from nsqtools.wire.mpub import MpubWalk, cut_mpub
 from nsqtools.wire.names import go_quote, is_valid_name
 
 if TYPE_CHECKING:
@@ -31,13 +32,9 @@ if TYPE_CHECKING:
 
 LINE_MAX_BYTES = 16384
 _U64 = 1 << 64
-# `MPUB` holds at least one byte a message behind a size, which bounds the count (spec: part 5).
-_MPUB_MESSAGE_MIN_BYTES = 5
 _FIN_RUN = re.compile(rb"(?:FIN [^\n]{16}\n)+")
 _FIN_LINE_BYTES = 4 + ID_BYTES + 1
 _I32: Callable[[Buffer, int], tuple[int]] = struct.Struct(">i").unpack_from
-_MPUB_HEAD: Callable[[Buffer, int], tuple[int, int]] = struct.Struct(">ii").unpack_from
-_MPUB_START: Callable[[Buffer, int], tuple[int, int, int]] = struct.Struct(">iii").unpack_from
 
 
 class ClientState(enum.IntEnum):
@@ -137,7 +134,7 @@ class CommandDecoder:
         self._data = b""
         self._position = 0
         self._tail = Tail()
-        self._walk: _MpubWalk | None = None
+        self._walk: MpubWalk | None = None
         self._reading = _LINE
         self._greeted = False
         self._failure: NsqToolsError | None = None
@@ -149,7 +146,7 @@ class CommandDecoder:
         if joined is not None:
             self._data, self._position, self._walk = joined, 0, None
 
-    def _walk_on(self, walk: _MpubWalk, data: bytes | memoryview) -> bytes | None:
+    def _walk_on(self, walk: MpubWalk, data: bytes | memoryview) -> bytes | None:
         self._tail.append(data)
         try:
             self._tail.need = walk.advance(self._tail.kept)
@@ -306,9 +303,9 @@ class CommandDecoder:
         _require_params(params, 1, "MPUB insufficient number of parameters")
         # The code really is doubled in nsqd's answer (spec: 2.1).
         topic = _name(params[0], "E_BAD_TOPIC", "E_BAD_TOPIC MPUB topic")
-        cut = _cut_mpub(self._data, after, self.limits)
+        cut = cut_mpub(self._data, after, self.limits)
         if cut is None:
-            walk = _MpubWalk(after - self._position, self.limits)
+            walk = MpubWalk(after - self._position, self.limits)
             need = walk.advance(memoryview(self._data)[self._position :])
             self._walk = walk
             raise _Incomplete(self._position + need, walk.reading)
@@ -357,113 +354,6 @@ class CommandDecoder:
             raise _Incomplete(at + size, reading)
         self._position = at + size
         return self._data[at : at + size]
-
-
-def _mpub_count_max(limits: CommandLimits) -> int:
-    return (limits.max_body_size_bytes - MPUB_COUNT_BYTES) // _MPUB_MESSAGE_MIN_BYTES
-
-
-def _cut_mpub(data: bytes, at: int, limits: CommandLimits) -> tuple[list[bytes], int] | None:
-    """The messages of an MPUB body that is all there and right, and where it ends; else None."""
-    first = at + 2 * SIZE_BYTES
-    if len(data) < first + SIZE_BYTES:
-        return None
-    body_size, count, size = _MPUB_START(data, at)
-    limit = limits.max_msg_size_bytes
-    if not (
-        0 < body_size <= limits.max_body_size_bytes
-        and 0 < count <= _mpub_count_max(limits)
-        and 0 < size <= limit
-    ):
-        return None
-    stride = SIZE_BYTES + size
-    stop = first + count * stride
-    if stop <= len(data) and same_in_run(data, first, stop, stride, (3, 2, 1, 0)):
-        return cut(data, first, stride, SIZE_BYTES, size, count), stop
-    return _cut_mixed(data, first, count, limit)
-
-
-def _cut_mixed(data: bytes, at: int, count: int, limit: int) -> tuple[list[bytes], int] | None:
-    bodies = []
-    have = len(data) - SIZE_BYTES
-    for _ in range(count):
-        if at > have:
-            return None
-        following = at + SIZE_BYTES + _I32(data, at)[0]
-        if not at + SIZE_BYTES < following <= min(len(data), at + SIZE_BYTES + limit):
-            return None
-        bodies.append(data[at + SIZE_BYTES : following])
-        at = following
-    return bodies, at
-
-
-class _MpubWalk:
-    """MPUB's body, checked as it comes: nsqd follows the counts, not the size (spec: part 5).
-
-    Offsets count from the start of the command.
-    """
-
-    def __init__(self, at: int, limits: CommandLimits) -> None:
-        self._limits = limits
-        self._at = at
-        self._first = at + 2 * SIZE_BYTES
-        self._next = 0
-        self._index = 0
-        self._count = -1
-        self.reading = ("E_BAD_BODY", "MPUB failed to read body size")
-
-    def advance(self, kept: Buffer) -> int:
-        """Check what has come; return how many bytes of the command are needed to go on.
-
-        When that is no more than there is, the command is whole. Raises ProtocolError.
-        """
-        if self._count < 0:
-            if len(kept) < self._first:
-                return self._head_need(kept)
-            self._check_head(kept)
-        while self._index < self._count:
-            if len(kept) < self._next + SIZE_BYTES:
-                text = f"MPUB failed to read message({self._index}) body size"
-                self.reading = ("E_BAD_MESSAGE", text)
-                return self._next + SIZE_BYTES
-            size = _I32(kept, self._next)[0]
-            self._check_message(size)
-            if len(kept) < self._next + SIZE_BYTES + size:
-                self.reading = ("E_BAD_MESSAGE", "MPUB failed to read message body")
-                return self._next + SIZE_BYTES + size
-            self._next += SIZE_BYTES + size
-            self._index += 1
-        return self._next
-
-    def _head_need(self, kept: Buffer) -> int:
-        if len(kept) < self._at + SIZE_BYTES:
-            return self._at + SIZE_BYTES
-        self._check_body_size(_I32(kept, self._at)[0])
-        self.reading = ("E_BAD_BODY", "MPUB failed to read message count")
-        return self._first
-
-    def _check_head(self, kept: Buffer) -> None:
-        body_size, count = _MPUB_HEAD(kept, self._at)
-        self._check_body_size(body_size)
-        if not 0 < count <= _mpub_count_max(self._limits):
-            raise ProtocolError("E_BAD_BODY", f"MPUB invalid message count {count}")
-        self._count = count
-        self._next = self._first
-
-    def _check_body_size(self, body_size: int) -> None:
-        if body_size <= 0:
-            raise ProtocolError("E_BAD_BODY", f"MPUB invalid body size {body_size}")
-        limit = self._limits.max_body_size_bytes
-        if body_size > limit:
-            raise ProtocolError("E_BAD_BODY", f"MPUB body too big {body_size} > {limit}")
-
-    def _check_message(self, size: int) -> None:
-        if size <= 0:
-            text = f"MPUB invalid message({self._index}) body size {size}"
-            raise ProtocolError("E_BAD_MESSAGE", text)
-        limit = self._limits.max_msg_size_bytes
-        if size > limit:
-            raise ProtocolError("E_BAD_MESSAGE", f"MPUB message too big {size} > {limit}")
 
 
 _PARSERS: dict[bytes, Callable[[CommandDecoder, list[bytes], int], Command]] = {

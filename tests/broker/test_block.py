@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nsqtools.broker.block import (
+    HEADER_BYTES,
+    BadBlock,
+    Block,
+    Short,
+    build_block,
+    parse_block,
+    with_attempts,
+)
+from nsqtools.wire.frames import FrameDecoder
+from nsqtools.wire.messages import Messages
+
+LENGTH_MAX = 1 << 20
+NOW_NS = 1_700_000_000_123_456_789
+
+message_bodies = st.lists(st.binary(max_size=40), min_size=1, max_size=40) | st.integers(
+    1, 300
+).map(lambda count: [b"same"] * count)
+firsts = st.integers(0, 2**64 - 1000)
+
+
+def on_disk(block: Block) -> bytes:
+    return block.header() + block.frames
+
+
+def delivered(frames: bytes) -> Messages:
+    (messages,) = FrameDecoder().receive(frames)
+    assert isinstance(messages, Messages)
+    return messages
+
+
+@given(firsts, message_bodies)
+def test_a_client_sees_what_was_put_in(first: int, bodies: list[bytes]) -> None:
+    block = build_block(first, bodies, NOW_NS)
+    messages = delivered(block.slice(block.first, block.end))
+    assert messages.bodies == bodies
+    assert messages.ids == [b"%016x" % (first + at) for at in range(len(bodies))]
+    assert set(messages.timestamps) == {NOW_NS}
+    assert set(messages.attempts) == {1}
+
+
+@given(firsts, message_bodies, st.data())
+def test_slices_are_runs_of_whole_frames(
+    first: int, bodies: list[bytes], data: st.DataObject
+) -> None:
+    block = build_block(first, bodies, NOW_NS)
+    start = data.draw(st.integers(0, len(bodies) - 1))
+    stop = data.draw(st.integers(start + 1, len(bodies)))
+    assert delivered(block.slice(first + start, first + stop)).bodies == bodies[start:stop]
+
+
+@given(firsts, message_bodies, st.integers(0, 2**64 - 1), st.binary(max_size=50))
+def test_what_is_written_is_read(
+    first: int, bodies: list[bytes], due_ns: int, behind: bytes
+) -> None:
+    block = build_block(first, bodies, NOW_NS, due_ns)
+    raw = on_disk(block)
+    parsed = parse_block(b"before" + raw + behind, 6, LENGTH_MAX)
+    assert not isinstance(parsed, BadBlock | Short)
+    found, end = parsed
+    assert end == 6 + len(raw)
+    assert (found.first, found.end, found.due_ns) == (first, first + len(bodies), due_ns)
+    assert (found.frames, list(found.starts)) == (block.frames, list(block.starts))
+
+
+def test_a_block_that_is_cut_says_how_much_it_needs() -> None:
+    raw = on_disk(build_block(5, [b"one", b"three"], NOW_NS))
+    for size in range(len(raw)):
+        parsed = parse_block(raw[:size], 0, LENGTH_MAX)
+        assert parsed == Short(0, HEADER_BYTES if size < HEADER_BYTES else len(raw))
+
+
+def test_every_damaged_byte_is_found() -> None:
+    raw = on_disk(build_block(5, [b"one", b"three"], NOW_NS))
+    for at in range(len(raw)):
+        damaged = bytearray(raw)
+        damaged[at] ^= 0x41
+        parsed = parse_block(bytes(damaged), 0, LENGTH_MAX)
+        assert isinstance(parsed, BadBlock | Short), at
+
+
+@pytest.mark.parametrize("length", [0, 20, LENGTH_MAX + 1])
+def test_impossible_lengths(length: int) -> None:
+    raw = struct.pack(">II", length, 0) + b"\0" * 40
+    assert parse_block(raw, 0, LENGTH_MAX) == BadBlock(0, f"impossible block length {length}")
+
+
+@given(message_bodies, st.integers(1, 65535))
+def test_attempts_are_counted_in_place(bodies: list[bytes], attempts: int) -> None:
+    block = build_block(7, bodies, NOW_NS)
+    before = delivered(block.slice(7, 8))
+    after = delivered(with_attempts(block.slice(7, 8), attempts))
+    assert after.attempts == [attempts]
+    assert (after.ids, after.bodies, after.timestamps) == (
+        before.ids,
+        before.bodies,
+        before.timestamps,
+    )

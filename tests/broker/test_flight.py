@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from nsqtools.broker.flight import (
+    NOT_IN_FLIGHT,
+    NOT_OWNED,
+    Flight,
+    Lease,
+    ids_of,
+    number_of,
+)
+
+
+class Consumer:
+    def __init__(self) -> None:
+        self.in_flight = 0
+
+
+def ids(*numbers: int) -> bytes:
+    return b"".join(b"%016x" % number for number in numbers)
+
+
+def lease(holder: Consumer, numbers: range, attempts: int, now_s: float, timeout_s: float) -> Lease:
+    return Lease(
+        holder, numbers, ids_of(numbers), attempts=attempts, now_s=now_s, timeout_s=timeout_s
+    )
+
+
+@given(st.lists(st.integers(0, 2**64 - 1)))
+def test_ids_are_numbers(numbers: list[int]) -> None:
+    assert ids_of(numbers) == ids(*numbers)
+    assert [number_of(ids(number)) for number in numbers] == numbers
+
+
+@pytest.mark.parametrize(
+    "raw", [b"0123456789ABCDEF", b"0123456789abcdeg", b"\xff" * 16, b" " * 16, b"-000000000000001"]
+)
+def test_what_is_no_id_of_ours(raw: bytes) -> None:
+    assert number_of(raw) is None
+    assert Flight().find(Consumer(), raw) == NOT_IN_FLIGHT
+
+
+def test_a_run_is_settled_at_once_and_only_once() -> None:
+    flight, consumer = Flight(), Consumer()
+    flight.take(lease(consumer, range(10), 1, 0.0, 60.0))
+    assert consumer.in_flight == 10
+    first = flight.settle(consumer, ids(*range(4)))
+    assert (first.runs, first.numbers, first.refused) == ([(0, 4)], [], [])
+    settled = flight.settle(consumer, ids(3, 4, 4, 99))
+    assert list(settled) == [4]
+    assert settled.refused == [(ids(number), NOT_IN_FLIGHT) for number in (3, 4, 99)]
+    assert (len(flight), consumer.in_flight) == (5, 5)
+
+
+def test_a_run_with_an_id_that_is_none_settles_the_others() -> None:
+    flight, consumer = Flight(), Consumer()
+    flight.take(lease(consumer, range(3), 1, 0.0, 60.0))
+    settled = flight.settle(consumer, ids(0) + b"nonsense, no id!" + ids(2))
+    assert list(settled) == [0, 2]
+    assert settled.refused == [(b"nonsense, no id!", NOT_IN_FLIGHT)]
+    assert list(flight.numbers()) == [1]
+
+
+def test_another_consumer_settles_nothing() -> None:
+    flight, holder, other = Flight(), Consumer(), Consumer()
+    flight.take(lease(holder, range(2), 1, 0.0, 60.0))
+    flight.take(lease(other, range(2, 4), 1, 0.0, 60.0))
+    settled = flight.settle(other, ids(0, 2, 1))
+    assert list(settled) == [2]
+    assert settled.refused == [(ids(0), NOT_OWNED), (ids(1), NOT_OWNED)]
+    assert (holder.in_flight, other.in_flight) == (2, 1)
+
+
+def test_time_runs_out_for_what_is_left() -> None:
+    flight, consumer = Flight(), Consumer()
+    flight.take(lease(consumer, range(3), 2, 0.0, 10.0))
+    flight.settle(consumer, ids(1))
+    assert flight.expired(9.9) == []
+    (over,) = flight.expired(10.0)
+    assert (list(over.numbers), over.attempts) == ([0, 2], 2)
+    assert (len(flight), consumer.in_flight) == (0, 0)
+    assert flight.expired(99.0) == []
+
+
+def test_touch_moves_one_deadline_and_never_beyond_the_maximum() -> None:
+    flight, consumer = Flight(), Consumer()
+    flight.take(lease(consumer, range(2), 1, 0.0, 10.0))
+    assert flight.find(consumer, ids(0)) == 0
+    flight.touch(0, 8.0, 10.0, 15.0)
+    assert [list(lease.numbers) for lease in flight.expired(10.0)] == [[1]]
+    assert flight.find(consumer, ids(0)) == 0
+    flight.touch(0, 12.0, 10.0, 15.0)
+    assert flight.expired(14.9) == []
+    assert [list(lease.numbers) for lease in flight.expired(15.0)] == [[0]]
+    assert consumer.in_flight == 0
+
+
+def test_a_consumer_that_goes_gives_back_what_it_held() -> None:
+    flight, one, two = Flight(), Consumer(), Consumer()
+    flight.take(lease(one, range(3), 1, 0.0, 10.0))
+    flight.take(lease(two, range(3, 6), 1, 0.0, 10.0))
+    flight.settle(one, ids(1))
+    assert [list(lease.numbers) for lease in flight.release(one)] == [[0, 2]]
+    assert (one.in_flight, two.in_flight) == (0, 3)
+    assert flight.release(one) == []
+    flight.clear()
+    assert (len(flight), two.in_flight) == (0, 0)
+    assert flight.expired(99.0) == []
+
+
+class FlightMachine(RuleBasedStateMachine):
+    """Against a dictionary of number -> (holder, deadline)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flight = Flight()
+        self.consumers = [Consumer(), Consumer()]
+        self.model: dict[int, tuple[Consumer, float]] = {}
+        self.next = 0
+        self.now_s = 0.0
+
+    @rule(who=st.integers(0, 1), count=st.integers(1, 6), timeout_s=st.integers(1, 9))
+    def hand_out(self, who: int, count: int, timeout_s: int) -> None:
+        numbers = range(self.next, self.next + count)
+        self.next += count
+        consumer = self.consumers[who]
+        self.flight.take(lease(consumer, numbers, 1, self.now_s, timeout_s))
+        self.model.update(dict.fromkeys(numbers, (consumer, self.now_s + timeout_s)))
+
+    @rule(who=st.integers(0, 1), count=st.integers(1, 9))
+    def settle_in_order(self, who: int, count: int) -> None:
+        consumer = self.consumers[who]
+        asked = [n for n, (holder, _) in self.model.items() if holder is consumer][:count]
+        if asked:
+            settled = self.flight.settle(consumer, ids(*asked))
+            assert (sorted(settled), settled.refused) == (sorted(asked), [])
+            for number in asked:
+                del self.model[number]
+
+    @rule(who=st.integers(0, 1), back=st.lists(st.integers(0, 12), min_size=1, max_size=6))
+    def settle(self, who: int, back: list[int]) -> None:
+        consumer = self.consumers[who]
+        asked = [max(0, self.next - one) for one in back]
+        settled = self.flight.settle(consumer, ids(*asked))
+        expected = []
+        for number in asked:
+            if self.model.get(number, (None, 0))[0] is consumer:
+                del self.model[number]
+                expected.append(number)
+        assert list(settled) == expected
+        assert len(expected) + len(settled.refused) == len(asked)
+
+    @rule(back=st.integers(1, 6), timeout_s=st.integers(1, 9))
+    def touch(self, back: int, timeout_s: int) -> None:
+        number = self.next - back
+        if number in self.model:
+            consumer, _ = self.model[number]
+            assert self.flight.find(consumer, ids(number)) == number
+            self.flight.touch(number, self.now_s, timeout_s, 1000.0)
+            self.model[number] = (consumer, self.now_s + timeout_s)
+
+    @rule(passed_s=st.integers(0, 4))
+    def expire(self, passed_s: int) -> None:
+        self.now_s += passed_s
+        found = sorted(n for lease in self.flight.expired(self.now_s) for n in lease.numbers)
+        expected = sorted(n for n, (_, due_s) in self.model.items() if due_s <= self.now_s)
+        assert found == expected
+        for number in expected:
+            del self.model[number]
+
+    @rule(who=st.integers(0, 1))
+    def leave(self, who: int) -> None:
+        consumer = self.consumers[who]
+        found = sorted(n for lease in self.flight.release(consumer) for n in lease.numbers)
+        expected = sorted(n for n, (holder, _) in self.model.items() if holder is consumer)
+        assert found == expected
+        for number in expected:
+            del self.model[number]
+
+    @invariant()
+    def agrees(self) -> None:
+        assert sorted(self.flight.numbers()) == sorted(self.model)
+        for consumer in self.consumers:
+            held = sum(holder is consumer for holder, _ in self.model.values())
+            assert consumer.in_flight == held
+
+
+test_flight_machine = FlightMachine.TestCase

@@ -1,0 +1,246 @@
+"""A broker that ends, in order or not, keeps what it answered OK to and nothing that was finished."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.support.nsqd import OUR_PROGRAM, EmbeddedNsqd, ProcessNsqd
+from tests.support.raw import MESSAGE, OK, RawClient, bodies, parse_message
+from tests.support.web import channel_stats, post, topic_stats
+
+from nsqtools.wire import commands
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from tests.support.nsqd import Flag, Nsqd
+    from tests.support.raw import Message
+
+
+# Longer than any restart here takes.
+DEFERRED_MS = 60_000
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(("embedded", False), id="clean"),
+        pytest.param(("embedded", True), id="copied"),
+        pytest.param(("process", False), id="SIGTERM", marks=pytest.mark.slow),
+        pytest.param(("process", True), id="SIGKILL", marks=pytest.mark.slow),
+    ]
+)
+async def ours(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[Nsqd, bool]]:
+    """Our broker, and whether it is to be killed."""
+    where, kill = request.param
+    flags: dict[str, Flag] = {"max_bytes_per_file": 4096, "mem_queue_size": 20}
+    nsqd: Nsqd
+    if where == "embedded":
+        nsqd = EmbeddedNsqd(tmp_path / "data", flags)
+    else:
+        nsqd = ProcessNsqd(OUR_PROGRAM, tmp_path / "data", flags, is_real=False)
+    nsqd.data_path.mkdir()
+    try:
+        await nsqd.start()
+        yield nsqd, kill
+    finally:
+        await nsqd.stop()
+
+
+async def test_what_was_answered_comes_back_and_what_was_finished_does_not(
+    ours: tuple[Nsqd, bool],
+) -> None:
+    nsqd, kill = ours
+    everything = [b"%04d" % number for number in range(400)]
+    async with RawClient(nsqd.tcp_address) as client:
+        await client.subscribe("t", "c", rdy=100)
+        for start in range(0, 400, 20):
+            client.send(commands.mpub("t", everything[start : start + 20]))
+        answers = 0
+        messages: list[Message] = []
+        while answers < 20 or len(messages) < 100:
+            frame_type, data = await client.frame()
+            if frame_type == MESSAGE:
+                messages.append(parse_message(data))
+            else:
+                answers += 1
+        # Some finished, some put back, some deferred; the others are in flight when it ends.
+        finished, requeued, deferred = messages[:30], messages[30:40], messages[40:50]
+        client.send(commands.rdy(0))
+        client.finish(*finished)
+        for message in requeued:
+            client.requeue(message)
+        for message in deferred:
+            client.requeue(message, DEFERRED_MS)
+        assert await client.ask(commands.dpub("t", b"later", DEFERRED_MS)) == OK
+        await nsqd.restart(kill=kill)
+
+    channel = await channel_stats(nsqd, "t", "c")
+    assert channel["depth"] + channel["deferred_count"] == 371
+    async with RawClient(nsqd.tcp_address) as client:
+        await client.subscribe("t", "c", rdy=500)
+        found = await client.messages(360)
+        assert await client.is_quiet()
+        client.finish(*found)
+        assert await client.is_quiet()
+        await nsqd.restart(kill=kill)
+    expected = set(everything) - set(bodies(finished)) - set(bodies(deferred))
+    assert sorted(bodies(found)) == sorted(expected)
+    before = {message.id: message for message in messages}
+    for message in found:
+        if message.id in before:
+            assert message == before[message.id]._replace(attempts=2)
+        else:
+            assert message.attempts == 1
+    channel = await channel_stats(nsqd, "t", "c")
+    assert (channel["depth"], channel["deferred_count"]) == (0, 11)
+
+
+@pytest.mark.parametrize("kill", [False, True])
+async def test_a_deferral_goes_on_over_a_restart(tmp_path: Path, kill: bool) -> None:
+    nsqd = EmbeddedNsqd(tmp_path / "data", {})
+    nsqd.data_path.mkdir()
+    await nsqd.start()
+    try:
+        began_s = time.monotonic()
+        async with RawClient(nsqd.tcp_address) as client:
+            assert await client.ask(commands.dpub("t", b"x", 500)) == OK
+            await client.subscribe("t", "c")
+            assert await client.is_quiet()
+            await nsqd.restart(kill=kill)
+        async with RawClient(nsqd.tcp_address) as client:
+            await client.subscribe("t", "c")
+            assert (await client.message()).attempts == 1
+            assert time.monotonic() - began_s > 0.5
+    finally:
+        await nsqd.stop()
+
+
+async def test_channels_and_a_topic_without_one_keep_what_is_theirs(
+    ours: tuple[Nsqd, bool],
+) -> None:
+    nsqd, kill = ours
+    async with RawClient(nsqd.tcp_address) as client:
+        await client.publish("t", b"1", b"2")
+        await post(nsqd, "/channel/create?topic=t&channel=a")
+        await client.publish("t", b"3")
+        await post(nsqd, "/channel/create?topic=t&channel=b")
+        await client.publish("t", b"4")
+        await client.publish("alone", b"5")
+        await client.publish("gone", b"6")
+        await client.publish("t#ephemeral", b"7")
+        await post(nsqd, "/topic/delete?topic=gone")
+        await post(nsqd, "/channel/create?topic=t&channel=e%23ephemeral")
+    await nsqd.restart(kill=kill)
+    assert (await topic_stats(nsqd, "alone"))["depth"] == 1
+    assert await topic_stats(nsqd, "gone") is None
+    assert await topic_stats(nsqd, "t%23ephemeral") is None
+    assert await channel_stats(nsqd, "t", "e#ephemeral") is None
+    for channel, expected in (("a", [b"1", b"2", b"3", b"4"]), ("b", [b"4"])):
+        async with RawClient(nsqd.tcp_address) as client:
+            await client.subscribe("t", channel, rdy=10)
+            assert bodies(await client.messages(len(expected))) == expected
+            assert await client.is_quiet()
+
+
+async def test_ids_are_not_used_again(ours: tuple[Nsqd, bool]) -> None:
+    nsqd, kill = ours
+    ids: list[bytes] = []
+    for _ in range(3):
+        async with RawClient(nsqd.tcp_address) as client:
+            await client.publish("t", b"x", b"y")
+            await client.subscribe("t", "c", rdy=2)
+            messages = await client.messages(2)
+            ids += [message.id for message in messages]
+            client.finish(*messages)
+            # Its answer says that the FINs before it were read.
+            assert await client.ask(commands.pub("other", b"x")) == OK
+        await nsqd.restart(kill=kill)
+    assert len(set(ids)) == 6
+    assert ids == sorted(ids)
+
+
+@pytest.mark.slow
+async def test_a_broker_killed_while_it_is_busy_loses_nothing(tmp_path: Path) -> None:
+    """Publishers and a consumer at full speed, SIGKILL, and every answered message is accounted for."""
+    nsqd = ProcessNsqd(OUR_PROGRAM, tmp_path, {"max_bytes_per_file": 65536}, is_real=False)
+    await nsqd.start()
+    answered: set[bytes] = set()
+    finished: set[bytes] = set()
+    try:
+        for life in range(2):
+            busy = asyncio.gather(
+                _publish_until_the_end(nsqd, answered, life),
+                _consume_until_the_end(nsqd, finished),
+            )
+            await asyncio.sleep(0.4)
+            await nsqd.restart(kill=True)
+            await busy
+        rest: set[bytes] = set()
+        async with RawClient(nsqd.tcp_address) as client:
+            await client.subscribe("t", "c", rdy=2500)
+            while await _waits(nsqd):
+                message = await client.message()
+                client.finish(message)
+                rest.add(message.body)
+    finally:
+        await nsqd.stop()
+    assert len(answered) > 100
+    assert not answered - finished - rest
+
+
+async def _publish_until_the_end(nsqd: Nsqd, answered: set[bytes], life: int) -> None:
+    number = 0
+    async with RawClient(nsqd.tcp_address) as client:
+        try:
+            while True:
+                batch = [b"%d-%d" % (life, number + at) for at in range(50)]
+                client.send(commands.mpub("t", batch))
+                assert await client.frame() == OK
+                answered.update(batch)
+                number += 50
+        except (ConnectionError, asyncio.IncompleteReadError):
+            return
+
+
+async def _consume_until_the_end(nsqd: Nsqd, finished: set[bytes]) -> None:
+    async with RawClient(nsqd.tcp_address) as client:
+        try:
+            await client.subscribe("t", "c", rdy=500)
+            while True:
+                message = await client.message()
+                client.finish(message)
+                finished.add(message.body)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            return
+
+
+async def _waits(nsqd: Nsqd) -> bool:
+    channel = await channel_stats(nsqd, "t", "c")
+    return bool(channel["depth"] + channel["in_flight_count"])
+
+
+@pytest.mark.slow
+async def test_the_fixture_for_the_real_nsqd_works(tmp_path: Path) -> None:
+    """What NSQD_BINARY names is started like this; here it is our own program behind a script."""
+    script = tmp_path / "nsqd"
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} -m nsqtools nsqd "$@"\n')
+    script.chmod(0o755)
+    data_path = tmp_path / "data"
+    data_path.mkdir()
+    nsqd = ProcessNsqd((str(script),), data_path, {"msg_timeout": "2s"}, is_real=True)
+    try:
+        await nsqd.start()
+        addresses = nsqd.tcp_address, nsqd.http_address
+        async with RawClient(nsqd.tcp_address) as client:
+            await client.publish("t", b"x")
+        await nsqd.restart(kill=True)
+        assert (nsqd.tcp_address, nsqd.http_address) == addresses
+        assert (await topic_stats(nsqd, "t"))["depth"] == 1
+    finally:
+        await nsqd.stop()
+    assert any("stopping reason=SIGTERM" in line for line in nsqd.program.log)
