@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from nsqtools.demo import scenario
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -20,3 +22,8 @@ def _logs_as_before() -> Iterator[None]:
             root.removeHandler(handler)
     root.setLevel(levels[0])
     ours.setLevel(levels[1])
+
+
+@pytest.fixture(autouse=True)
+def _commits_come_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scenario, "SYNC_INTERVAL_S", 0.02)
