@@ -60,7 +60,7 @@ async def test_ansq_publishes_and_consumes(nsqd: Nsqd, writer: Any) -> None:
 
 
 async def test_ansq_defers(nsqd: Nsqd, writer: Any) -> None:
-    await writer.dpub(TOPIC, b"later", 300)
+    await writer.dpub(TOPIC, b"later", 800)
     async with RawClient(nsqd.tcp_address) as client:
         await client.subscribe(TOPIC, CHANNEL)
         assert await client.is_quiet()

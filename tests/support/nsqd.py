@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 from collections import deque
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from nsqtools.broker.options import NsqdOptions
@@ -22,7 +23,6 @@ from nsqtools.options import load
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 # Nothing that a test waits for takes this long on a machine that works.
 PATIENCE_S = 20.0
@@ -64,6 +64,16 @@ def arguments(data_path: Path, addresses: Sequence[str], flags: dict[str, Flag])
     ]
 
 
+def copy_what_is_there(source: Path, target: Path) -> None:
+    """Copy a folder in which files come and go meanwhile."""
+    for folder, _, files in os.walk(source):
+        copy = target / Path(folder).relative_to(source)
+        copy.mkdir(parents=True, exist_ok=True)
+        for name in files:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copyfile(Path(folder) / name, copy / name)
+
+
 class EmbeddedNsqd:
     """Our broker in the loop of the test."""
 
@@ -98,16 +108,10 @@ class EmbeddedNsqd:
         if kill:
             self._lives += 1
             copy = self.data_path.with_name(f"{self.data_path.name}-{self._lives}")
-            shutil.copytree(self.data_path, copy, copy_function=_copy_if_there)
+            copy_what_is_there(self.data_path, copy)
             self.data_path = copy
         await self.stop()
         await self.start()
-
-
-def _copy_if_there(source: str, destination: str) -> None:
-    """Files go while the tree is walked: the syncing thread removes and renames some."""
-    with contextlib.suppress(FileNotFoundError):
-        shutil.copy2(source, destination)
 
 
 class Program:

@@ -296,10 +296,14 @@ class ArchiveReader:
     def _peek_header(self) -> bytes | None:
         if self._compression == "gzip":
             return gzip_members.read_gzip_header(self._source)
-        size = zstd_frames.SKIPPABLE_BYTES if self._compression == "zstd" else 0
-        start = self._source.peek(size + HEADER_BYTES_MAX)
-        if self._compression == "zstd" and not start.startswith(zstd_frames.OUR_MAGIC):
+        is_zstd = self._compression == "zstd"
+        # No more than is needed to tell: a pipe may hold it back, and what it gave with it.
+        if not self._source.peek(_START_BYTES).startswith(
+            zstd_frames.OUR_MAGIC if is_zstd else MAGIC
+        ):
             return None
+        size = zstd_frames.SKIPPABLE_BYTES if is_zstd else 0
+        start = self._source.peek(size + HEADER_BYTES_MAX)
         return start[size:] if start[size:].startswith(MAGIC) else None
 
     def _sniff(self) -> str:

@@ -79,6 +79,12 @@ class Lease:
     def remaining(self) -> int:
         return len(self.numbers) - self.done if self.held is None else len(self.held)
 
+    def holds(self, number: int) -> bool:
+        if self.held is not None:
+            return number in self.held
+        # Nearly always a range, in which looking for a number costs nothing.
+        return self.remaining > 0 and number in self.numbers[self.done :]
+
     def open_numbers(self) -> Sequence[int]:
         """The messages that are still held, in order."""
         return self.numbers[self.done :] if self.held is None else sorted(self.held)
@@ -173,7 +179,7 @@ class Flight:
             self._scatter(holder)
         lease = self._scattered.get(number)
         if lease is None:
-            held = any(number in lease.open_numbers() for lease in self._heap)
+            held = any(lease.holds(number) for lease in self._heap)
             return NOT_OWNED if held else NOT_IN_FLIGHT
         return number if lease.holder is holder else NOT_OWNED
 
@@ -260,6 +266,10 @@ class Flight:
                 del self._scattered[number]
         self._add(lease.holder, -len(lease.numbers))
         lease.done, lease.held = len(lease.numbers), None
+        # A consumer that never answers must not gather leases that are over.
+        queue = self._in_order.get(lease.holder)
+        while queue and not queue[0].remaining:
+            queue.popleft()
         return lease
 
     def _add(self, holder: Holder, count: int) -> None:

@@ -5,8 +5,8 @@ One file a channel, `<channel>.channel`: 8 bytes magic "NSQTCHN\\x01", then reco
     u8 kind | u32 length | u32 crc32 of kind and data | data
 
 The first record is a snapshot, with N and C records behind it for what it cannot hold; the others
-change it, in order. Opening replays them and cuts a torn
-tail. When the file has grown past a limit it is replaced by one that holds a fresh snapshot.
+change it, in order. Opening replays them and cuts a torn tail. When the file has grown past a limit it
+is replaced by one that holds a fresh snapshot.
 
     S  u64 cursor, u8 paused, u32 n, n x (u64 number, u16 attempts, u64 due_ns)
     D  u64 first, u64 end            handed out: the cursor is at `end` now

@@ -388,8 +388,10 @@ def _write_all(fd: int, parts: list[bytes]) -> None:
 
 def _seal(segment: Segment, fd: int) -> None:
     try:
-        os.fdatasync(fd)
-        os.close(fd)
+        try:
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
         durable.replace_file(segment.path.with_suffix(INDEX_SUFFIX), segment.index_bytes())
     except (OSError, StorageError) as cause:
         log.error("sealing a log segment failed path=%s error=%s", segment.path, cause)

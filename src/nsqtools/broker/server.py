@@ -334,6 +334,8 @@ class Broker:
             await self._answering
         await self._close_sessions()
         self._flush()
+        if self._answering is not None:
+            await self._answering
         self._closing = True
         for topic in self.topics.values():
             try:

@@ -38,6 +38,7 @@ RECEIVE_BUFFER_BYTES = 1 << 20
 WRITE_HIGH_WATER_BYTES = 1 << 20
 # Publishes of one connection that may wait for their write before reading is paused.
 UNANSWERED_MAX = 1024
+UNANSWERED_BYTES_MAX = 8 << 20
 # nsqd closes a client that was silent for two heartbeats.
 SILENT_HEARTBEATS_MAX = 2
 PUB_COUNTS_MAX = 1024
@@ -91,7 +92,8 @@ class Session(asyncio.BufferedProtocol):
         self._decoder = CommandDecoder(server.command_limits)
         self._transport: asyncio.Transport | None = None
         self._writable = True
-        self._unanswered: deque[str] = deque()
+        self._unanswered: deque[tuple[str, int]] = deque()
+        self._unanswered_bytes = 0
         self._stashed: Command | NsqToolsError | None = None
         self._heartbeat: asyncio.TimerHandle | None = None
         self._heard_s = server.now_s()
@@ -208,7 +210,10 @@ class Session(asyncio.BufferedProtocol):
 
     def _must_wait(self, item: Command | NsqToolsError) -> bool:
         publishing = isinstance(item, command.Pub | command.Mpub)
-        return not publishing or len(self._unanswered) >= UNANSWERED_MAX
+        full = (
+            len(self._unanswered) >= UNANSWERED_MAX or self._unanswered_bytes > UNANSWERED_BYTES_MAX
+        )
+        return full or not publishing
 
     def _pace_reading(self) -> None:
         if self._transport is None or self._transport.is_closing():
@@ -277,12 +282,15 @@ class Session(asyncio.BufferedProtocol):
             return
         if topic_name in self.pub_counts or len(self.pub_counts) < PUB_COUNTS_MAX:
             self.pub_counts[topic_name] = self.pub_counts.get(topic_name, 0) + len(bodies)
-        self._unanswered.append(name)
+        size_bytes = sum(map(len, bodies))
+        self._unanswered.append((name, size_bytes))
+        self._unanswered_bytes += size_bytes
         self._server.put(topic, bodies, delay_ms, self._published)
 
     def _published(self, reason: str | None) -> None:
         """The answer to the publish that has waited longest."""
-        name = self._unanswered.popleft()
+        name, size_bytes = self._unanswered.popleft()
+        self._unanswered_bytes -= size_bytes
         if reason is None:
             self._send(OK_FRAME)
         else:

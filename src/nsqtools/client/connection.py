@@ -113,6 +113,15 @@ class Connection(asyncio.BufferedProtocol):
         except TimeoutError:
             self._fail(ConnectionFailed(self.address, "nsqd takes no data"))
 
+    def pause_reading(self) -> None:
+        """Leave what comes in the socket, heartbeats included, until `resume_reading`."""
+        if self._transport is not None and self._transport.is_reading():
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
     async def close(self) -> None:
         """Send what is buffered, end our side, and wait for nsqd to end its own.
 
@@ -308,6 +317,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def _watch_silence(self) -> None:
         """Give the connection up when it was silent for read_timeout_s: heartbeats should come."""
+        if self._transport is not None and not self._transport.is_reading():
+            self._heard_s = self._loop.time()  # it is we who do not listen
         left_s = self._heard_s + self._options.read_timeout_s - self._loop.time()
         if self._options.heartbeat_interval_s < 0:
             return

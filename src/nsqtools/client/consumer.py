@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import Counter, deque
+from collections import Counter
 from typing import TYPE_CHECKING, Self
 
 from nsqtools.client.backoff import Backoff, BackoffOptions, ReconnectDelay
@@ -41,6 +41,9 @@ log = logging.getLogger("nsqtools.client")
 
 # How often held messages are looked at; a small part of the shortest msg_timeout (1 s).
 TOUCH_INTERVAL_S = 0.2
+# Bodies held at a time, beyond which nothing more is read: max-in-flight counts messages, and 2,500 of
+# a MiB each would be too many. What is not read waits in the sockets, and in nsqd.
+HELD_BYTES_MAX = 24 << 20
 
 
 class Consumer:
@@ -83,6 +86,7 @@ class Consumer:
         self.first_arrival_s = self.last_arrival_s = 0.0
         self._waiter: asyncio.Future[None] | None = None
         self._paused = False
+        self._is_full = False
         self._stopping = False
         self._waits_for_starved = False
         self._all_closed = asyncio.Event()
@@ -98,7 +102,6 @@ class Consumer:
             low_rdy_idle_timeout_s=options.low_rdy_idle_timeout_s,
             low_rdy_timeout_s=options.low_rdy_timeout_s,
         )
-        self._iterated: deque[Message] = deque()
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
@@ -140,9 +143,15 @@ class Consumer:
         return self._waiting_messages
 
     @property
-    def starved(self) -> bool:
-        """Whether some nsqd has little left to send until messages are settled."""
-        return any(s.starved for s in self._subscriptions.values())
+    def fill(self) -> float:
+        """How much of a full batch waits, of the fullest connection.
+
+        From 1 on, some nsqd has little left to send until messages are settled, or so many bytes are
+        held that no more are read.
+        """
+        if self._is_full:
+            return 1.0
+        return max((s.fill for s in self._subscriptions.values()), default=0.0)
 
     @property
     def in_flight(self) -> int:
@@ -168,7 +177,7 @@ class Consumer:
         Returns at once when that is so, and when the consumer has ended; after `timeout_s` in any case.
         Cancelling it changes nothing.
         """
-        if self.ended or (self.starved if starved else self._arrived):
+        if self.ended or (self.fill >= 1.0 if starved else self._arrived):
             return
         self._waiter = self._loop.create_future()
         self._waits_for_starved = starved
@@ -292,7 +301,8 @@ class Consumer:
         self._arrived.append(subscription.receive(messages, now_s))
         self._waiting_messages += len(messages)
         self.counts["received"] += len(messages)
-        if self._waiter is not None and (not self._waits_for_starved or subscription.starved):
+        self._bound_memory()
+        if self._waiter is not None and (not self._waits_for_starved or self.fill >= 1.0):
             self._wake()
 
     def response_received(self, connection: Connection, data: bytes) -> None:
@@ -322,6 +332,7 @@ class Consumer:
                 subscription.in_flight,
                 cause,
             )
+        self._bound_memory()
         self._check_all_closed()
         if self._poller is not None:
             self._poller.poke()
@@ -448,8 +459,22 @@ class Consumer:
         for address, rdy in shares.items():
             by_address[address].set_rdy(rdy, now_s)
 
+    def _bound_memory(self) -> None:
+        """Read no more while much is held; go on when half of it is settled."""
+        held_bytes = sum(s.held_bytes for s in self._subscriptions.values())
+        if held_bytes > HELD_BYTES_MAX and not self._is_full:
+            self._is_full = True
+            for connection in self._subscriptions:
+                connection.pause_reading()
+        elif self._is_full and held_bytes <= HELD_BYTES_MAX // 2:
+            self._is_full = False
+            for connection in self._subscriptions:
+                connection.resume_reading()
+
     def _settled(self, subscription: Subscription) -> None:
         """With more connections than max-in-flight, an empty place is given to another."""
+        if self._is_full:
+            self._bound_memory()
         if not subscription.rdy and not subscription.in_flight and not self._paused:
             self._share()
 

@@ -104,8 +104,11 @@ class Producer:
         answer = self._loop.create_future()
         self._unanswered.append(answer)
         connection.send(command)
-        await connection.drain()
-        await answer
+        try:
+            await connection.drain()
+            await answer
+        finally:
+            answer.cancel()  # of a caller that gave up: nobody is left to hear of a failure
 
     # Receiver
 
@@ -124,15 +127,23 @@ class Producer:
             answer = self._unanswered.popleft()
             if not answer.done():
                 answer.set_exception(error)
+        # Every error that a producer can get is fatal (spec: tcp-protocol, part 2): what is sent from
+        # here on nsqd will not read.
+        self._disconnected(error)
+        connection.abort(ConnectionFailed(self.address, f"nsqd closes after {error}"))
 
     def connection_lost(self, connection: Connection, cause: NsqToolsError) -> None:
-        self._connection = None
-        self._connected.clear()
-        self._last_failure = cause
+        if self._connected.is_set():
+            self._disconnected(cause)
         while self._unanswered:
             answer = self._unanswered.popleft()
             if not answer.done():
                 answer.set_exception(ConnectionFailed(self.address, f"unanswered: {cause}"))
+
+    def _disconnected(self, cause: NsqToolsError) -> None:
+        self._connection = None
+        self._connected.clear()
+        self._last_failure = cause
 
     # Connecting
 
@@ -147,8 +158,9 @@ class Producer:
                 log.error("not connected nsqd=%s error=%s", self.address, failure)
                 await asyncio.sleep(delay.after(0.0))
                 continue
-            self._connection = connection
-            self._connected.set()
-            log.info("connected nsqd=%s", self.address)
-            await connection.ended()
+            if connection.is_open:  # else it ended right behind the handshake, and told nobody
+                self._connection = connection
+                self._connected.set()
+                log.info("connected nsqd=%s", self.address)
+                await connection.ended()
             await asyncio.sleep(delay.after(self._loop.time() - began_s))

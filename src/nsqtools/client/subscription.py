@@ -32,6 +32,7 @@ class Subscription:
         self.rdy_changed_s = now_s
         self.last_message_s: float | None = None
         self.in_flight = 0
+        self.held_bytes = 0
         self.waiting = 0
         self.closing = False  # CLS was sent
         self.silent = False  # and CLOSE_WAIT has come
@@ -43,14 +44,16 @@ class Subscription:
         batch = Batch(self, messages, now_s)
         self._held[batch] = None
         self.in_flight += len(messages)
+        self.held_bytes += messages.size_bytes
         self.waiting += len(messages)
         self.last_message_s = now_s
         return batch
 
     @property
-    def starved(self) -> bool:
-        """Whether what waits to be taken is so much that nsqd has little left to send."""
-        return self.waiting > 0 and self.waiting >= self.rdy * STARVED_AT
+    def fill(self) -> float:
+        """How much of a full batch waits to be taken: at 1, nsqd has little left to send."""
+        full = self.rdy * STARVED_AT
+        return self.waiting / full if full else float(self.waiting > 0)
 
     def taken(self, count: int) -> None:
         self.waiting -= count
@@ -61,8 +64,9 @@ class Subscription:
         if not self.connection.is_open:
             return False
         self.in_flight -= count
-        if not batch.unsettled:
-            self._held.pop(batch, None)
+        if not batch.unsettled and batch in self._held:
+            del self._held[batch]
+            self.held_bytes -= batch.messages.size_bytes
         self.connection.send(data)
         self._settled(self)
         return True

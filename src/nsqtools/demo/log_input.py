@@ -55,12 +55,7 @@ class LogInput:
 
     def batches(self) -> Iterator[list[bytes]]:
         """Its lines, without their newlines, batch by batch; raises StorageError, ArchiveError."""
-        with open_archive(
-            self.path,
-            record_format="lines",
-            compression="none",
-            record_bytes_max=LINE_BYTES_MAX,
-        ) as reader:
+        with open_archive(self.path, record_format="lines", compression="none") as reader:
             for batch in reader.batches():
                 yield batch.bodies
 

@@ -28,6 +28,7 @@ from nsqtools.client.options import ConsumerOptions, ProducerOptions
 from nsqtools.clock import SystemClock
 from nsqtools.demo.log_input import LINE_BYTES_MAX, LogInput, choose_input
 from nsqtools.demo.stages import BodyDigest, Stage, print_stages
+from nsqtools.errors import OptionsError
 from nsqtools.observe.log import configure
 from nsqtools.outputs.file import FileOutput
 from nsqtools.pipeline.topic import TopicPipeline, TopicSpec
@@ -45,6 +46,8 @@ REPLAY_TOPIC = "demo-replay"
 CHANNEL = "archive"
 MAX_IN_FLIGHT = 2500
 SYNC_INTERVAL_S = 0.2
+# Nothing came back for so long: nothing will.
+STALL_S = 10.0
 IN_FLIGHT_MPUBS = 8
 ROTATE_SIZE_MIN_BYTES = 4096
 LIMITS = ChunkLimits(
@@ -81,10 +84,14 @@ async def play(options: DemoOptions) -> int:
 
 
 def _folder(options: DemoOptions) -> Path:
+    """A folder of its own for each run: a former run's messages would be a difference."""
     folder = options.output_dir or Path(tempfile.mkdtemp(prefix="nsqtools-demo-"))
-    for part in (folder, folder / "broker", folder / "archive"):
+    durable.make_directories(folder)
+    for part in (folder / "broker", folder / "archive"):
         durable.make_directories(part)
-    durable.check_writable(folder)
+        durable.check_writable(part)
+        if any(part.iterdir()):
+            raise OptionsError([f"--output-dir: {part} is not empty"])
     return folder
 
 
@@ -99,6 +106,7 @@ class Demo:
         self._sent = BodyDigest()
         self._came_back = BodyDigest()
         self._skipped = Skipped()
+        self._replayed = 0
 
     async def run(self, nsqd: str) -> list[Stage]:
         stages = [await self._publish(nsqd), await self._archive(nsqd)]
@@ -119,14 +127,14 @@ class Demo:
             f" {self._sent.messages:,} messages ({self._sent.body_bytes:,} bytes) published,"
             f" {self._came_back.messages:,} ({self._came_back.body_bytes:,} bytes) came back"
         )
-        print(f"digest   {self._sent.hexdigest()} of what was published")
-        print(f"         {self._came_back.hexdigest()} of what came back")
+        print(f"digest   {self._sent.hexdigest()} in")
+        print(f"         {self._came_back.hexdigest()} out")
         self._print_files()
         return 0 if identical else 1
 
     def _print_files(self) -> None:
         files = sorted(self.archive.iterdir())
-        print(f"archive  {self.archive} ({len(files)} files)")
+        print(f"archive  {self.archive} ({len(files)} file{'' if len(files) == 1 else 's'})")
         if files:
             print("look     ls -l", self.archive)
             print(f"         zstdcat {files[0]} | head")
@@ -144,7 +152,6 @@ class Demo:
                 await self._send(player, kept.bodies, "publish")
                 self._sent.add(kept.bodies)
             await player.finish()
-        # The last piece of a file that ends in a newline is no line; the reader knows that.
         return self._stage("publish", player, began_s)
 
     async def _replay(self, nsqd: str) -> Stage:
@@ -153,6 +160,7 @@ class Demo:
             for bodies in self._archived():
                 await self._send(player, bodies, "replay")
             await player.finish()
+        self._replayed = player.counts.messages
         return self._stage("replay", player, began_s)
 
     async def _send(self, player: Player, bodies: Iterable[bytes], stage: str) -> None:
@@ -164,7 +172,7 @@ class Demo:
         if not self._sent.messages:
             return
         for source in find_sources([str(self.archive)]):
-            with source.open(None) as reader:
+            with source.opened() as reader:
                 for batch in reader.batches():
                     yield batch.bodies
 
@@ -216,24 +224,30 @@ class Demo:
         async with Consumer(
             REPLAY_TOPIC, "verify", _consumer_options(), nsqd_addresses=[nsqd]
         ) as consumer:
-            while self._came_back.messages < self._sent.messages:
-                batches = await consumer.receive()
-                for batch in batches:
-                    self._came_back.add(batch.messages.bodies)
-                    self.progress("verify", batch.messages.size_bytes)
-                settle_all(batches)
-            # Anything beyond what was published would be a difference, too.
-            await consumer.wait(SYNC_INTERVAL_S)
-            for batch in consumer.take():
-                self._came_back.add(batch.messages.bodies)
+            missing = self._replayed
+            while missing > 0 and (came := await self._take_back(consumer, STALL_S)):
+                missing -= came
+            seconds = time.perf_counter() - began_s
+            # Anything beyond what was replayed would be a difference, too.
+            await self._take_back(consumer, SYNC_INTERVAL_S)
             await consumer.stop(1.0)
             await consumer.close()
         return Stage(
             name="verify",
             messages=self._came_back.messages,
             body_bytes=self._came_back.body_bytes,
-            seconds=time.perf_counter() - began_s - SYNC_INTERVAL_S,
+            seconds=seconds,
         )
+
+    async def _take_back(self, consumer: Consumer, wait_s: float) -> int:
+        """What comes next, within `wait_s`, into the digest; how many."""
+        await consumer.wait(wait_s)
+        batches = consumer.take()
+        for batch in batches:
+            self._came_back.add(batch.messages.bodies)
+            self.progress("verify", batch.messages.size_bytes)
+        settle_all(batches)
+        return sum(len(batch.messages) for batch in batches)
 
     def _stage(self, name: str, player: Player, began_s: float) -> Stage:
         return Stage(

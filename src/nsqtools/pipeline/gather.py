@@ -2,9 +2,11 @@
 
 An fsync costs the same for one message and for thousands, so a commit waits while more is likely to
 come: until some nsqd has little left to send (half of what it may send waits here, the other half is
-on its way while we commit), until the oldest message has waited for `sync_interval_s`, or until
-nothing has come for `quiet_s`. With a steady stream no timer is at work: the next commit begins when
-the last one ends.
+on its way while we commit), until the oldest message has waited for `sync_interval_s`, or until it has
+become quiet. How long is quiet depends on how much waits: with next to nothing `QUIET_S`, so that a
+trickle is gathered and compresses well; near a full batch next to no time at all, so that the end of a
+backlog does not wait. With a steady stream no timer is at work: the next commit begins when the last
+one ends.
 """
 
 from __future__ import annotations
@@ -29,12 +31,16 @@ class GatherPolicy:
     quiet_s: float = QUIET_S
 
     def wait_s(
-        self, *, starved: bool, first_arrival_s: float, last_arrival_s: float, now: float
+        self, *, fill: float, first_arrival_s: float, last_arrival_s: float, now: float
     ) -> float:
-        """How long to wait for more, when something has come; 0 or less: not at all."""
-        if starved:
+        """How long to wait for more, when something has come; 0 or less: not at all.
+
+        `fill` is how much of a full batch waits; at 1 nsqd has little left to send.
+        """
+        if fill >= 1.0:
             return 0.0
-        return min(first_arrival_s + self.sync_interval_s, last_arrival_s + self.quiet_s) - now
+        quiet_s = self.quiet_s * (1.0 - fill) ** 2
+        return min(first_arrival_s + self.sync_interval_s, last_arrival_s + quiet_s) - now
 
 
 async def gather(consumer: Consumer, policy: GatherPolicy, clock: Clock) -> list[Batch]:
@@ -47,7 +53,7 @@ async def gather(consumer: Consumer, policy: GatherPolicy, clock: Clock) -> list
             await consumer.wait()
             continue
         wait_s = policy.wait_s(
-            starved=consumer.starved,
+            fill=consumer.fill,
             first_arrival_s=consumer.first_arrival_s,
             last_arrival_s=consumer.last_arrival_s,
             now=clock.monotonic(),

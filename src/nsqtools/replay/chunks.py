@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nsqtools.wire.commands import MPUB_COUNT_BYTES, SIZE_BYTES
+from nsqtools.wire.commands import MPUB_COUNT_BYTES, SIZE_BYTES, mpub_size_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -43,14 +43,10 @@ def chunks(bodies: Sequence[bytes], limits: ChunkLimits) -> Iterator[Sequence[by
     """Cut bodies, each of which fits, into MPUBs that fit."""
     for at in range(0, len(bodies), limits.messages_max):
         run = bodies[at : at + limits.messages_max]
-        if _mpub_bytes(run) <= limits.body_size_max_bytes:
+        if mpub_size_bytes(run) <= limits.body_size_max_bytes:
             yield run
         else:
             yield from _by_size(run, limits.body_size_max_bytes)
-
-
-def _mpub_bytes(bodies: Sequence[bytes]) -> int:
-    return MPUB_COUNT_BYTES + SIZE_BYTES * len(bodies) + sum(map(len, bodies))
 
 
 def _by_size(bodies: Sequence[bytes], size_max: int) -> Iterator[Sequence[bytes]]:

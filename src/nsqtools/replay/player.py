@@ -1,15 +1,14 @@
 """Publishing: batches of bodies in, every one answered by some nsqd, or counted as refused.
 
 Each nsqd has a fixed number of senders; each takes the next MPUB from one queue, so that a faster nsqd
-gets more, and one that is down gets none. What was not answered is sent again (it may then be there
-twice: nsqd cannot say); what nsqd refuses is cut in halves until the message that it refuses stands
-alone, so that one bad message does not cost its neighbours.
+gets more, and one that is down gets none. What was not answered goes back into the queue, for
+whichever nsqd is up (it may then be there twice: nsqd cannot say); what nsqd refuses is cut in halves
+until the message that it refuses stands alone, so that one bad message does not cost its neighbours.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -32,23 +31,30 @@ _HOPELESS = ("E_BAD_TOPIC", "E_UNAUTHORIZED", "E_AUTH_FIRST", "E_AUTH_FAILED", "
 RETRY_S = 0.5
 # MPUBs that are read and wait for a sender, for each nsqd.
 READ_AHEAD = 2
+# Each refused message is told, up to this many; after that they are only counted.
+TOLD_MAX = 20
 
 
 @dataclass(slots=True)
 class PlayerCounts:
-    """Messages, bytes of bodies and MPUBs that nsqd said OK to; what it refused; what was sent again."""
+    """Messages, bytes of bodies and MPUBs that nsqd said OK to; what it refused; what was sent again.
+
+    `unanswered` are the messages that were taken and are not settled yet.
+    """
 
     messages: int = 0
     body_bytes: int = 0
     mpubs: int = 0
     refused: int = 0
     sent_again: int = 0
+    unanswered: int = 0
 
 
 class Player:
     """Publishes to one topic over several nsqds; `async with`, then `play`, then `finish`.
 
-    Leaving it without `finish` gives up what is not answered.
+    Leaving it without `finish` gives up what is not answered. What no retry will cure (E_BAD_TOPIC,
+    E_UNAUTHORIZED and the like) ends the block with a group that holds the ServerError.
     """
 
     def __init__(
@@ -65,10 +71,11 @@ class Player:
         self._in_flight = in_flight
         self._clock = clock
         self._producers = [Producer(address, options) for address in dict.fromkeys(addresses)]
-        self._queue: asyncio.Queue[Sequence[bytes]] = asyncio.Queue(
-            maxsize=READ_AHEAD * len(self._producers)
-        )
-        self._again: deque[Sequence[bytes]] = deque()
+        # Bounded by `play`: what comes back must never wait for room.
+        self._queue: asyncio.Queue[Sequence[bytes]] = asyncio.Queue()
+        self._mpubs = 0
+        self._mpubs_max = len(self._producers) * (in_flight + READ_AHEAD)
+        self._settled = asyncio.Event()
         self._log = get_log("replay")
         self._trouble = Repeated(self._log, "publishing failed, it is tried again", clock=clock)
 
@@ -97,24 +104,30 @@ class Player:
         await self._group.__aexit__(exc_type, exc, traceback)
 
     async def play(self, bodies: Sequence[bytes]) -> None:
-        """Take one MPUB's messages; waits while all senders are busy."""
-        await self._queue.put(bodies)
+        """Take one MPUB's messages; waits while as many as may wait are not settled."""
+        while self._mpubs >= self._mpubs_max:
+            await self._wait_for_settled()
+        self._mpubs += 1
+        self.counts.unanswered += len(bodies)
+        self._queue.put_nowait(bodies)
 
     async def finish(self) -> None:
         """Wait until everything was answered. Cancelling it gives the rest up."""
-        await self._queue.join()
+        while self._mpubs:
+            await self._wait_for_settled()
+
+    async def _wait_for_settled(self) -> None:
+        self._settled.clear()
+        await self._settled.wait()
 
     async def _send(self, producer: Producer) -> None:
         while True:
             await producer.connected()
-            bodies = self._again.popleft() if self._again else await self._queue.get()
+            bodies = await self._queue.get()
             if not producer.is_connected:
-                self._again.append(bodies)
-                continue
-            if await self._publish(producer, bodies):
-                self._queue.task_done()
-            else:
-                self._again.append(bodies)
+                self._queue.put_nowait(bodies)  # another nsqd may be up
+            elif not await self._publish(producer, bodies):
+                self._queue.put_nowait(bodies)
                 await self._clock.sleep(RETRY_S)
 
     async def _publish(self, producer: Producer, bodies: Sequence[bytes]) -> bool:
@@ -125,7 +138,8 @@ class Player:
             if refusal.code in _HOPELESS:
                 raise
             if refusal.code in _REFUSED:
-                return await self._divide(producer, bodies, refusal)
+                self._divide(producer, bodies, refusal)
+                return True
             self._failed(bodies, refusal)
             return False
         except ConnectionFailed as failure:
@@ -136,23 +150,31 @@ class Player:
         self.counts.messages += len(bodies)
         self.counts.body_bytes += sum(map(len, bodies))
         self.counts.mpubs += 1
+        self._settle(len(bodies))
         return True
 
-    async def _divide(
-        self, producer: Producer, bodies: Sequence[bytes], refusal: ServerError
-    ) -> bool:
+    def _divide(self, producer: Producer, bodies: Sequence[bytes], refusal: ServerError) -> None:
         if len(bodies) == 1:
             self.counts.refused += 1
-            self._log.error(
-                "nsqd refused a message", nsqd=producer.address, size=len(bodies[0]), error=refusal
-            )
-            return True
+            if self.counts.refused <= TOLD_MAX:
+                self._log.error(
+                    "nsqd refused a message",
+                    nsqd=producer.address,
+                    size=len(bodies[0]),
+                    error=refusal,
+                )
+            self._settle(1)
+            return
         middle = len(bodies) // 2
-        for half in (bodies[:middle], bodies[middle:]):
-            while not await self._publish(producer, half):
-                await self._clock.sleep(RETRY_S)
-                await producer.connected()
-        return True
+        self._mpubs += 1
+        self._queue.put_nowait(bodies[:middle])
+        self._queue.put_nowait(bodies[middle:])
+
+    def _settle(self, messages: int) -> None:
+        """One MPUB is off the books."""
+        self._mpubs -= 1
+        self.counts.unanswered -= messages
+        self._settled.set()
 
     def _failed(self, bodies: Sequence[bytes], failure: NsqToolsError) -> None:
         self.counts.sent_again += len(bodies)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TextIO, cast
 
 from nsqtools.observe.log import get_log
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from rich.console import Console
 
     from nsqtools.replay.sources import Source
 
@@ -18,6 +21,9 @@ LOG_INTERVAL_S = 10.0
 
 class Progress(Protocol):
     """Told after each batch; cheap."""
+
+    log_stream: TextIO | None
+    """Where log lines go meanwhile; None: standard error."""
 
     def advanced(self, source: Source, offset_bytes: int, messages: int) -> None:
         """Reading `source` has come to this byte; `messages` were answered so far."""
@@ -31,6 +37,8 @@ class Progress(Protocol):
 
 class LogProgress:
     """A line every LOG_INTERVAL_S."""
+
+    log_stream: TextIO | None = None
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self._log = get_log("replay")
@@ -58,10 +66,27 @@ class LogProgress:
         pass
 
 
-class BarProgress:
-    """A bar on standard error, over the bytes of all files."""
+class AboveBar(io.TextIOBase):
+    """A stream for log lines while a bar is drawn: they scroll by above it."""
 
-    def __init__(self, sources: Sequence[Source]) -> None:
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def write(self, text: str) -> int:
+        self._console.print(
+            text, end="", soft_wrap=True, markup=False, highlight=False, emoji=False
+        )
+        return len(text)
+
+
+class BarProgress:
+    """A bar on standard error, over the bytes of all files.
+
+    `forced` draws it into a pipe, too.
+    """
+
+    def __init__(self, sources: Sequence[Source], *, forced: bool) -> None:
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -74,6 +99,8 @@ class BarProgress:
         )
 
         total = sum(source.size_bytes for source in sources) or None
+        console = Console(stderr=True, force_terminal=forced or None)
+        self.log_stream: TextIO | None = cast("TextIO", AboveBar(console))
         self._before = 0
         self._bar = RichProgress(
             TextColumn("{task.description}"),
@@ -81,7 +108,7 @@ class BarProgress:
             DownloadColumn(),
             TextColumn("{task.fields[messages]:,} messages"),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=console,
             transient=True,
         )
         self._task = self._bar.add_task("replaying", total=total, messages=0)
@@ -99,7 +126,11 @@ class BarProgress:
 
 
 def progress_for(wanted: str, sources: Sequence[Source]) -> Progress:
-    """`always`, `never` (log lines), or `auto`: a bar when standard error is a terminal."""
-    if wanted == "always" or (wanted == "auto" and sys.stderr.isatty()):
-        return BarProgress(sources)
+    """`always`, `never` (log lines), or `auto`: a bar when standard error is a terminal.
+
+    Not below lines that somebody is typing.
+    """
+    typed = any(source.path is None for source in sources) and sys.stdin.isatty()
+    if wanted == "always" or (wanted == "auto" and sys.stderr.isatty() and not typed):
+        return BarProgress(sources, forced=wanted == "always")
     return LogProgress(sources)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from nsqtools.clock import SystemClock
-from nsqtools.errors import DamagedArchive, NsqToolsError
+from nsqtools.errors import ArchiveError, NsqToolsError, StorageError
 from nsqtools.lifecycle import Lifecycle
 from nsqtools.observe.log import configure, get_log
 from nsqtools.replay.chunks import ChunkLimits, chunks, sort_out
-from nsqtools.replay.player import Player
+from nsqtools.replay.interrupt import Interrupt
+from nsqtools.replay.player import TOLD_MAX, Player
 from nsqtools.replay.progress import progress_for
 from nsqtools.replay.rate import Rate
 from nsqtools.replay.sources import find_sources
@@ -31,8 +33,6 @@ log = get_log("replay")
 T = TypeVar("T")
 
 INTERRUPTED = 130
-# Each refused record is told, up to this many; after that they are only counted.
-TOLD_MAX = 20
 
 
 @dataclass(slots=True)
@@ -49,15 +49,14 @@ class ReplayCounts:
 async def run(options: FileToNsqOptions) -> int:
     """Replay; 0 when every record was published or skipped as empty.
 
-    Otherwise the exit code of the first damaged file, 1 when records were refused, or 130 when a
-    signal ended it early. Raises OptionsError for a name that is no file.
+    Otherwise the exit code of the first file that could not be read to its end, 1 when records were
+    refused, or 130 when a signal ended it early. Raises OptionsError for a name that is no file, and
+    a group with a ServerError when nsqd refuses the topic; what became of the records is told first.
     """
     configure(options.log_level, options.log_prefix)
     sources = find_sources(options.files)
     clock = SystemClock()
     async with Lifecycle(options.shutdown_timeout_s) as life:
-        progress = progress_for(options.progress, sources)
-        began_s = clock.monotonic()
         player = Player(
             options.topic,
             options.nsqd_tcp_address,
@@ -65,12 +64,18 @@ async def run(options: FileToNsqOptions) -> int:
             in_flight=options.in_flight,
             clock=clock,
         )
-        replay = Replay(options, player, progress, clock)
-        async with player:
-            life.ready("replaying")
-            ended = await _until_stopped(replay, sources, life)
-        progress.close()
-        print(replay.report(clock.monotonic() - began_s))
+        began_s = clock.monotonic()
+        with Interrupt() as interrupt:
+            progress = progress_for(options.progress, sources)
+            configure(options.log_level, options.log_prefix, stream=progress.log_stream)
+            replay = Replay(options, player, progress, clock, interrupt)
+            try:
+                async with player:
+                    life.ready("replaying")
+                    ended = await _until_stopped(replay, sources, life)
+            finally:
+                progress.close()
+                print(replay.report(clock.monotonic() - began_s), flush=True)
         return replay.exit_code(ended=ended)
 
 
@@ -80,13 +85,14 @@ async def _until_stopped(replay: Replay, sources: list[Source], life: Lifecycle)
     stopping = asyncio.ensure_future(life.stopping.wait())
     try:
         await asyncio.wait((reading, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if reading.done():
+            reading.result()
+            return True
     finally:
         stopping.cancel()
-    if reading.done():
-        reading.result()
-        return True
-    reading.cancel()
-    await asyncio.wait((reading,))
+        replay.interrupt.fire()
+        reading.cancel()
+        await asyncio.gather(reading, stopping, return_exceptions=True)
     await life.drain(replay.player.finish(), what="waiting for the last answers")
     return False
 
@@ -95,9 +101,15 @@ class Replay:
     """One run: the reading side, its counts, and its report."""
 
     def __init__(
-        self, options: FileToNsqOptions, player: Player, progress: Progress, clock: Clock
+        self,
+        options: FileToNsqOptions,
+        player: Player,
+        progress: Progress,
+        clock: Clock,
+        interrupt: Interrupt,
     ) -> None:
         self.player = player
+        self.interrupt = interrupt
         self.counts = ReplayCounts()
         self._options = options
         self._progress = progress
@@ -113,16 +125,18 @@ class Replay:
     async def read(self, sources: list[Source]) -> None:
         """Read every source and publish it, to the last answer.
 
-        A damaged file is told, and the next one read. Cancelling it stops reading.
+        A file that cannot be read to its end is told, and the next one read. Cancelling it stops
+        reading, when `interrupt` is fired even of a pipe in which nothing comes.
         """
         try:
             for source in sources:
                 self.counts.files += 1
                 try:
                     await self._read_one(source)
-                except DamagedArchive as damage:
-                    self.counts.failures.append(damage)
-                    log.error("damaged archive", error=damage, hint=damage.hint)
+                except (ArchiveError, StorageError) as failure:
+                    self.counts.failures.append(failure)
+                    log.error("file not read to its end", error=failure, hint=failure.hint or "-")
+                self._progress.finished(source)
             await self.player.finish()
         finally:
             self._thread.shutdown(wait=False)
@@ -141,11 +155,12 @@ class Replay:
             (counts.empty, "skipped: empty, which nsqd refuses"),
             (counts.too_big, f"not sent: larger than {self._options.max_msg_size_bytes} bytes"),
             (played.refused, "refused by nsqd"),
-            (played.sent_again, "sent again because no answer came: may be there twice"),
+            (played.sent_again, "sent again after no answer or a failure: may be there twice"),
+            (played.unanswered, "given up without an answer: may be there or not"),
         ):
             if count:
                 lines.append(f"{count} messages {what}")
-        lines += [f"damaged: {failure}" for failure in counts.failures]
+        lines += [f"not read to its end: {failure}" for failure in counts.failures]
         return "\n".join(lines)
 
     def exit_code(self, *, ended: bool) -> int:
@@ -157,18 +172,22 @@ class Replay:
 
     async def _read_one(self, source: Source) -> None:
         wanted = None if self._options.record_format == "auto" else self._options.record_format
-        reader = await self._call(lambda: source.open(wanted))
-        with reader:
-            batches = reader.batches(self._options.since_ns, self._options.until_ns)
-            batch = await self._call(lambda: next(batches, None))
-            while batch is not None:
-                # The next batch is read while this one is published.
+        following: asyncio.Future[RecordBatch | None] | None = None
+        with contextlib.ExitStack() as held:
+            opened = source.opened(wanted, interrupt=self.interrupt)
+            try:
+                reader = await self._call(lambda: held.enter_context(opened))
+                batches = reader.batches(self._options.since_ns, self._options.until_ns)
                 following = self._call(lambda: next(batches, None))
-                try:
+                while (batch := await following) is not None:
+                    # The next batch is read while this one is published.
+                    following = self._call(lambda: next(batches, None))
                     await self._play(source, batch)
-                finally:
-                    batch = await following
-        self._progress.finished(source)
+            finally:
+                if following is not None:
+                    following.cancel()  # nobody will look at it any more
+                # Whatever the thread is at ends before the file is closed under it.
+                await self._call(held.close)
 
     async def _play(self, source: Source, batch: RecordBatch) -> None:
         self.counts.records += len(batch.bodies)

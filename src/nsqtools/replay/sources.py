@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
+import os
+import stat
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from nsqtools.archive.reader import open_archive
-from nsqtools.errors import OptionsError
+from nsqtools.errors import OptionsError, StorageError
+from nsqtools.replay.interrupt import InterruptibleInput
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from nsqtools.archive.reader import ArchiveReader
+    from nsqtools.replay.interrupt import Interrupt
 
 STDIN = "-"
 STDIN_NAME = "standard input"
@@ -33,25 +38,52 @@ class Source:
     def name(self) -> str:
         return STDIN_NAME if self.path is None else str(self.path)
 
-    def open(self, record_format: str | None) -> ArchiveReader:
-        """Raises StorageError, ArchiveError or DamagedArchive."""
-        if self.path is None:
-            return open_archive(sys.stdin.buffer, record_format=record_format, name=STDIN_NAME)
-        return open_archive(self.path, record_format=record_format)
+    @contextlib.contextmanager
+    def opened(
+        self, record_format: str | None = None, *, interrupt: Interrupt | None = None
+    ) -> Iterator[ArchiveReader]:
+        """Its reader, closed behind the block. Raises StorageError, ArchiveError or DamagedArchive.
+
+        A pipe or a terminal ends when `interrupt` is fired.
+        """
+        with contextlib.ExitStack() as held:
+            file = self.path or sys.stdin.buffer
+            if self.path is not None and not self.path.is_file():
+                file = held.enter_context(_open_stream(self.path))
+            if not isinstance(file, Path) and interrupt is not None and not _is_regular(file):
+                file = cast("BinaryIO", InterruptibleInput(file.fileno(), interrupt))
+            reader = open_archive(file, record_format=record_format, name=self.name)
+            yield held.enter_context(reader)
+
+
+def _open_stream(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb", buffering=0)
+    except OSError as cause:
+        raise StorageError("open", path, cause) from cause
+
+
+def _is_regular(file: BinaryIO) -> bool:
+    return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
 
 
 def find_sources(names: Sequence[str]) -> list[Source]:
     """The files that the names stand for: a file, every finished file of a folder, a glob, or `-`.
 
-    A file that is meant twice is read once. Raises OptionsError naming every one that is nothing.
+    A file that is meant twice is read once. Raises OptionsError naming every one that is nothing, or
+    that may not be looked at.
     """
     found: dict[str, Source] = {}
     problems: list[str] = []
     for name in names:
-        before = len(found)
-        for source in _expand(name):
+        try:
+            sources = list(_expand(name))
+        except OSError as cause:
+            problems.append(f"{cause.filename or name}: {(cause.strerror or str(cause)).lower()}")
+            continue
+        for source in sources:
             found.setdefault(source.name, source)
-        if len(found) == before and not any(True for _ in _expand(name)):
+        if not sources:
             problems.append(f"{name}: {_why_nothing(name)}")
     if problems:
         raise OptionsError(problems)
@@ -60,7 +92,8 @@ def find_sources(names: Sequence[str]) -> list[Source]:
 
 def _expand(name: str) -> Iterator[Source]:
     if name == STDIN:
-        yield Source(path=None)
+        if sys.stdin is not None:  # it is None where the shell has closed it
+            yield Source(path=None)
         return
     path = Path(name)
     if path.is_dir():
@@ -74,13 +107,23 @@ def _expand(name: str) -> Iterator[Source]:
 
 
 def _below(folder: Path) -> Iterator[Source]:
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.is_file() and not hidden and path.suffix not in _NOT_FINISHED:
+    """Every finished file, hidden ones left out; a folder that cannot be read raises OSError."""
+    paths: list[Path] = []
+    for above, folders, files in os.walk(folder, onerror=_raise):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths += [Path(above, name) for name in files if not name.startswith(".")]
+    for path in sorted(paths):
+        if path.is_file() and path.suffix not in _NOT_FINISHED:
             yield Source(path=path, size_bytes=path.stat().st_size)
 
 
+def _raise(error: OSError) -> None:
+    raise error
+
+
 def _why_nothing(name: str) -> str:
+    if name == STDIN:
+        return "standard input is closed"
     if Path(name).is_dir():
         return "no finished file in this folder"
     if glob.has_magic(name):

@@ -141,6 +141,8 @@ class CommandDecoder:
 
     def receive(self, data: bytes | memoryview) -> None:
         """Take in what was read; then pull with `next_command` until it gives None."""
+        if self._failure is not None:
+            return
         walk = self._walk
         joined = self._tail.join(data) if walk is None else self._walk_on(walk, data)
         if joined is not None:

@@ -1,0 +1,1 @@
+"""`make bench`: throughput beside the floor of this machine. Prints figures, fails nothing."""

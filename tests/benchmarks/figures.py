@@ -1,0 +1,288 @@
+"""The figures: each takes one sample, with everything on this machine's cores at once."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tests.benchmarks import data
+from tests.benchmarks.nsqd import our_program
+from tests.benchmarks.processes import ROOT, BenchError, Usage, since
+from tests.benchmarks.table import Sample
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.benchmarks.nsqd import Nsqd
+    from tests.benchmarks.processes import Child, Children
+
+CHANNEL = "bench"
+IN_FLIGHT_MAX = 2500
+NSQ_IN_FLIGHT = 200
+REPLAY_TIMEOUT_S = 600.0
+# One PUB at a time is slow: NSQ's to_nsq gets no more than this.
+TO_NSQ_MESSAGES_MAX = 100_000
+STARTS = 5
+RECEIVE_BUFFER_BYTES = 1 << 20
+_SUMMARY = re.compile(r"INFO: archived messages=(\d+) .*commits=(\d+)")
+_REPLAYED = re.compile(r"^published (\d+) messages .* s: ([\d,]+) messages/s$", re.MULTILINE)
+
+
+@dataclass(slots=True, kw_only=True)
+class Bench:
+    """What the figures of one run share: the broker, the messages, the floor of the network."""
+
+    children: Children
+    nsqd: Nsqd
+    messages: Path
+    count: int
+    loopback: Sample
+    archive: Path | None = None
+    topics: int = field(default=0)
+
+    def new_topic(self, channel: str = "") -> str:
+        self.topics += 1
+        topic = f"bench-{self.topics}"
+        self.nsqd.create(topic, channel)
+        return topic
+
+    def new_backlog(self) -> str:
+        """A topic whose channel holds every message, on disk but for the newest."""
+        topic = self.new_topic(CHANNEL)
+        port = self.nsqd.tcp_port
+        self.children.traffic("writer", "write", port, topic, self.messages, self.count)
+        self.nsqd.wait_for_backlog(topic, CHANNEL, self.count)
+        return topic
+
+
+def loopback(children: Children, messages: Path, count: int) -> Sample:
+    """The floor of the network: frames from one process, received without looking at them."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(REPLAY_TIMEOUT_S)
+        port = server.getsockname()[1]
+        sender = children.start_traffic("sender", "send", port, messages, count)
+        peer, _ = server.accept()
+        with peer:
+            cpu_from_s = time.process_time()
+            received = _receive_all(peer)
+            cpu_s = time.process_time() - cpu_from_s
+    _, seconds, usage = children.end_traffic(sender)
+    if received != count * data.FRAME_BYTES:
+        raise BenchError(f"{received} bytes came over loopback")
+    receiver = Usage(name="receiver", cpu_s=cpu_s, peak_bytes=RECEIVE_BUFFER_BYTES)
+    return Sample(messages=count, seconds=seconds, usages=(usage, receiver))
+
+
+def _receive_all(peer: socket.socket) -> int:
+    buffer = bytearray(RECEIVE_BUFFER_BYTES)
+    received = 0
+    while size := peer.recv_into(buffer):
+        received += size
+    return received
+
+
+def ingest(bench: Bench) -> Sample:
+    """Two connections publish MPUBs, each waits for its OK."""
+    topic = bench.new_topic()
+    broker = bench.nsqd.child
+    broker.reset_peak()
+    before = broker.usage()
+    moved, seconds, writer = bench.children.traffic(
+        "writer", "write", bench.nsqd.tcp_port, topic, bench.messages, bench.count
+    )
+    used = since(before, broker.usage())
+    _expect(bench.nsqd.published(topic), moved, "messages in the topic")
+    bench.nsqd.delete(topic)
+    return Sample(
+        messages=moved,
+        seconds=seconds,
+        floor_per_s=bench.loopback.rate,
+        usages=(used, writer),
+    )
+
+
+def delivery(bench: Bench) -> Sample:
+    """Two connections take a backlog and FIN every message."""
+    topic = bench.new_backlog()
+    broker = bench.nsqd.child
+    broker.reset_peak()
+    before = broker.usage()
+    moved, seconds, reader = bench.children.traffic(
+        "reader", "read", bench.nsqd.tcp_port, topic, CHANNEL, bench.count
+    )
+    used = since(before, broker.usage())
+    _expect(moved, bench.count, "messages delivered")
+    bench.nsqd.wait_for_backlog(topic, CHANNEL, 0)
+    bench.nsqd.delete(topic)
+    return Sample(
+        messages=moved,
+        seconds=seconds,
+        floor_per_s=bench.loopback.rate,
+        usages=(used, reader),
+    )
+
+
+def archive(bench: Bench, argv: list[str], flags: list[str], *, is_ours: bool = True) -> Sample:
+    """nsq_to_file empties a channel; the floor is the slower of the network's and the disk's."""
+    topic = bench.new_backlog()
+    folder = bench.children.folder / f"archive-{topic}"
+    folder.mkdir()
+    broker = bench.nsqd.child
+    broker.reset_peak()
+    before = broker.usage()
+    archiver = bench.children.start(
+        "archiver", [*argv, *_archive_flags(bench, topic, folder), *flags]
+    )
+    span = bench.nsqd.time_emptying(topic, CHANNEL, bench.count, archiver)
+    used = since(before, broker.usage())
+    usage = archiver.terminate()
+    bench.nsqd.delete(topic)
+    floor = _disk_floor(bench, archiver, folder) if is_ours else None
+    sample = Sample(
+        messages=span.messages,
+        seconds=span.seconds,
+        floor_per_s=floor and min(floor, bench.loopback.rate),
+        usages=(used, usage),
+        body_bytes=bench.count * data.MESSAGE_BYTES,
+        disk_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+    )
+    _keep_for_replay(bench, folder, kept=is_ours and "--compress=zstd" in flags)
+    return sample
+
+
+def _archive_flags(bench: Bench, topic: str, folder: Path) -> list[str]:
+    return [
+        f"--topic={topic}",
+        f"--channel={CHANNEL}",
+        f"--nsqd-tcp-address={bench.nsqd.tcp_address}",
+        f"--output-dir={folder}",
+    ]
+
+
+def _disk_floor(bench: Bench, archiver: Child, folder: Path) -> float:
+    """Messages a second that the disk alone would take: the same bytes, synced as often."""
+    summary = _SUMMARY.search(archiver.stderr)
+    if summary is None:
+        raise BenchError(f"nsq_to_file gave no summary\n{archiver.stderr[-2000:]}")
+    _expect(int(summary[1]), bench.count, "messages archived")
+    target = bench.children.folder / "floor"
+    _, seconds, _ = bench.children.traffic("store", "store", folder, target, summary[2])
+    target.unlink()
+    return bench.count / seconds
+
+
+def _keep_for_replay(bench: Bench, folder: Path, *, kept: bool) -> None:
+    if not kept:
+        shutil.rmtree(folder)
+        return
+    if bench.archive is not None:
+        shutil.rmtree(bench.archive)
+    bench.archive = folder
+
+
+def replay(bench: Bench) -> Sample:
+    """file_to_nsq publishes the zstd archive that was just made; the rate is its own."""
+    if bench.archive is None:
+        OURS["zstd"](bench)
+    topic = bench.new_topic()
+    broker = bench.nsqd.child
+    broker.reset_peak()
+    before = broker.usage()
+    words = [f"--topic={topic}", f"--nsqd-tcp-address={bench.nsqd.tcp_address}"]
+    player = bench.children.start(
+        "replayer", [*our_program("file_to_nsq"), *words, str(bench.archive)]
+    )
+    usage = player.wait(REPLAY_TIMEOUT_S)
+    used = since(before, broker.usage())
+    report = _REPLAYED.search(player.stdout)
+    if report is None:
+        raise BenchError(f"file_to_nsq gave no report\n{player.stdout}{player.stderr[-2000:]}")
+    _expect(int(report[1]), bench.count, "messages replayed")
+    _expect(bench.nsqd.published(topic), bench.count, "messages in the topic")
+    bench.nsqd.delete(topic)
+    return Sample(
+        messages=bench.count,
+        seconds=bench.count / int(report[2].replace(",", "")),
+        floor_per_s=bench.loopback.rate,
+        usages=(used, usage),
+    )
+
+
+def to_nsq(bench: Bench, argv: list[str]) -> Sample:
+    """NSQ's to_nsq publishes lines from standard input."""
+    topic = bench.new_topic()
+    count = min(bench.count, TO_NSQ_MESSAGES_MAX)
+    lines = bench.children.folder / f"lines-{topic}"
+    lines.write_bytes(b"".join(line + b"\n" for line in data.messages(count)))
+    broker = bench.nsqd.child
+    before = broker.usage()
+    words = [f"--topic={topic}", f"--nsqd-tcp-address={bench.nsqd.tcp_address}"]
+    began_s = time.perf_counter()
+    usage = bench.children.start("to_nsq", [*argv, *words], stdin=lines).wait(REPLAY_TIMEOUT_S)
+    seconds = time.perf_counter() - began_s
+    used = since(before, broker.usage())
+    _expect(bench.nsqd.published(topic), count, "messages in the topic")
+    bench.nsqd.delete(topic)
+    return Sample(messages=count, seconds=seconds, usages=(used, usage))
+
+
+def version_s() -> float:
+    """Seconds until `nsq_to_file --version` has ended: the median of a few starts."""
+    times = []
+    for _ in range(STARTS):
+        began_s = time.perf_counter()
+        subprocess.run(
+            [*our_program("nsq_to_file"), "--version"],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            cwd=ROOT,
+        )
+        times.append(time.perf_counter() - began_s)
+    return statistics.median(times)
+
+
+def _ours(*flags: str) -> Callable[[Bench], Sample]:
+    return lambda bench: archive(bench, our_program("nsq_to_file"), list(flags))
+
+
+def _theirs(folder: Path, *flags: str) -> Callable[[Bench], Sample]:
+    argv = [str(folder / "nsq_to_file")]
+    return lambda bench: archive(bench, argv, list(flags), is_ours=False)
+
+
+_FAST = f"--max-in-flight={IN_FLIGHT_MAX}"
+_AS_NSQ = f"--max-in-flight={NSQ_IN_FLIGHT}"
+# What is measured with our tools, against whichever broker.
+OURS: dict[str, Callable[[Bench], Sample]] = {
+    "ingest": ingest,
+    "delivery": delivery,
+    "none-200": _ours("--compress=none", _AS_NSQ),
+    "none": _ours("--compress=none", _FAST),
+    "gzip": _ours("--compress=gzip", "--gzip-level=6", _FAST),
+    "zstd-framed": _ours("--compress=zstd", "--zstd-level=3", "--format=framed", _FAST),
+    "zstd": _ours("--compress=zstd", "--zstd-level=3", _FAST),
+    "replay": replay,
+}
+
+
+def nsq_figures(folder: Path) -> dict[str, Callable[[Bench], Sample]]:
+    """The same of NSQ's own tools, which `folder` holds."""
+    return {
+        "nsq-none-200": _theirs(folder, _AS_NSQ),
+        "nsq-none": _theirs(folder, _FAST),
+        "nsq-gzip-200": _theirs(folder, "--gzip", _AS_NSQ),
+        "nsq-gzip": _theirs(folder, "--gzip", _FAST),
+        "nsq-to_nsq": lambda bench: to_nsq(bench, [str(folder / "to_nsq")]),
+    }
+
+
+def _expect(found: int, wanted: int, what: str) -> None:
+    if found != wanted:
+        raise BenchError(f"{found} {what}, {wanted} were expected")

@@ -1,0 +1,409 @@
+"""A channel against a log in memory: what it hands out, takes back, keeps and lets go."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from nsqtools.broker.block import build_block
+from nsqtools.broker.channel import Channel
+from nsqtools.broker.journal import ChannelState, Journal
+from nsqtools.broker.log import DiskLog, Memory, MemoryLog
+from nsqtools.wire.frames import FrameDecoder
+from nsqtools.wire.messages import Messages
+
+if TYPE_CHECKING:
+    import pytest
+
+    from nsqtools.broker.log import TopicLog
+
+NOW_NS = 1_700_000_000_000_000_000
+SECOND_NS = 1_000_000_000
+
+
+class Feed:
+    """A topic as its channel sees it; time stands still unless it is moved."""
+
+    def __init__(self, log: TopicLog) -> None:
+        self.log = log
+        self.pumped = log.end
+        self.time_s = 0.0
+
+    def now_s(self) -> float:
+        return self.time_s
+
+    def publish(self, *bodies: bytes, due_ns: int = 0) -> tuple[int, int]:
+        first = self.log.end
+        self.log.append(build_block(first, bodies, NOW_NS, due_ns))
+        self.pumped = self.log.end
+        return first, self.log.end
+
+
+class Consumer:
+    """A consumer that remembers what it got."""
+
+    def __init__(self, rdy: int = 0) -> None:
+        self.rdy = rdy
+        self.in_flight = 0
+        self.msg_timeout_s = 10.0
+        self.sample_rate = 0
+        self.got: list[tuple[bytes, int]] = []
+        self.ids: dict[bytes, bytes] = {}
+        self.disconnected = False
+
+    def budget(self) -> int:
+        return self.rdy - self.in_flight
+
+    def deliver(self, frames: bytes, count: int) -> None:
+        (messages,) = FrameDecoder().receive(frames)
+        assert isinstance(messages, Messages)
+        assert len(messages) == count
+        self.got += zip(messages.bodies, messages.attempts, strict=True)
+        self.ids.update(zip(messages.bodies, messages.ids, strict=True))
+
+    def disconnect(self) -> None:
+        self.disconnected = True
+
+    def id_of(self, *bodies: bytes) -> bytes:
+        return b"".join(self.ids[body] for body in bodies)
+
+
+def make(depth_max: int | None = None, log: TopicLog | None = None) -> tuple[Feed, Channel]:
+    feed = Feed(log or MemoryLog(1))
+    channel = Channel(
+        "c",
+        feed,
+        state=ChannelState(feed.pumped),
+        journal=None,
+        depth_max=depth_max,
+        max_msg_timeout_s=30.0,
+    )
+    return feed, channel
+
+
+def join(channel: Channel, rdy: int) -> Consumer:
+    consumer = Consumer(rdy)
+    channel.subscribe(consumer)
+    channel.deliver()
+    return consumer
+
+
+def publish(feed: Feed, channel: Channel, *bodies: bytes, due_ns: int = 0) -> None:
+    channel.pumped(*feed.publish(*bodies, due_ns=due_ns))
+
+
+def test_messages_are_shared_between_those_who_are_ready() -> None:
+    feed, channel = make()
+    one, two, idle = join(channel, 100), join(channel, 100), join(channel, 0)
+    publish(feed, channel, *[b"%d" % number for number in range(10)])
+    assert min(len(one.got), len(two.got)) >= 3
+    assert idle.got == []
+    assert Counter(one.got + two.got) == Counter((b"%d" % number, 1) for number in range(10))
+    assert (channel.depth, channel.in_flight, channel.message_count) == (0, 10, 10)
+
+
+def test_the_window_is_never_exceeded() -> None:
+    feed, channel = make()
+    consumer = join(channel, 3)
+    publish(feed, channel, *[b"%d" % number for number in range(10)])
+    assert consumer.in_flight == 3
+    channel.finish(consumer, consumer.id_of(b"0", b"2"))
+    channel.deliver()
+    assert [body for body, _ in consumer.got] == [b"0", b"1", b"2", b"3", b"4"]
+    assert (channel.depth, channel.in_flight) == (5, 3)
+
+
+def test_what_waits_again_comes_before_what_is_new() -> None:
+    feed, channel = make()
+    consumer = join(channel, 1)
+    publish(feed, channel, b"1", b"2")
+    channel.requeue(consumer, consumer.id_of(b"1"), 0)
+    channel.deliver()
+    assert consumer.got == [(b"1", 1), (b"1", 2)]
+    assert channel.requeue_count == 1
+
+
+def test_a_deferred_message_waits_for_its_time() -> None:
+    feed, channel = make()
+    consumer = join(channel, 5)
+    publish(feed, channel, b"later", due_ns=NOW_NS + 5 * SECOND_NS)
+    publish(feed, channel, b"now")
+    assert [body for body, _ in consumer.got] == [b"now"]
+    assert (channel.deferred, channel.depth) == (1, 0)
+    channel.scan(0.0, NOW_NS + 5 * SECOND_NS - 1)
+    assert channel.deferred == 1
+    channel.scan(0.0, NOW_NS + 5 * SECOND_NS)
+    channel.deliver()
+    assert consumer.got[-1] == (b"later", 1)
+
+
+def test_what_is_not_answered_in_time_goes_to_another() -> None:
+    feed, channel = make()
+    slow = join(channel, 1)
+    publish(feed, channel, b"x")
+    feed.time_s = 10.0
+    slow.rdy = 0
+    channel.scan(10.0, NOW_NS)
+    assert (channel.timeout_count, channel.in_flight, channel.depth) == (1, 0, 1)
+    other = join(channel, 1)
+    assert other.got == [(b"x", 2)]
+    assert channel.finish(slow, slow.id_of(b"x")) == [
+        (slow.id_of(b"x"), "client does not own message")
+    ]
+
+
+def test_a_consumer_that_leaves_gives_back_what_it_held() -> None:
+    feed, channel = make()
+    consumer = join(channel, 5)
+    publish(feed, channel, b"1", b"2", b"3")
+    channel.finish(consumer, consumer.id_of(b"2"))
+    channel.unsubscribe(consumer)
+    assert (channel.depth, channel.in_flight) == (2, 0)
+    other = join(channel, 5)
+    assert sorted(other.got) == [(b"1", 2), (b"3", 2)]
+
+
+def test_sampling_takes_the_rest_from_everyone(monkeypatch: pytest.MonkeyPatch) -> None:
+    rolls = iter([29, 30, 0, 99])
+    monkeypatch.setattr(random, "randrange", lambda _stop: next(rolls))
+    feed, channel = make()
+    consumer = Consumer(10)
+    consumer.sample_rate = 30
+    channel.subscribe(consumer)
+    publish(feed, channel, b"1", b"2", b"3", b"4")
+    assert [body for body, _ in consumer.got] == [b"1", b"3"]
+    assert (channel.depth, channel.in_flight, channel.dropped_count) == (0, 2, 2)
+
+
+def test_a_bounded_channel_drops_the_newest() -> None:
+    feed, channel = make(depth_max=3)
+    publish(feed, channel, b"1", b"2")
+    publish(feed, channel, b"3", b"4", b"5")
+    assert (channel.depth, channel.dropped_count) == (3, 2)
+    publish(feed, channel, b"6")
+    assert channel.dropped_count == 3
+    consumer = join(channel, 2)
+    publish(feed, channel, b"7")
+    consumer.rdy = 10
+    channel.deliver()
+    assert [body for body, _ in consumer.got] == [b"1", b"2", b"3", b"7"]
+
+
+def test_a_paused_channel_hands_out_nothing() -> None:
+    feed, channel = make()
+    consumer = join(channel, 5)
+    channel.pause(paused=True)
+    publish(feed, channel, b"x")
+    assert consumer.got == []
+    channel.pause(paused=False)
+    channel.deliver()
+    assert consumer.got == [(b"x", 1)]
+
+
+def test_stragglers_are_carried_over_so_that_the_log_can_go(tmp_path: Path) -> None:
+    log = DiskLog(
+        tmp_path,
+        memory=Memory(1, 1),
+        segment_size_max_bytes=100,
+        now_ms=1,
+        defer=lambda function: function(),
+    )
+    feed, channel = make(log=log)
+    consumer = join(channel, 1)
+    publish(feed, channel, b"straggler")
+    held = consumer.id_of(b"straggler")
+    channel.requeue(consumer, held, NOW_NS + SECOND_NS)
+    for number in range(10):
+        publish(feed, channel, b"x" * 100 + b"%d" % number)
+        channel.finish(consumer, consumer.id_of(consumer.got[-1][0]))
+    channel.deliver()
+    assert channel.floor() == log.start
+    assert channel.carry_over(log.end)
+    log.trim(channel.floor())
+    assert log.start > int(held, 16)
+    channel.scan(0.0, NOW_NS + SECOND_NS)
+    channel.deliver()
+    assert consumer.got[-1] == (b"straggler", 2)
+    assert channel.finish(consumer, held) == []
+    assert channel.state().carried == {}
+    log.close()
+
+
+class ChannelMachine(RuleBasedStateMachine):
+    """A channel on disk: every message is in one place, and a restart keeps it there.
+
+    The model knows what was published and not finished.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.temporary = tempfile.TemporaryDirectory()
+        self.folder = Path(self.temporary.name)
+        self.unfinished: set[bytes] = set()
+        self.count = 0
+        self.time_s = 0.0
+        self.ms = 0
+
+    @initialize()
+    def start(self) -> None:
+        Journal(self.path).create(ChannelState(0))
+        self.open()
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "c.channel"
+
+    def open(self) -> None:
+        self.ms += 1
+        self.log = DiskLog(
+            self.folder,
+            memory=Memory(4, 1 << 20),
+            segment_size_max_bytes=400,
+            now_ms=self.ms,
+            defer=lambda function: function(),
+        )
+        self.feed = Feed(self.log)
+        self.feed.time_s = self.time_s
+        self.journal = Journal(self.path)
+        state, _ = self.journal.load()
+        state.cursor = max(state.cursor, self.log.start)
+        self.channel = Channel(
+            "c", self.feed, state=state, journal=self.journal, depth_max=None, max_msg_timeout_s=30
+        )
+        self.consumers = [Consumer(), Consumer()]
+        for consumer in self.consumers:
+            self.channel.subscribe(consumer)
+
+    @rule(count=st.integers(1, 6), delay_s=st.sampled_from([0, 0, 0, 5]))
+    def publish(self, count: int, delay_s: int) -> None:
+        bodies = [b"%d" % (self.count + at) for at in range(count)]
+        self.count += count
+        self.unfinished.update(bodies)
+        due_ns = self.now_ns + delay_s * SECOND_NS if delay_s else 0
+        publish(self.feed, self.channel, *bodies, due_ns=due_ns)
+
+    @property
+    def now_ns(self) -> int:
+        return NOW_NS + int(self.time_s * SECOND_NS)
+
+    @rule(who=st.integers(0, 1), rdy=st.integers(0, 5))
+    def ready(self, who: int, rdy: int) -> None:
+        self.consumers[who].rdy = rdy
+        self.channel.deliver()
+
+    @rule(who=st.integers(0, 1), data=st.data())
+    def finish(self, who: int, data: st.DataObject) -> None:
+        consumer = self.consumers[who]
+        held = self.held_by(consumer)
+        if held:
+            chosen = data.draw(st.lists(st.sampled_from(held), min_size=1, unique=True))
+            assert self.channel.finish(consumer, consumer.id_of(*chosen)) == []
+            self.unfinished.difference_update(chosen)
+            self.channel.deliver()
+
+    @rule(who=st.integers(0, 1), data=st.data(), delay_s=st.sampled_from([0, 5]))
+    def requeue(self, who: int, data: st.DataObject, delay_s: int) -> None:
+        consumer = self.consumers[who]
+        held = self.held_by(consumer)
+        if held:
+            body = data.draw(st.sampled_from(held))
+            due_ns = self.now_ns + delay_s * SECOND_NS if delay_s else 0
+            assert self.channel.requeue(consumer, consumer.id_of(body), due_ns) is None
+            self.channel.deliver()
+
+    @rule(passed_s=st.sampled_from([1, 6, 11]))
+    def time_passes(self, passed_s: int) -> None:
+        self.time_s += passed_s
+        self.feed.time_s = self.time_s
+        self.channel.scan(self.time_s, self.now_ns)
+        self.channel.deliver()
+
+    @rule(who=st.integers(0, 1))
+    def reconnect(self, who: int) -> None:
+        self.channel.unsubscribe(self.consumers[who])
+        self.consumers[who] = Consumer()
+        self.channel.subscribe(self.consumers[who])
+        self.channel.deliver()
+
+    @rule(clean=st.booleans())
+    def restart(self, clean: bool) -> None:
+        self.channel.flush()
+        if clean:
+            self.channel.close()
+        else:
+            self.journal.close()
+        self.log.close()
+        self.open()
+
+    @rule()
+    def trim(self) -> None:
+        end = self.log.first_segment_end
+        if end is not None and self.channel.floor() < end:
+            self.channel.carry_over(end)
+        self.channel.flush()
+        self.log.trim(self.channel.floor())
+
+    @rule()
+    @precondition(lambda self: self.count > 10)
+    def empty(self) -> None:
+        self.channel.empty()
+        self.unfinished.clear()
+
+    def held_by(self, consumer: Consumer) -> list[bytes]:
+        """Bodies that the consumer may answer for."""
+        flight = self.channel._flight
+        return [
+            body
+            for body, message_id in consumer.ids.items()
+            if isinstance(flight.find(consumer, message_id), int)
+        ]
+
+    @invariant()
+    def every_message_is_in_one_place(self) -> None:
+        if not hasattr(self, "channel"):
+            return
+        channel = self.channel
+        assert channel.depth + channel.in_flight + channel.deferred == len(self.unfinished)
+        held = [body for consumer in self.consumers for body in self.held_by(consumer)]
+        assert len(held) == len(set(held)) == channel.in_flight
+        assert set(held) <= self.unfinished
+        for consumer in self.consumers:
+            assert consumer.in_flight == len(self.held_by(consumer))
+
+    def teardown(self) -> None:
+        with self.temporary:
+            if hasattr(self, "channel"):
+                self.drain()
+                self.channel.close()
+                self.log.close()
+
+    def drain(self) -> None:
+        """In the end everything that was not finished can still be had, once."""
+        for consumer in self.consumers:
+            self.channel.unsubscribe(consumer)
+        self.time_s += 100
+        consumer = join(self.channel, 10_000)
+        # What a block defers is found out when the cursor gets there, also when it is due by then.
+        self.channel.scan(self.feed.time_s, self.now_ns)
+        self.channel.deliver()
+        assert sorted(body for body, _ in consumer.got) == sorted(self.unfinished)
+
+
+def test_a_channel_against_its_model() -> None:
+    run_state_machine_as_test(
+        ChannelMachine, settings=settings(max_examples=50, stateful_step_count=30, deadline=None)
+    )

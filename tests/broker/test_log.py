@@ -1,0 +1,379 @@
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nsqtools.broker import log as module
+from nsqtools.broker import segment as segment_module
+from nsqtools.broker.block import build_block
+from nsqtools.broker.log import NUMBERS_PER_MS_BITS, DiskLog, Memory, MemoryLog
+from nsqtools.broker.segment import HEADER_SIZE_BYTES, Segment
+from nsqtools.errors import StorageError
+from nsqtools.wire.frames import FrameDecoder
+from nsqtools.wire.messages import Messages
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from nsqtools.broker.block import Block
+    from nsqtools.broker.log import TopicLog
+
+NOW_NS = 1_700_000_000_000_000_000
+NOW_MS = 1_700_000_000_000
+
+
+def open_log(
+    folder: Path, *, segment_bytes: int = 1 << 20, memory: int = 5, ms: int = 0
+) -> DiskLog:
+    return DiskLog(
+        folder,
+        memory=Memory(memory, 1 << 20),
+        segment_size_max_bytes=segment_bytes,
+        now_ms=NOW_MS + ms,
+        defer=_at_once,
+    )
+
+
+def _at_once(function: Callable[[], None]) -> None:
+    function()
+
+
+def add(log: TopicLog, *bodies: bytes) -> Block:
+    block = build_block(log.end, bodies, NOW_NS)
+    log.append(block)
+    return block
+
+
+def texts(block: Block) -> list[bytes]:
+    (messages,) = FrameDecoder().receive(block.frames)
+    assert isinstance(messages, Messages)
+    return messages.bodies
+
+
+def everything(log: TopicLog, number: int = 0) -> list[bytes]:
+    """What a reader that follows the log gets, from memory where it is, from disk else."""
+    found: list[bytes] = []
+    number = log.following(number)
+    while number < log.end:
+        block = log.in_memory(number) or log.read(number)
+        if block is None:
+            break
+        found += texts(block)[max(0, number - block.first) :]
+        number = block.end
+    return found
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[DiskLog]:
+    made = open_log(tmp_path)
+    yield made
+    made.close()
+
+
+def test_numbers_follow_the_clock_and_are_never_used_twice(tmp_path: Path) -> None:
+    first = open_log(tmp_path)
+    assert first.end == NOW_MS << NUMBERS_PER_MS_BITS
+    add(first, b"1", b"2")
+    end = first.end
+    first.close()
+    # The clock was put back by an hour.
+    second = open_log(tmp_path, ms=-3_600_000)
+    assert second.end == end
+    add(second, b"3")
+    second.close()
+    third = open_log(tmp_path, ms=5)
+    assert third.end == NOW_MS + 5 << NUMBERS_PER_MS_BITS
+    assert everything(third) == [b"1", b"2", b"3"]
+    assert third.count(third.start, third.end) == 3
+    third.close()
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.lists(st.binary(max_size=30), min_size=1, max_size=8), min_size=1, max_size=30),
+    st.integers(100, 2000),
+    st.integers(1, 20),
+    st.data(),
+)
+def test_memory_and_disk_say_the_same(
+    tmp_path_factory: pytest.TempPathFactory,
+    batches: list[list[bytes]],
+    segment_bytes: int,
+    memory: int,
+    data: st.DataObject,
+) -> None:
+    folder = tmp_path_factory.mktemp("log")
+    written = [body for batch in batches for body in batch]
+    log = open_log(folder, segment_bytes=segment_bytes, memory=memory)
+    start = log.end
+    for batch in batches:
+        add(log, *batch)
+    assert everything(log) == written
+    at = data.draw(st.integers(0, len(written)))
+    assert everything(log, start + at) == written[at:]
+    assert log.count(start + at, log.end) == len(written) - at
+    log.close()
+    again = open_log(folder, segment_bytes=segment_bytes, memory=memory, ms=1)
+    assert everything(again) == written
+    assert everything(again, start + at) == written[at:]
+    assert again.count(start + at, again.end) == len(written) - at
+    again.close()
+
+
+def test_a_block_is_never_split_between_readers(log: DiskLog) -> None:
+    block = add(log, *[b"%d" % number for number in range(10)])
+    for number in range(block.first, block.end):
+        assert log.in_memory(number) is block
+        found = log.read(number)
+        assert found is not None
+        assert (found.first, found.frames) == (block.first, block.frames)
+
+
+def test_memory_is_bounded_but_keeps_the_newest_block(log: DiskLog) -> None:
+    first = add(log, b"1", b"2", b"3")
+    second = add(log, b"4", b"5")
+    assert [first.next] == [second]
+    third = add(log, *[b"%d" % number for number in range(6, 26)])
+    assert log.memory_start == third.first
+    assert [first.next, second.next] == [None, None]
+    assert log.in_memory(first.first) is None
+    assert everything(log) == [b"%d" % number for number in range(1, 26)]
+
+
+def test_memory_is_bounded_in_bytes() -> None:
+    memory = Memory(100, 200)
+    blocks = [build_block(number, [b"x" * 60], NOW_NS) for number in range(5)]
+    for block in blocks:
+        memory.append(block)
+    assert [memory.first] == [3]
+    assert memory.count(0, 5) == 2
+    memory.drop_before(5)
+    assert [memory.first, memory.following(0)] == [None, None]
+
+
+def test_segments_roll_and_go_when_they_are_not_needed(tmp_path: Path) -> None:
+    log = open_log(tmp_path, segment_bytes=200)
+    blocks = [add(log, b"x" * 100) for _ in range(6)]
+    assert len(list(tmp_path.glob("*.log"))) == 3
+    # Sealed segments have an index; the one that is written has none.
+    assert len(list(tmp_path.glob("*.index"))) == 2
+    log.trim(blocks[1].end)
+    assert len(list(tmp_path.glob("*.log"))) == 2
+    log.trim(blocks[3].end - 1)
+    assert len(list(tmp_path.glob("*.log"))) == 2
+    assert log.start == blocks[2].first
+    log.trim(log.end)
+    # The written one stays.
+    assert [path.suffix for path in tmp_path.iterdir()] == [".log"]
+    assert log.size_bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
+    log.close()
+
+
+def test_a_torn_tail_is_cut_to_the_last_whole_block_at_every_offset(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "whole").mkdir()
+    log = open_log(tmp_path / "whole")
+    ends = [HEADER_SIZE_BYTES]
+    for body in (b"one", b"three", b"two"):
+        add(log, body)
+        ends.append(log.size_bytes)
+    first = log.start
+    (path,) = (tmp_path / "whole").glob("*.log")
+    raw = path.read_bytes()
+    for size in range(len(raw) + 1):
+        folder = tmp_path / f"torn-{size}"
+        folder.mkdir()
+        (folder / path.name).write_bytes(raw[:size])
+        caplog.clear()
+        torn = open_log(folder, ms=1)
+        whole = sum(end <= size for end in ends[1:])
+        assert everything(torn) == [b"one", b"three", b"two"][:whole]
+        cut = size - ends[whole] if size > HEADER_SIZE_BYTES else 0
+        assert f"cut_bytes={cut} " in caplog.text or not cut
+        bad = list(folder.glob("*.bad"))
+        assert [one.read_bytes() for one in bad] == ([raw[ends[whole] : size]] if cut else [])
+        block = add(torn, b"behind")
+        assert block.first > first + 3
+        assert everything(torn)[-1] == b"behind"
+        torn.close()
+
+
+def _damage(path: Path, needle: bytes) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(needle)] ^= 1
+    path.write_bytes(raw)
+
+
+def test_damage_in_a_sealed_segment_costs_its_rest_and_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = open_log(tmp_path, segment_bytes=500)
+    for number in range(12):
+        add(log, b"body %02d " % number + b"x" * 100)
+    log.close()
+    paths = sorted(tmp_path.glob("*.log"))
+    assert len(paths) == 4
+    _damage(paths[1], b"body 04")
+    again = open_log(tmp_path, ms=1)
+    found = [int(text[5:7]) for text in everything(again)]
+    assert found == [0, 1, 2, 3, 6, 7, 8, 9, 10, 11]
+    (line,) = [line for line in caplog.messages if "given up" in line]
+    assert f"path={paths[1]}" in line
+    assert "reason='checksum mismatch' messages=2" in line
+    again.close()
+
+
+def test_damage_found_while_scanning_is_kept_aside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = open_log(tmp_path, segment_bytes=500)
+    for number in range(6):
+        add(log, b"body %02d " % number + b"x" * 100)
+    log.close()
+    paths = sorted(tmp_path.glob("*.log"))
+    for index in tmp_path.glob("*.index"):
+        index.unlink()
+    _damage(paths[0], b"body 01")
+    again = open_log(tmp_path, ms=1)
+    assert [int(text[5:7]) for text in everything(again)] == [0, 3, 4, 5]
+    assert "is cut to its last whole block" in caplog.text
+    assert b"body 02" in (tmp_path / f"{paths[0].name}.bad").read_bytes()
+    again.close()
+
+
+@pytest.mark.parametrize("damage", ["missing", "torn", "foreign", "of another size"])
+def test_an_index_is_only_a_help(tmp_path: Path, damage: str) -> None:
+    log = open_log(tmp_path, segment_bytes=500)
+    written = [b"%02d" % number * 50 for number in range(12)]
+    for body in written:
+        add(log, body)
+    log.close()
+    for index in tmp_path.glob("*.index"):
+        raw = index.read_bytes()
+        index.unlink()
+        if damage == "torn":
+            index.write_bytes(raw[:-1])
+        elif damage == "foreign":
+            index.write_bytes(os.urandom(len(raw)))
+        elif damage == "of another size":
+            path = index.with_suffix(".log")
+            other = Segment(path=path, first=1, ordinal=0, end=9, size_bytes=77)
+            index.write_bytes(other.index_bytes())
+    again = open_log(tmp_path, ms=1)
+    assert everything(again) == written
+    again.close()
+
+
+def test_a_segment_without_a_header_is_set_aside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = "0" * 20
+    (tmp_path / f"{name}.log").write_bytes(b"this is no segment of a log at all, is it?")
+    log = open_log(tmp_path)
+    assert everything(log) == []
+    assert (tmp_path / f"{name}.bad").read_bytes().startswith(b"this is no")
+    assert "is set aside" in caplog.text
+    log.close()
+
+
+class BrokenDisk:
+    """The module `os`; calls by the names in `broken` fail, writev after half of the bytes."""
+
+    def __init__(self, *broken: str) -> None:
+        self.broken = broken
+
+    def __getattr__(self, name: str) -> Any:
+        return self._fail if name in self.broken else getattr(os, name)
+
+    def writev(self, fd: int, parts: list[bytes]) -> int:
+        if "writev" in self.broken:
+            return os.write(fd, b"".join(parts)[: sum(map(len, parts)) // 2])
+        return os.writev(fd, parts)
+
+    def _fail(self, *_arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("broken", [("writev", "write"), ("writev", "write", "ftruncate")])
+def test_a_write_that_fails_leaves_the_log_as_it_was(
+    log: DiskLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: tuple[str, ...]
+) -> None:
+    add(log, b"before")
+    end, size_bytes = log.end, log.size_bytes
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "os", BrokenDisk(*broken))
+        for _ in range(2):
+            with pytest.raises(StorageError) as caught:
+                add(log, b"lost" * 10)
+            assert caught.value.errno == errno.ENOSPC
+    assert (log.end, log.size_bytes) == (end, size_bytes)
+    add(log, b"behind")
+    log.close()
+    again = open_log(tmp_path, ms=1)
+    assert everything(again) == [b"before", b"behind"]
+    again.close()
+
+
+def test_a_segment_that_cannot_be_begun_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = open_log(tmp_path, segment_bytes=100)
+    add(log, b"x" * 100)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "os", BrokenDisk("open"))
+        with pytest.raises(StorageError, match="create"):
+            add(log, b"refused")
+    add(log, b"y")
+    assert everything(log) == [b"x" * 100, b"y"]
+    assert log.count(log.start, log.end) == 2
+    log.close()
+
+
+def test_a_disk_that_refuses_to_read_is_not_taken_for_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = open_log(tmp_path, memory=1)
+    number = log.end
+    add(log, b"1", b"2")
+    add(log, b"3")
+    with monkeypatch.context() as patch:
+        patch.setattr(segment_module, "os", BrokenDisk("pread"))
+        with pytest.raises(StorageError, match="read"):
+            log.read(number)
+    assert everything(log) == [b"1", b"2", b"3"]
+    log.close()
+
+
+def test_a_log_in_memory_only() -> None:
+    log = MemoryLog(NOW_MS)
+    start = log.end
+    blocks = [add(log, b"1", b"2"), add(log, b"3")]
+    assert everything(log, start) == [b"1", b"2", b"3"]
+    log.trim(blocks[0].end)
+    assert log.start == blocks[1].first
+    assert log.in_memory(start) is None
+    assert log.count(log.start, log.end) == 1
+
+
+def test_sealing_that_fails_is_told_and_costs_only_the_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.ERROR)
+    log = open_log(tmp_path, segment_bytes=100)
+    add(log, b"x" * 100)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "os", BrokenDisk("fdatasync"))
+        add(log, b"y")
+    assert "sealing a log segment failed" in caplog.text
+    log.close()
+    again = open_log(tmp_path, ms=1)
+    assert everything(again) == [b"x" * 100, b"y"]
+    again.close()

@@ -1,0 +1,219 @@
+"""What the broker as a whole does beside its conversations: disks that fail, syncs, letting go."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.support.nsqd import PATIENCE_S, EmbeddedNsqd
+from tests.support.raw import ERROR, MESSAGE, OK, RawClient, bodies, parse_message
+from tests.support.web import request
+
+from nsqtools.broker import log as log_module
+from nsqtools.broker import server as server_module
+from nsqtools.broker.options import NsqdOptions
+from nsqtools.broker.server import Broker
+from nsqtools.errors import ConnectionFailed, DataPathInUse, StorageError
+from nsqtools.wire import commands
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from tests.support.nsqd import Flag
+
+
+@contextlib.asynccontextmanager
+async def running(folder: Path, **flags: Flag) -> AsyncIterator[EmbeddedNsqd]:
+    nsqd = EmbeddedNsqd(folder, flags)
+    await nsqd.start()
+    try:
+        yield nsqd
+    finally:
+        await nsqd.stop()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+class FullDisk:
+    """The module `os` on a full disk."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def writev(self, *_arguments: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+async def test_a_full_disk_is_answered_and_never_with_ok(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path) as nsqd, RawClient(nsqd.tcp_address) as consumer:
+        await consumer.subscribe("t", "c", rdy=10)
+        with monkeypatch.context() as patch:
+            patch.setattr(log_module, "os", FullDisk())
+            for name, command in (
+                (b"PUB", commands.pub("t", b"lost")),
+                (b"MPUB", commands.mpub("t", [b"lost", b"too"])),
+                (b"DPUB", commands.dpub("t", b"lost", 1)),
+            ):
+                async with RawClient(nsqd.tcp_address) as client:
+                    kind, text = await client.ask(command)
+                    assert kind == ERROR
+                    assert text.startswith(b"E_%b_FAILED %b failed write " % (name, name))
+                    assert text.endswith(b"No space left on device")
+                    assert await client.ended() == b""
+            answer = await request(nsqd, "POST", "/pub?topic=t", b"lost")
+            assert (answer.status, answer.message) == (503, "EXITING")
+            ping = await request(nsqd, "GET", "/ping")
+            assert ping.status == 500
+            assert ping.body.startswith(b"NOK - write ")
+        assert (await request(nsqd, "POST", "/pub?topic=t", b"kept")).body == b"OK"
+        assert (await request(nsqd, "GET", "/ping")).body == b"OK"
+        assert (await consumer.message()).body == b"kept"
+        assert await consumer.is_quiet()
+
+
+async def test_deleting_a_topic_answers_who_still_waits(tmp_path: Path) -> None:
+    async with running(tmp_path) as nsqd:
+        answers: list[str | None] = []
+        topic = nsqd.broker.topic("t")
+        nsqd.broker.put(topic, [b"x"], 0, answers.append)
+        nsqd.broker.delete_topic("t")
+        assert answers == ["exiting"]
+        nsqd.broker.put(topic, [b"y"], 0, answers.append)
+        await until(lambda: len(answers) == 2)
+        assert answers == ["exiting", "exiting"]
+        assert (await request(nsqd, "POST", "/pub?topic=t", b"new")).body == b"OK"
+        # The files of the old one go in the background, those of the new one stay.
+        await until(lambda: not list(tmp_path.glob("*.deleted")))
+        assert [path.name for path in tmp_path.iterdir()] == ["t.topic"]
+
+
+async def test_what_a_cut_deletion_left_is_swept(tmp_path: Path) -> None:
+    left = tmp_path / "gone.topic.17.deleted"
+    left.mkdir()
+    (left / "file").write_bytes(b"x")
+    async with running(tmp_path):
+        await until(lambda: not left.exists())
+
+
+@pytest.mark.parametrize("flush", ["durable", "not durable"])
+async def test_durable_answers_come_behind_the_sync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flush: str
+) -> None:
+    order: list[str] = []
+    sync = server_module._sync_all
+
+    def noted(topics: Any) -> str | None:
+        result = sync(topics)
+        order.append("synced")
+        return result
+
+    monkeypatch.setattr(server_module, "_sync_all", noted)
+    is_durable = flush == "durable"
+    async with (
+        running(tmp_path, durable=is_durable, sync_timeout="1h") as nsqd,
+        RawClient(nsqd.tcp_address) as client,
+    ):
+        client.send(*[commands.pub("t", b"%d" % number) for number in range(50)])
+        assert await client.frames(50) == [OK] * 50
+        assert bool(order) is is_durable
+        await client.subscribe("t", "c", rdy=100)
+        assert len(await client.messages(50)) == 50
+
+
+async def test_a_sync_that_fails_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, durable=True) as nsqd:
+        with monkeypatch.context() as patch:
+            patch.setattr(server_module, "_sync_all", lambda _topics: "fsync: I/O error")
+            async with RawClient(nsqd.tcp_address) as client:
+                answer = await client.ask(commands.pub("t", b"x"))
+                assert answer == (ERROR, b"E_PUB_FAILED PUB failed fsync: I/O error")
+        assert (await request(nsqd, "GET", "/ping")).status == 500
+
+
+@pytest.mark.slow
+async def test_the_log_goes_when_it_is_read_and_one_stuck_message_does_not_hold_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "TRIM_INTERVAL_S", 0.0)
+    async with (
+        running(tmp_path, max_bytes_per_file=4096, mem_queue_size=1) as nsqd,
+        RawClient(nsqd.tcp_address) as client,
+    ):
+        await client.publish("t", *[b"%03d" % number + b"x" * 200 for number in range(10)])
+        await client.subscribe("t", "c", rdy=10)
+        stuck, *others = await client.messages(10)
+        client.finish(*others)
+        for _ in range(10):
+            client.send(commands.mpub("t", [b"y" * 1000] * 5))
+            frames = await client.frames(6)
+            assert frames.count(OK) == 1
+            client.finish(*[parse_message(data) for kind, data in frames if kind == MESSAGE])
+        await until(lambda: len(list((tmp_path / "t.topic").glob("*.log"))) <= 2)
+        client.requeue(stuck)
+        assert await client.message() == stuck._replace(attempts=2)
+
+
+async def test_a_backlog_beyond_the_memory_comes_from_disk_in_order(tmp_path: Path) -> None:
+    async with (
+        running(tmp_path, max_bytes_per_file=4096, mem_queue_size=5) as nsqd,
+        RawClient(nsqd.tcp_address) as client,
+    ):
+        everything = [b"%04d" % number for number in range(1000)]
+        for start in range(0, 1000, 10):
+            client.send(commands.mpub("t", everything[start : start + 10]))
+        assert await client.frames(100) == [OK] * 100
+        await client.subscribe("t", "c", rdy=50)
+        seen: list[bytes] = []
+        while len(seen) < 1000:
+            messages = await client.messages(min(50, 1000 - len(seen)))
+            seen += bodies(messages)
+            client.finish(*messages)
+        assert seen == everything
+
+
+async def test_a_data_path_serves_one_broker(tmp_path: Path) -> None:
+    async with running(tmp_path):
+        with pytest.raises(DataPathInUse):
+            await EmbeddedNsqd(tmp_path, {}).start()
+    with pytest.raises(StorageError, match="open data path"):
+        await EmbeddedNsqd(tmp_path / "none", {}).start()
+    # And it can be had again.
+    async with running(tmp_path):
+        pass
+
+
+async def test_an_address_that_is_taken_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    async with running(tmp_path / "a") as nsqd:
+        for taken in ("tcp_address", "http_address"):
+            addresses = {"tcp_address": "127.0.0.1:0", "http_address": "127.0.0.1:0"}
+            addresses[taken] = getattr(nsqd, taken)
+            options = NsqdOptions(data_path=tmp_path / "b", **addresses)  # type: ignore[arg-type]
+            with pytest.raises(ConnectionFailed, match="cannot listen"):
+                await Broker(options).__aenter__()
+
+
+async def test_stopping_ends_connections_without_a_word(tmp_path: Path) -> None:
+    nsqd = EmbeddedNsqd(tmp_path, {})
+    await nsqd.start()
+    async with RawClient(nsqd.tcp_address) as client:
+        await client.subscribe("t", "c")
+        await nsqd.stop()
+        assert await client.ended() == b""
+    with pytest.raises(OSError, match=r"Connect call failed|refused"):
+        async with RawClient(nsqd.tcp_address):
+            pass

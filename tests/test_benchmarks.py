@@ -1,0 +1,141 @@
+"""The benchmarks run whole and count exactly; how fast they are is no matter here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.benchmarks import data
+from tests.benchmarks.figures import OURS
+from tests.benchmarks.processes import Usage
+from tests.benchmarks.table import RSS_TARGET_BYTES, Row, Sample, at_least, rss_targets
+
+ROOT = Path(__file__).parent.parent
+MESSAGES = 2000
+
+
+def bench(tmp_path: Path, *argv: str, **environ: str) -> tuple[dict[str, Any], str]:
+    found = tmp_path / "found.json"
+    ended = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "tests.benchmarks",
+            f"--messages={MESSAGES}",
+            "--runs=1",
+            f"--json={found}",
+            *argv,
+        ],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path), **environ},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("nsqtools-")] == []
+    return json.loads(found.read_text()), ended.stdout
+
+
+def script(path: Path, command: str) -> None:
+    path.write_text(f"#!/bin/sh\nexec {sys.executable} -m nsqtools {command}\n")
+    path.chmod(0o700)
+
+
+@pytest.mark.slow
+def test_every_figure_is_taken_and_counts_are_exact(tmp_path: Path) -> None:
+    found, shown = bench(tmp_path)
+    rows = {row["name"]: row for row in found["rows"]}
+    assert list(rows) == ["loopback", *OURS]
+    assert {
+        run["messages"] for name in ("ingest", "delivery", "replay") for run in rows[name]["runs"]
+    } == {MESSAGES}
+    for name, row in rows.items():
+        assert row["median_per_s"] > 0
+        assert f"\n{name} " in shown
+        assert name == "loopback" or 0 < row["ratio"] < 1
+    assert rows["none"]["disk_bytes"] == MESSAGES * (data.MESSAGE_BYTES + 1)
+    assert 4 < rows["zstd"]["compression"] < 7
+    assert rows["zstd"]["peak_bytes"].keys() == {"broker", "archiver"}
+    assert len(found["targets"]) == 11
+    assert all(target["measured"] is not None for target in found["targets"])
+
+
+@pytest.mark.slow
+def test_the_real_programs_are_measured_where_they_are_named(tmp_path: Path) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    script(tools / "nsqd", 'nsqd "$@"')
+    script(tools / "nsq_to_file", 'nsq_to_file "$@"')
+    script(tools / "to_nsq", 'file_to_nsq "$@" -')
+    only = "ingest,real-ingest,nsq-gzip,nsq-to_nsq"
+    found, shown = bench(
+        tmp_path, f"--only={only}", NSQD_BINARY=str(tools / "nsqd"), NSQ_BIN=str(tools)
+    )
+    names = [row["name"] for row in found["rows"]]
+    assert sorted(names) == sorted(["loopback", *only.split(",")])
+    assert "ingest / real-ingest: " in shown
+    assert "archive zstd  " in shown
+    assert "not measured" in shown
+
+
+def test_an_unknown_figure_is_refused() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks", "--only=nothing"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("bench: no figure nothing; there are delivery, gzip, ingest")
+
+
+def test_messages_are_what_the_header_says() -> None:
+    made = list(data.messages(500))
+    assert {len(message) for message in made} == {data.MESSAGE_BYTES}
+    assert not any(b"\n" in message for message in made)
+    assert made == list(data.messages(500))
+
+
+@pytest.mark.parametrize("count", [1, 199, 200, 401, 1000])
+def test_mpubs_hold_every_message_once(tmp_path: Path, count: int) -> None:
+    path = tmp_path / "messages"
+    data.write_messages(path, count)
+    full, times, rest = data.mpubs(path, "t", count)
+    sent = [full[at % len(full)] for at in range(times)] + ([rest] if rest else [])
+    assert sum(int.from_bytes(mpub[11:15], "big") for mpub in sent) == count
+    for mpub in sent:
+        assert mpub.startswith(b"MPUB t\n")
+        assert int.from_bytes(mpub[7:11], "big") == len(mpub) - 11
+
+
+def sample(rate: float, floor: float, peak_bytes: int = 0) -> Sample:
+    usage = Usage(name="broker", cpu_s=rate, peak_bytes=peak_bytes)
+    return Sample(messages=1000, seconds=1000 / rate, floor_per_s=floor, usages=(usage,))
+
+
+def test_a_row_is_made_of_medians() -> None:
+    row = Row(name="x", samples=(sample(10, 100), sample(30, 100, 9), sample(20, 50)))
+    assert round(row.rate) == 20
+    assert row.floor == 100
+    assert row.ratio is not None
+    assert round(row.ratio, 3) == 0.3
+    assert row.cpu_s == {"broker": 20}
+    assert row.peak_bytes == {"broker": 9}
+    assert row.cells()[:5] == ("x", "20", "10..30", "100", "0.300")
+
+
+def test_targets_can_be_missed() -> None:
+    row = Row(name="x", samples=(sample(10, 100, RSS_TARGET_BYTES),))
+    assert at_least("x", 10.1, row).cells()[-1] == "MISSED"
+    assert at_least("x", 9.9, row).cells()[-1] == "met"
+    assert at_least("x", 1, None).cells()[-1] == "not measured"
+    assert [target.met for target in rss_targets([row], ["broker"])] == [False]
+    assert row.cells()[6] == "broker 150!"

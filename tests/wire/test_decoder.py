@@ -1,0 +1,304 @@
+"""A client's commands as the broker reads them, whole and in every possible piece."""
+
+from __future__ import annotations
+
+import struct
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nsqtools.errors import NsqToolsError, ProtocolError
+from nsqtools.wire import commands
+from nsqtools.wire.decoder import (
+    LINE_MAX_BYTES,
+    Auth,
+    ClientState,
+    Cls,
+    CommandDecoder,
+    CommandLimits,
+    ConnectionDropped,
+    Fin,
+    Identify,
+    Mpub,
+    Nop,
+    Pub,
+    Rdy,
+    Req,
+    Sub,
+    Touch,
+    split_ids,
+)
+from nsqtools.wire.mpub import read_mpub
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from nsqtools.wire.decoder import Command
+
+LIMITS = CommandLimits(max_msg_size_bytes=100, max_body_size_bytes=1000)
+ID, ID2 = b"0123456789abcdef", b"fedcba9876543210"
+CONVERSATION: list[tuple[bytes, Command]] = [
+    (commands.NOP, Nop()),
+    (commands.identify(b"{}"), Identify(b"{}")),
+    (commands.auth(b"secret"), Auth(b"secret")),
+    (commands.pub("t", b"\n\0body"), Pub("t", b"\n\0body", None)),
+    (commands.dpub("t", b"later", 1500), Pub("t", b"later", 1500)),
+    (b"DPUB t \n\0\0\0\1x", Pub("t", b"x", 0)),
+    (commands.mpub("t", [b"same", b"size"]), Mpub("t", [b"same", b"size"])),
+    (commands.mpub("t", [b"not", b"of", b"one size"]), Mpub("t", [b"not", b"of", b"one size"])),
+    # nsqd follows the counts, not the size.
+    (b"MPUB t\n\0\0\0\1\0\0\0\1\0\0\0\2xy", Mpub("t", [b"xy"])),
+    (commands.sub("t", "c"), Sub("t", "c")),
+    (b"RDY\n", Rdy(1)),
+    (b"RDY \r\n", Rdy(0)),
+    (commands.rdy(2500), Rdy(2500)),
+    # 2^64 + 7
+    (b"RDY 18446744073709551623\n", Rdy(7)),
+    (commands.fin([ID]), Fin(ID)),
+    (b"FIN %b ignored\r\n" % ID2, Fin(ID2)),
+    (commands.req([ID], 90), Req(ID, 90)),
+    (commands.touch([ID]), Touch(ID)),
+    (commands.pub("t", b"x"), Pub("t", b"x", None)),
+    (commands.CLS, Cls()),
+    (b"RDY nonsense\n", Nop()),
+    (commands.fin([ID]), Fin(ID)),
+]
+RAW = b"".join(raw for raw, _ in CONVERSATION)
+EXPECTED = [command for _, command in CONVERSATION]
+
+
+class Session:
+    """Moves the state on as the broker's session does."""
+
+    def __init__(self, limits: CommandLimits = LIMITS) -> None:
+        self.decoder = CommandDecoder(limits)
+        self.commands: list[Command] = []
+
+    def receive(self, data: bytes) -> None:
+        self.decoder.receive(data)
+        while (command := self.decoder.next_command()) is not None:
+            self.commands.append(command)
+            if isinstance(command, Sub):
+                self.decoder.state = ClientState.SUBSCRIBED
+            elif isinstance(command, Cls):
+                self.decoder.state = ClientState.CLOSING
+
+
+def read(pieces: Iterable[bytes], limits: CommandLimits = LIMITS) -> list[Command]:
+    session = Session(limits)
+    for piece in pieces:
+        session.receive(piece)
+    return session.commands
+
+
+def pieces_of(raw: bytes, cuts: Iterable[int]) -> list[bytes]:
+    places = sorted({0, len(raw), *(min(at, len(raw)) for at in cuts)})
+    return [raw[start:stop] for start, stop in pairwise(places)]
+
+
+def test_whole() -> None:
+    assert read([b"  V2" + RAW]) == EXPECTED
+
+
+def test_byte_by_byte() -> None:
+    raw = b"  V2" + RAW
+    assert read(raw[at : at + 1] for at in range(len(raw))) == EXPECTED
+
+
+def test_cut_at_every_offset() -> None:
+    raw = b"  V2" + RAW
+    for at in range(len(raw) + 1):
+        assert read([raw[:at], raw[at:]]) == EXPECTED
+
+
+def test_with_trailing_bytes() -> None:
+    session = Session()
+    session.receive(b"  V2" + RAW + b"FIN 0123")
+    assert session.commands == EXPECTED
+    assert session.decoder.take_unread() == b"FIN 0123"
+
+
+def test_every_command_alone_and_cut() -> None:
+    state = ClientState.INIT
+    for raw, command in CONVERSATION:
+        for at in range(len(raw) + 1):
+            session = Session()
+            session.receive(b"  V2")
+            session.decoder.state = state
+            session.receive(raw[:at])
+            assert session.commands == ([] if at < len(raw) else [command])
+            session.receive(raw[at:])
+            assert session.commands == [command]
+        state = session.decoder.state
+
+
+@given(st.lists(st.integers(0, len(RAW) + 4), max_size=10))
+def test_any_cuts(cuts: list[int]) -> None:
+    assert read(pieces_of(b"  V2" + RAW, cuts)) == EXPECTED
+
+
+bodies = st.lists(st.binary(min_size=1, max_size=30), min_size=1, max_size=30) | st.integers(
+    1, 120
+).map(lambda count: [b"four"] * count)
+
+
+@given(bodies, st.lists(st.integers(0, 1500), max_size=6), st.binary(max_size=20))
+def test_mpub_is_read_back_whatever_the_cuts(
+    messages: list[bytes], cuts: list[int], behind: bytes
+) -> None:
+    limits = CommandLimits(max_body_size_bytes=1 << 20)
+    raw = b"  V2" + commands.mpub("t", messages) + commands.NOP
+    assert read(pieces_of(raw, cuts), limits) == [Mpub("t", messages), Nop()]
+    body = commands.mpub("t", messages).partition(b"\n")[2][4:]
+    assert read_mpub(body + behind, limits) == messages
+
+
+@given(bodies, st.data())
+def test_a_batch_that_is_cut_or_changed_is_refused_or_read_but_nothing_else(
+    messages: list[bytes], data: st.DataObject
+) -> None:
+    body = bytearray(commands.mpub("t", messages).partition(b"\n")[2][4:])
+    cut = data.draw(st.integers(0, len(body) - 1))
+    with pytest.raises(ProtocolError) as caught:
+        read_mpub(bytes(body[:cut]), LIMITS)
+    assert caught.value.code in ("E_BAD_BODY", "E_BAD_MESSAGE")
+    at = data.draw(st.integers(0, len(body) - 1))
+    body[at] ^= data.draw(st.integers(1, 255))
+    try:
+        found = read_mpub(bytes(body), LIMITS)
+    except ProtocolError as error:
+        assert error.code in ("E_BAD_BODY", "E_BAD_MESSAGE")  # noqa: PT017
+    else:
+        assert sum(map(len, found)) <= len(body)
+
+
+ids = st.lists(st.binary(min_size=16, max_size=16).filter(lambda raw: b"\n" not in raw), min_size=1)
+
+
+@given(ids, st.lists(st.integers(0, 400), max_size=4))
+def test_a_run_of_fins_is_all_of_its_ids(many: list[bytes], cuts: list[int]) -> None:
+    session = Session()
+    session.receive(b"  V2")
+    session.decoder.state = ClientState.SUBSCRIBED
+    try:
+        for piece in pieces_of(commands.fin(many), cuts):
+            session.receive(piece)
+    except ProtocolError:
+        # A space inside of what should be an id makes it two parameters, unless it is in a run.
+        assert any(b" " in one or b"\r" in one for one in many)
+        return
+    found = [one for command in session.commands for one in split_ids(command[0])]  # type: ignore[misc, arg-type]
+    assert found == many
+
+
+def test_an_id_that_looks_like_commands_is_cut_by_position() -> None:
+    session = Session()
+    session.receive(b"  V2")
+    session.decoder.state = ClientState.SUBSCRIBED
+    tricky = b"xxFIN xxxxFIN xx"
+    session.receive(commands.fin([ID, tricky, ID2]))
+    assert session.commands == [Fin(ID + tricky + ID2)]
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(
+        st.binary(max_size=40)
+        | st.sampled_from([raw for raw, _ in CONVERSATION])
+        | st.sampled_from([b"PUB ", b"MPUB t\n", b"\n", b" ", b"FIN ", b"\0\0\0\5", b"SUB a b\n"]),
+        max_size=20,
+    ),
+    st.sampled_from(list(ClientState)),
+)
+def test_only_documented_errors_escape_and_a_fatal_one_stays(
+    pieces: list[bytes], state: ClientState
+) -> None:
+    session = Session()
+    session.receive(b"  V2")
+    session.decoder.state = state
+    failure: NsqToolsError | None = None
+    for piece in pieces:
+        try:
+            session.receive(piece)
+        except (ProtocolError, ConnectionDropped) as error:
+            stayed = failure is None or error is failure
+            failure = error
+        else:
+            stayed = failure is None
+        assert stayed
+    end = session.decoder.receive_eof()
+    assert end is None or isinstance(end, ProtocolError)
+
+
+@pytest.mark.parametrize(
+    ("raw", "code"),
+    [
+        (b"  V1", "E_BAD_PROTOCOL"),
+        (b"GET / HTTP/1.1\r\n", "E_BAD_PROTOCOL"),
+        (b"  V2pub t\n", "E_INVALID invalid command pub"),
+        (b"  V2\n", "E_INVALID invalid command "),
+        (b"  V2PUB t\n\0\0\0\0", "E_BAD_MESSAGE PUB invalid message body size 0"),
+        (b"  V2PUB t\n\0\0\0\x65", "E_BAD_MESSAGE PUB message too big 101 > 100"),
+        (b"  V2MPUB t\n\0\0\3\xe9", "E_BAD_BODY MPUB body too big 1001 > 1000"),
+        (b"  V2MPUB t\n\0\0\0\1\0\0\0\xc8", "E_BAD_BODY MPUB invalid message count 200"),
+    ],
+)
+def test_violations_are_told_as_soon_as_they_are_seen(raw: bytes, code: str) -> None:
+    for cut in range(len(raw)):
+        with pytest.raises(ProtocolError) as caught:
+            read([raw[:cut], raw[cut:]])
+        assert str(caught.value) == code
+        assert caught.value.fatal
+
+
+def test_a_line_may_have_16_kib_and_no_more() -> None:
+    fits = b"NOP " + b"x" * (LINE_MAX_BYTES - 5) + b"\n"
+    assert read([b"  V2", fits]) == [Nop()]
+    for pieces in ([b"  V2", b"x" + fits], [b"  V2", fits[:-1] + b"x"]):
+        with pytest.raises(ConnectionDropped, match="command line longer"):
+            read(pieces)
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        (b"PUB t", None),
+        (b"PUB t\n", "E_BAD_MESSAGE PUB failed to read message body size"),
+        (b"PUB t\n\0\0\0\2x", "E_BAD_MESSAGE PUB failed to read message body"),
+        (b"MPUB t\n", "E_BAD_BODY MPUB failed to read body size"),
+        (b"MPUB t\n\0\0\0\x0e", "E_BAD_BODY MPUB failed to read message count"),
+        (
+            b"MPUB t\n\0\0\0\x0e\0\0\0\2\0\0\0\1x",
+            "E_BAD_MESSAGE MPUB failed to read message(1) body size",
+        ),
+        (b"IDENTIFY\n\0\0\0\2{", "E_BAD_BODY IDENTIFY failed to read body"),
+    ],
+)
+def test_what_an_end_in_the_middle_is_answered_with(raw: bytes, text: str | None) -> None:
+    for pieces in ([raw], [raw[at : at + 1] for at in range(len(raw))]):
+        session = Session()
+        session.receive(b"  V2")
+        for piece in pieces:
+            session.receive(piece)
+        failure = session.decoder.receive_eof()
+        assert (str(failure) if failure else None) == text
+
+
+def test_a_body_that_trickles_is_joined_once() -> None:
+    limits = CommandLimits(max_msg_size_bytes=1 << 20, max_body_size_bytes=5 << 20)
+    many = [bytes([number % 256]) * 1000 for number in range(1000)]
+    raw = commands.mpub("t", many)
+    session = Session(limits)
+    session.receive(b"  V2")
+    for at in range(0, len(raw), 1000):
+        session.receive(raw[at : at + 1000])
+    assert session.commands == [Mpub("t", many)]
+
+
+def test_sizes_are_signed() -> None:
+    for size in (-1, -(2**31)):
+        with pytest.raises(ProtocolError, match=f"invalid message body size {size}"):
+            read([b"  V2PUB t\n" + struct.pack(">i", size)])
