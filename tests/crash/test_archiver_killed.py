@@ -184,6 +184,7 @@ async def _publish(publisher: Client, numbers: range, rng: random.Random) -> Non
 async def _finish(tool: Program, flags: list[str], case: Case, output_dir: Path) -> Tally:
     """The last life: it archives what is left, and ends in order."""
     await tool.start(*flags)
+    await tool.says("subscribed")
     counted: set[Path] = set()
     tally = Tally(case.messages)
     deadline = time.monotonic() + PATIENCE_S

@@ -95,6 +95,7 @@ class Channel:
         self._depth_max = depth_max
         self._max_msg_timeout_s = max_msg_timeout_s
         self._block: Block | None = None
+        self._looked_up: Block | None = None
         self._turn = 0
         self._flight = Flight()
         self._again: deque[int] = deque()
@@ -305,22 +306,34 @@ class Channel:
             self.void(end - excess, end)
 
     def _deliver_again(self, ready: Sequence[Subscriber]) -> None:
-        number = self._again[0]
-        frame = self._carried.get(number) or self._frame(number)
-        self._again.popleft()
-        if frame is None:
-            log.error("a message that waited again is not in the log id=%016x", number)
-            self.dropped_count += 1
-            if self._journal is not None:
-                self._journal.finished([], [number])
-            return
-        attempts = min(self._attempts.get(number, 0) + 1, _ATTEMPTS_MAX)
-        self._attempts[number] = attempts
+        """Deliver messages that wait again: a run of those that were tried as often as the first."""
         subscriber = self._next_of(ready)
-        numbers = range(number, number + 1)
-        self._hand_out(
-            subscriber, numbers, ids_of(numbers), with_attempts(frame, attempts), attempts
-        )
+        room = min(subscriber.budget(), -(-len(self._again) // len(ready)))
+        tried = self._attempts.get(self._again[0], 0)
+        attempts = min(tried + 1, _ATTEMPTS_MAX)
+        numbers: list[int] = []
+        frames: list[bytes] = []
+        while room and self._again and self._attempts.get(self._again[0], 0) == tried:
+            number = self._again.popleft()
+            frame = self._carried.get(number) or self._frame(number)
+            if frame is None:
+                self._lose(number)
+                continue
+            self._attempts[number] = attempts
+            numbers.append(number)
+            frames.append(with_attempts(frame, attempts))
+            room -= 1
+        if not self._again:
+            self._looked_up = None
+        if numbers:
+            self._hand_out(subscriber, numbers, ids_of(numbers), b"".join(frames), attempts)
+
+    def _lose(self, number: int) -> None:
+        """A message that should be in the log is not: the log was damaged."""
+        log.error("a message that waited again is not in the log id=%016x", number)
+        self.dropped_count += 1
+        if self._journal is not None:
+            self._journal.finished([], [number])
 
     def _deliver_next(self, ready: Sequence[Subscriber]) -> bool:
         """Deliver a run from the cursor; False when there is nothing, or it is not at hand."""
@@ -413,10 +426,22 @@ class Channel:
                     self._journal.passed(first, end)
 
     def _frame(self, number: int) -> bytes | None:
-        block = self._feed.log.in_memory(number) or self._feed.log.read(number)
+        block = self._feed.log.in_memory(number) or self._look_up(number)
         if block is None or not block.first <= number < block.end:
             return None
         return block.slice(number, number + 1)
+
+    def _look_up(self, number: int) -> Block | None:
+        """From disk; what was read is kept while more of it may be wanted."""
+        block = self._looked_up
+        if block is not None and block.first <= number:
+            while block is not None and block.end <= number:
+                block = block.next
+            if block is not None and block.first <= number:
+                self._looked_up = block
+                return block
+        self._looked_up = self._feed.log.read(number)
+        return self._looked_up
 
     def _take_back(self, lease: Lease) -> None:
         if lease.numbers:
