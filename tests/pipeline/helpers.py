@@ -109,18 +109,21 @@ async def stats(nsqd: Nsqd, topic: str = "t") -> dict[str, int]:
     return found or dict.fromkeys(("depth", "in_flight_count", "timeout_count", "message_count"), 0)
 
 
-async def until_stats(nsqd: Nsqd, condition: Callable[[dict[str, int]], bool]) -> None:
+async def until_stats(
+    nsqd: Nsqd, condition: Callable[[dict[str, int]], bool], topic: str = "t"
+) -> None:
     """Wait until the channel is so."""
     async with asyncio.timeout(PATIENCE_S):
-        while not condition(await stats(nsqd)):  # noqa: ASYNC110 - nsqd has no event for it
+        while not condition(await stats(nsqd, topic)):  # noqa: ASYNC110 - nsqd has no event for it
             await asyncio.sleep(POLL_S)
 
 
-async def until_settled(nsqd: Nsqd, count: int) -> None:
+async def until_settled(nsqd: Nsqd, count: int, topic: str = "t") -> None:
     """Wait until so many messages went through the channel and none of them is left."""
     await until_stats(
         nsqd,
         lambda now: (now["message_count"], now["depth"], now["in_flight_count"]) == (count, 0, 0),
+        topic,
     )
 
 
