@@ -21,7 +21,7 @@ from nsqtools.errors import ConnectionFailed, NsqToolsError, ProtocolError, Serv
 from nsqtools.wire.compression import Codec, Deflate, Snappy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Coroutine
     from pathlib import Path
 
     from tests.support.peer import PeerConnection
@@ -470,3 +470,36 @@ async def test_cancelling_connect_leaves_no_connection() -> None:
             await connecting
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
             await accepted.command()
+
+
+# Programs run on uvloop where there is one, tests on the loop that Python has
+
+
+def test_tls_on_uvloop(certificate: tuple[Path, Path]) -> None:
+    on_uvloop(test_tls_with_a_certificate_that_we_trust(certificate))
+
+
+@pytest.mark.parametrize(
+    "conversation",
+    [
+        pytest.param(lambda: test_compression("deflate", Deflate), id="deflate"),
+        pytest.param(lambda: test_compression("snappy", Snappy), id="snappy"),
+        pytest.param(lambda: test_garbage_ends_the_connection_once(b"GET /"), id="garbage"),
+        test_nobody_listens,
+        test_a_host_name_that_cannot_be_one_is_a_failed_connection,
+        test_an_nsqd_that_closes_in_the_handshake,
+        test_frames_arrive_whole_however_they_are_cut,
+        test_silence_is_given_up,
+        test_a_peer_that_takes_nothing_is_given_up,
+        test_closing_lets_everything_arrive_first,
+        test_cancelling_connect_leaves_no_connection,
+    ],
+)
+def test_the_same_on_uvloop(conversation: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    on_uvloop(conversation())
+
+
+def on_uvloop(conversation: Coroutine[Any, Any, None]) -> None:
+    uvloop = pytest.importorskip("uvloop")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(conversation)

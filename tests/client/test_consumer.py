@@ -586,17 +586,45 @@ async def test_wait_returns_when_its_time_is_over(peer: Peer) -> None:
         assert not consumer.waiting
 
 
-async def test_starved_means_that_half_of_rdy_waits(peer: Peer) -> None:
+async def test_a_batch_is_full_when_half_of_rdy_waits(peer: Peer) -> None:
     async with consumer_of(peer, max_in_flight=10) as consumer:
+        assert consumer.fill == 0
         nsqd = await peer.subscribed()
         await nsqd.expect(b"RDY 10")
         nsqd.send(messages(1, 2, 3, 4))
         await until(lambda: consumer.waiting == 4)
-        assert not consumer.starved
+        assert consumer.fill == 0.8
         waiting = asyncio.create_task(consumer.wait(starved=True))
         nsqd.send(messages(5))
         await waiting
+        assert consumer.fill == 1
         assert len(ids(consumer.take())) == 5
-        assert not consumer.starved
         nsqd.send(frame(0, b"OK"))  # is of no interest to anybody
         assert await nsqd.is_quiet()
+
+
+async def test_no_more_is_read_than_may_be_held(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer_module, "HELD_BYTES_MAX", 1 << 20)
+    mib = b"x" * (1 << 20)
+    async with Peer() as other, consumer_of(peer, other) as consumer:
+        nsqd = await peer.subscribed()
+        await nsqd.expect(b"RDY 100")
+        for number in range(20):
+            nsqd.send(message(number, mib))
+        await until(lambda: consumer.fill == 1)
+        late = await other.subscribed()
+        assert await last_rdy(late) == b"RDY 50"
+        held = consumer.waiting
+        assert held <= 3  # one fills it, and the read that does can bring the end of another
+        late.send(message(100, mib))
+        assert await late.is_quiet()
+        assert consumer.waiting == held
+        seen: list[bytes] = []
+        async with asyncio.timeout(PATIENCE_S):
+            while len(seen) < 21:
+                batches = await consumer.receive()
+                seen += ids(batches)
+                assert settle_all(batches) == 0
+        assert sorted(seen) == ids_of([*range(20), 100])

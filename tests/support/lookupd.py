@@ -28,7 +28,8 @@ def topic_list(*topics: str) -> Answer:
 class FakeLookupd:
     """Answers every request with `answer`, after `gate` opens; remembers what it was asked.
 
-    What stands in `answers` under the beginning of a request's target comes before `answer`.
+    What stands in `answers` under the beginning of a request's target comes before `answer`; of
+    several the longest.
     """
 
     def __init__(self, answer: Answer) -> None:
@@ -50,8 +51,8 @@ class FakeLookupd:
         self.asked.append((await reader.readuntil(b"\r\n\r\n")).decode())
         await self.gate.wait()
         target = self.asked[-1].split(" ")[1]
-        found = [answer for start, answer in self.answers.items() if target.startswith(start)]
-        status, body = found[0] if found else self.answer
+        found = [start for start in self.answers if target.startswith(start)]
+        status, body = self.answers[max(found, key=len)] if found else self.answer
         head = f"HTTP/1.1 {status} X\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
         writer.write(head.encode() + body)
         await writer.drain()

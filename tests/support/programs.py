@@ -55,12 +55,17 @@ class Program:
         assert self._process.returncode is None, self.told
         assert await self.end(signal.SIGKILL) == -signal.SIGKILL, self.told
 
-    async def end(self, number: signal.Signals) -> int | None:
-        """Send a signal and wait for the end; gives the exit status, None when it did not run."""
+    def send(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    async def end(self, number: signal.Signals | None) -> int | None:
+        """Send a signal, or none, and wait for the end; gives the exit status, None when it did not
+        run."""
         process, self._process = self._process, None
         if process is None or self._reading is None:
             return None
-        if process.returncode is None:
+        if process.returncode is None and number is not None:
             process.send_signal(number)
         async with asyncio.timeout(PATIENCE_S):
             await process.wait()

@@ -395,6 +395,8 @@ class Consumer:
             log.debug("nsqd allows less in flight nsqd=%s max=%d", connection.address, limit)
         if self._stopping:
             self._subscriptions[connection].close_wait()
+        if self._is_full:
+            connection.pause_reading()
         self._share()
 
     async def _discover(self) -> None:
