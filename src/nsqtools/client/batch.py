@@ -111,6 +111,8 @@ class Batch:
 
 
 class Encode(Protocol):
+    """Ids to the commands that settle them."""
+
     def __call__(self, ids: Sequence[bytes], /) -> bytes: ...
 
 

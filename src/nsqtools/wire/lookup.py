@@ -219,23 +219,31 @@ def _error_in(reply: bytes) -> ProtocolError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identify:
+    """Who the nsqd is; the first command of a connection but PING."""
+
     peer: PeerInfo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Register:
+    """A topic, or a channel, that the nsqd has."""
+
     topic: str
     channel: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unregister:
+    """One that it has no more."""
+
     topic: str
     channel: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Ping:
+    """A sign of life."""
+
     pass
 
 
