@@ -244,7 +244,6 @@ class Unregister:
 class Ping:
     """A sign of life."""
 
-    pass
 
 
 LookupCommand = Identify | Register | Unregister | Ping
