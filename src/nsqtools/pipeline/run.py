@@ -185,7 +185,7 @@ class Archiver:
             disk_bytes=total.disk_bytes,
             commits=total.commits,
             files=total.files,
-            possible_duplicates=total.unsettled,
+            possible_duplicates=total.unsettled + total.fin_failed,
             output_failures=total.output_failures,
         )
 

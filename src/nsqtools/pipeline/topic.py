@@ -49,6 +49,7 @@ class TopicCounts:
     files: int = 0
     ambiguous: int = 0
     unsettled: int = 0
+    fin_failed: int = 0
     output_failures: int = 0
 
     def add(self, other: TopicCounts) -> None:
@@ -151,6 +152,8 @@ class TopicPipeline:
         counts.commits += 1
         counts.ambiguous += commit.ambiguous
         counts.unsettled += unsettled
+        # nsqd had given these to somebody else by then, or to us again.
+        counts.fin_failed = self.consumer.counts["E_FIN_FAILED"]
 
     async def _retry(self, call: Callable[[], Awaitable[T]]) -> T:
         """The output's answer, however long it refuses: the disk may be full, it is not for ever."""
