@@ -136,6 +136,33 @@ def test_files_that_are_not_ours_are_left_alone_and_reported(tmp_path: Path) -> 
     assert taken.reason == "cut: a cut line"
 
 
+def test_folders_that_others_keep_to_themselves_are_no_reason_to_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default the folder is /tmp, where there always are some."""
+    part = leave_behind(tmp_path, "framed", "none")
+    (tmp_path / "private").mkdir()
+    listing = os.scandir
+
+    def scandir(path: str) -> object:
+        if str(path).endswith("private"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listing(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    (result,) = recover(tmp_path, tmp_path)
+    assert result.path == part
+
+    with pytest.raises(StorageError):
+        recover(tmp_path / "private", tmp_path)
+
+
+def test_no_deeper_than_names_can_be(tmp_path: Path) -> None:
+    leave_behind(tmp_path / "deep", "framed", "none")
+    assert recover(tmp_path, tmp_path, naming=NAMING) == []
+    assert NAMING.filename_format.count("/") == 0
+
+
 def test_a_file_with_our_header_is_taken_whatever_its_name(tmp_path: Path) -> None:
     leave_behind(tmp_path, "framed", "none").rename(tmp_path / "renamed.part")
     naming = FileNaming(host="h", filename_format="<TOPIC>.<DATETIME>.x")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nsqtools import durable
+from nsqtools.archive.header import MAGIC
 from nsqtools.archive.naming import PART_SUFFIX, REVISIONS_MAX, bump, path_of
 from nsqtools.archive.survey import Survey, survey
 from nsqtools.archive.writer import DIRECTORY_MODE
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from nsqtools.archive.naming import FileNaming
 
 BAD_SUFFIX = ".bad"
+# Our header begins within the first bytes of a file, behind those of its compression.
+_START_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +64,8 @@ def recover(
     durable.remove_leftovers(output_dir, now=now)
     if work_dir != output_dir:
         durable.remove_leftovers(work_dir, now=now)
-    for path in _part_files(work_dir):
+    depth_max = None if naming is None else naming.filename_format.count("/")
+    for path in _part_files(work_dir, depth_max):
         name = path.relative_to(work_dir).as_posix().removesuffix(PART_SUFFIX)
         try:
             fd = durable.open_existing(path)
@@ -78,19 +82,35 @@ def recover(
     return results
 
 
-def _part_files(work_dir: Path) -> Iterator[Path]:
-    """Regular files only, found without following links, in order of their names."""
+def _part_files(work_dir: Path, depth_max: int | None) -> Iterator[Path]:
+    """Regular files only, found without following links, in order of their names.
+
+    `depth_max` is how many folders deep to look. The work folder may be shared (by default it is
+    /tmp): what others keep to themselves there holds no file of ours.
+    """
 
     def refuse(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):
+        others = isinstance(error, PermissionError) and str(error.filename) != str(work_dir)
+        if not others and not isinstance(error, FileNotFoundError):
             raise StorageError("list", work_dir, error) from error
 
     for folder, subfolders, names in os.walk(work_dir, onerror=refuse):
+        depth = len(Path(folder).relative_to(work_dir).parts)
+        if depth_max is not None and depth >= depth_max:
+            subfolders.clear()
         subfolders.sort()
         for name in sorted(names):
             path = Path(folder, name)
             if name.endswith(PART_SUFFIX) and name != PART_SUFFIX and _is_regular(path):
                 yield path
+
+
+def _may_be_ours(fd: int, path: Path, name: str, naming: FileNaming) -> bool:
+    """Whether its name is one that we give, or it begins as our files do; it is not read whole."""
+    if naming.matcher().fullmatch(name):
+        return True
+    with durable.storage("read", path):
+        return MAGIC in os.pread(fd, _START_BYTES, 0)
 
 
 def _is_regular(path: Path) -> bool:
@@ -111,9 +131,10 @@ def _recover_locked(
         return None
     if not durable.is_at(fd, path):
         return None
-    found = survey(fd, path)
-    if naming is not None and not found.has_header and not naming.matcher().fullmatch(name):
+    if naming is not None and not _may_be_ours(fd, path, name, naming):
+        found = Survey()
         return _result(path, None, found, cut_bytes=0, reason="left alone: not a name of ours")
+    found = survey(fd, path)
     destination = path_of(output_dir, name)
     # Its own name and those of `_keep_as_bad` are no publications.
     if link := durable.find_link(destination.parent, fd, besides=path.name):

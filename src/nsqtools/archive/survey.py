@@ -28,7 +28,6 @@ class Survey:
     """`end` is where the last whole commit ends; `damage` is what stands behind it, if anything.
 
     `trailer` is to be written at `end` to seal the file; nothing, when it needs none.
-    `has_header` says that a sound header of ours is in it.
     """
 
     size_bytes: int = 0
@@ -38,7 +37,6 @@ class Survey:
     last_ts_ns: int | None = None
     damage: Damage | None = None
     trailer: bytes = b""
-    has_header: bool = False
 
     def add(self, records: int, first_ts_ns: int | None, last_ts_ns: int | None) -> None:
         self.records += records
@@ -88,7 +86,6 @@ def _survey_zstd(source: Source, found: Survey) -> None:
     finally:
         # Whatever ended the walk: this is what it had seen whole.
         found.end = walk.committed_end
-        found.has_header = walk.header_frame_bytes > 0
         index = walk.index
         found.records = sum(index.records)
         found.first_ts_ns = min(index.first_ts_ns, default=None)
@@ -130,7 +127,6 @@ def _survey_gzip(source: Source, found: Survey) -> None:
         size = found.size_bytes
         torn = size < gzip_members.HEADER_START_BYTES
         raise Damage(0, "no file header in the first gzip member", torn=torn)
-    found.has_header = True
     counter = _Counter(decode_header(header).meta["format"])
     while source.peek(1):
         member = source.position
@@ -152,14 +148,12 @@ def _survey_framed(source: Source, found: Survey) -> None:
             pass
     finally:
         found.end = decoder.committed_end
-        found.has_header = found.end > 0
 
 
 def _survey_lines(source: Source, found: Survey) -> None:
     """Whole lines, of any length; of `jsonl` the times too."""
     first_line = source.peek(READ_BYTES).split(NEWLINE, 1)[0]
     decoder = JsonlDecoder(RECORD_BYTES_MAX) if is_ours(first_line) else None
-    found.has_header = decoder is not None
     while data := source.take_some():
         start = source.position - len(data)
         if decoder is None:

@@ -49,8 +49,11 @@ def _prepare(options: NsqToFileOptions) -> None:
         durable.check_writable(folder)
     naming = archive_naming(options)
     for found in recover(options.effective_work_dir, options.output_dir, naming=naming):
+        what = "recovered a file of a run that did not end"
+        if found.published is None:
+            what = "a file of no living run is not published"
         log.warning(
-            "recovered a file of a run that did not end",
+            what,
             path=found.path,
             published=found.published or "-",
             records=found.records,

@@ -245,7 +245,6 @@ class Ping:
     """A sign of life."""
 
 
-
 LookupCommand = Identify | Register | Unregister | Ping
 
 
