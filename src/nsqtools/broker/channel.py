@@ -243,6 +243,11 @@ class Channel:
         for subscriber in list(self.subscribers):
             subscriber.disconnect()
 
+    @property
+    def wants_flush(self) -> bool:
+        """Whether the journal has something to write."""
+        return self._journal is not None and self._journal.wants_flush
+
     def flush(self) -> None:
         """Write the journal; raises StorageError."""
         if self._journal is not None:

@@ -86,6 +86,11 @@ class Journal:
         """Whether `create` is due: the file is long, or a write to it has failed."""
         return self._is_broken or self._size_bytes > COMPACT_BYTES
 
+    @property
+    def wants_flush(self) -> bool:
+        """Whether there is anything to write."""
+        return bool(self._buffer) or self.wants_snapshot
+
     def create(self, state: ChannelState) -> None:
         """Begin the file anew with a snapshot, durably; also how it is compacted."""
         raw = MAGIC + b"".join(_snapshot(state))

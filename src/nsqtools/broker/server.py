@@ -253,8 +253,8 @@ class Broker:
             await asyncio.sleep(SCAN_INTERVAL_S)
             now_s = self.now_s()
             for topic in list(self.topics.values()):
-                topic.scan(now_s, self.now_ns())
-                self.touched(topic)
+                if topic.scan(now_s, self.now_ns()):
+                    self.touched(topic)
             if now_s - self._last_sync_s >= self.options.sync_timeout_s:
                 self._last_sync_s = now_s
                 for topic in self.topics.values():

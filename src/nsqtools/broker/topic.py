@@ -191,10 +191,13 @@ class Topic:
             state = {"version": 1, "paused": self.paused, "pumped": self.pumped if held else None}
             durable.replace_file(self.folder / STATE_FILE, json.dumps(state).encode())
 
-    def scan(self, now_s: float, now_ns: int) -> None:
+    def scan(self, now_s: float, now_ns: int) -> bool:
+        """Take back what has timed out, and deliver what is due; whether there is now something to
+        be written."""
         for channel in self.channels.values():
             channel.scan(now_s, now_ns)
             channel.deliver()
+        return any(channel.wants_flush for channel in self.channels.values())
 
     def trim(self) -> None:
         """Let go of the log that no channel needs; a few stragglers do not hold it."""
