@@ -310,6 +310,14 @@ async def test_extra_parameters_and_cr_are_ignored(nsqd: Nsqd) -> None:
         assert (await client.message()).body == b"x"
 
 
+async def test_a_client_that_ends_its_side_gets_its_answers(nsqd: Nsqd) -> None:
+    async with RawClient(nsqd.tcp_address) as client:
+        client.send(commands.pub("t", b"x"), commands.mpub("t", [b"y", b"z"]))
+        client.end()
+        assert await client.frames(2) == [OK, OK]
+        assert await client.ended() == b""
+
+
 async def test_replies_come_in_the_order_of_commands(nsqd: Nsqd) -> None:
     async with RawClient(nsqd.tcp_address) as client:
         client.send(

@@ -92,6 +92,7 @@ class Session(asyncio.BufferedProtocol):
         self._decoder = CommandDecoder(server.command_limits)
         self._transport: asyncio.Transport | None = None
         self._writable = True
+        self._ended = False
         self._unanswered: deque[tuple[str, int]] = deque()
         self._unanswered_bytes = 0
         self._stashed: Command | NsqToolsError | None = None
@@ -136,10 +137,18 @@ class Session(asyncio.BufferedProtocol):
         self._run()
 
     def eof_received(self) -> bool:
-        failure = self._decoder.receive_eof()
-        if failure is not None and self._stashed is None and not self._unanswered:
-            self._error(failure)
+        """The client sends no more; what it has sent is answered before the connection ends."""
+        self._ended = True
+        if self._unanswered or self._stashed is not None:
+            return True
+        self._end()
         return False
+
+    def _end(self) -> None:
+        failure = self._decoder.receive_eof()
+        if failure is not None:
+            self._error(failure)
+        self.disconnect()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._transport = None
@@ -297,6 +306,8 @@ class Session(asyncio.BufferedProtocol):
             self._error(ProtocolError(f"E_{name}_FAILED", f"{name} failed {reason}"))
         if not self._unanswered and self._stashed is not None:
             self._run()
+        if self._ended and not self._unanswered and self._stashed is None:
+            self._end()
 
     def _subscribe(self, topic_name: str, channel_name: str) -> None:
         limit = self._server.max_channel_consumers
