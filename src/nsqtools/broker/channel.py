@@ -200,9 +200,9 @@ class Channel:
 
     def scan(self, now_s: float, now_ns: int) -> None:
         """Take back what has timed out, and what is no longer deferred."""
-        for lease in self._flight.expired(now_s):
-            self.timeout_count += len(lease.numbers)
-            self._take_back(lease)
+        over = self._flight.expired(now_s)
+        self.timeout_count += sum(len(lease.numbers) for lease in over)
+        self._take_back(over)
         due = []
         while self._deferred and self._deferred[0][0] <= now_ns:
             due.append(heapq.heappop(self._deferred)[1])
@@ -216,8 +216,7 @@ class Channel:
         """The consumer is gone; what it held waits again."""
         if subscriber in self.subscribers:
             self.subscribers.remove(subscriber)
-        for lease in self._flight.release(subscriber):
-            self._take_back(lease)
+        self._take_back(self._flight.release(subscriber))
 
     # Administration
 
@@ -448,9 +447,11 @@ class Channel:
         self._looked_up = self._feed.log.read(number)
         return self._looked_up
 
-    def _take_back(self, lease: Lease) -> None:
-        if lease.numbers:
-            self._queue([(number, lease.attempts, 0) for number in lease.numbers])
+    def _take_back(self, leases: list[Lease]) -> None:
+        """In the order of the log, which leases are not in: so it is read in stretches."""
+        entries = [(number, lease.attempts, 0) for lease in leases for number in lease.numbers]
+        if entries:
+            self._queue(sorted(entries))
 
     def _queue(self, entries: list[tuple[int, int, int]]) -> None:
         for number, attempts, due_ns in entries:
