@@ -34,6 +34,8 @@ _ATTEMPTS_MAX = 65535
 # Stragglers are carried over from a segment when they are no more than this.
 CARRY_MESSAGES_MAX = 1000
 CARRY_BYTES_MAX = 4 << 20
+# Messages that wait again may be anywhere: for one of them little is read.
+LOOK_UP_BYTES = 64 << 10
 
 
 class Subscriber(Holder, Protocol):
@@ -444,7 +446,7 @@ class Channel:
             if block is not None and block.first <= number:
                 self._looked_up = block
                 return block
-        self._looked_up = self._feed.log.read(number)
+        self._looked_up = self._feed.log.read(number, LOOK_UP_BYTES)
         return self._looked_up
 
     def _take_back(self, leases: list[Lease]) -> None:
