@@ -32,6 +32,11 @@ def new_rng() -> random.Random:
     return random.Random(seed)
 
 
+def patience_s(messages: int) -> float:
+    """How long so many messages may take, all told."""
+    return PATIENCE_S + messages / 10_000
+
+
 def body_of(number: int) -> bytes:
     """Text without a newline, of various lengths, that begins with the number."""
     return b"%d %b" % (number, b"x" * (number % 61))

@@ -23,10 +23,11 @@ from tests.crash.accounting import (
     new_rng,
     number_of,
     opened_by_stock_tool,
+    patience_s,
     published_files,
     unfinished_files,
 )
-from tests.support.programs import PATIENCE_S, NsqdProgram, Program
+from tests.support.programs import NsqdProgram, Program
 
 from nsqtools.wire import commands
 
@@ -187,7 +188,7 @@ async def _finish(tool: Program, flags: list[str], case: Case, output_dir: Path)
     await tool.says("subscribed")
     counted: set[Path] = set()
     tally = Tally(case.messages)
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + patience_s(case.messages)
     while lost := _count_new(tally, counted, output_dir):
         assert time.monotonic() < deadline, f"lost: {len(lost)} messages, such as {lost[0]}"
         await asyncio.sleep(POLL_S)

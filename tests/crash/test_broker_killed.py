@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.crash.accounting import Client, Cut, body_of, new_rng, number_of
+from tests.crash.accounting import Client, Cut, body_of, new_rng, number_of, patience_s
 from tests.support.programs import PATIENCE_S, NsqdProgram
 
 from nsqtools.wire import commands
@@ -134,7 +134,7 @@ async def kill_and_account(
                 await _start(nsqd, rng)
             async with Client(nsqd.port) as client:
                 await _publish(client, numbers, len(numbers.left), rng)
-            await _until_received(ledger, numbers.acknowledged)
+            await _until_received(ledger, numbers.acknowledged, patience_s(messages))
             consuming.cancel()
         late = await _read_late(nsqd.port, messages)
     print(
@@ -233,8 +233,8 @@ def _settle_run(client: Client, ledger: Ledger, messages: Messages, rng: random.
         ledger.sent_fin([number for at, number in enumerate(numbers) if at != requeued])
 
 
-async def _until_received(ledger: Ledger, wanted: set[int]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
+async def _until_received(ledger: Ledger, wanted: set[int], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
     while lost := wanted - ledger.received:
         assert time.monotonic() < deadline, f"lost: {len(lost)} messages, such as {min(lost)}"
         await asyncio.sleep(0.02)
@@ -243,7 +243,7 @@ async def _until_received(ledger: Ledger, wanted: set[int]) -> None:
 async def _read_late(port: int, sentinel: int) -> list[int]:
     """Everything on the channel that nobody has read, in its order."""
     found: list[int] = []
-    async with Client(port) as client, asyncio.timeout(PATIENCE_S):
+    async with Client(port) as client, asyncio.timeout(patience_s(sentinel)):
         await client.publish(TOPIC, [sentinel])
         await client.subscribe(TOPIC, LATE, RDY)
         while not found or found[-1] != sentinel:

@@ -37,6 +37,8 @@ def archive_options(folder: Path, *flags: str) -> NsqToFileOptions:
     argv = [f"--output-dir={folder}", f"--channel={CHANNEL}", "--filename-format=<TOPIC><REV>.log"]
     if not any(flag.startswith("--topic") for flag in flags):
         argv.append("--topic=t")
+    if not any(flag.startswith("--sync-interval") for flag in flags):
+        argv.append("--sync-interval=20ms")
     return load(NsqToFileOptions, "nsq_to_file", [*argv, *flags], {})
 
 

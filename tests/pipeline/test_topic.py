@@ -118,7 +118,7 @@ async def test_a_disk_that_fails_at_any_call_loses_and_doubles_nothing(
     folder = tmp_path / "archive"
     total = 1
     codes = itertools.cycle([errno.ENOSPC, errno.EIO, errno.EDQUOT])
-    flags = ("--compress=zstd", "--rotate-records=10", "--sync-interval=20ms")
+    flags = ("--compress=zstd", "--rotate-records=10")
     pipeline = pipeline_of(nsqd, folder, *flags)
     async with running(pipeline):
         await publish(nsqd, b"0")
@@ -204,7 +204,7 @@ async def test_rotation_by_time(flag: str, nsqd: Nsqd, tmp_path: Path) -> None:
 
 async def test_a_file_is_finished_when_asked_to(nsqd: Nsqd, tmp_path: Path) -> None:
     folder = tmp_path / "archive"
-    pipeline = pipeline_of(nsqd, folder, "--compress=gzip", "--sync-interval=20ms")
+    pipeline = pipeline_of(nsqd, folder, "--compress=gzip")
     async with running(pipeline):
         pipeline.rotate()  # there is none
         await publish(nsqd, b"one")
@@ -236,7 +236,7 @@ async def test_a_newline_in_a_body_is_warned_of_once(
     nsqd: Nsqd, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "nsqtools")
-    pipeline = pipeline_of(nsqd, tmp_path / "archive", "--sync-interval=20ms")
+    pipeline = pipeline_of(nsqd, tmp_path / "archive")
     async with running(pipeline):
         for count, body in enumerate([b"a\nb", b"plain", b"c\nd"], 1):
             await publish(nsqd, body)

@@ -34,6 +34,8 @@ _ATTEMPTS_MAX = 65535
 # Stragglers are carried over from a segment when they are no more than this.
 CARRY_MESSAGES_MAX = 1000
 CARRY_BYTES_MAX = 4 << 20
+# Messages that wait again may be anywhere: for one of them little is read.
+LOOK_UP_BYTES = 64 << 10
 
 
 class Subscriber(Holder, Protocol):
@@ -200,9 +202,9 @@ class Channel:
 
     def scan(self, now_s: float, now_ns: int) -> None:
         """Take back what has timed out, and what is no longer deferred."""
-        for lease in self._flight.expired(now_s):
-            self.timeout_count += len(lease.numbers)
-            self._take_back(lease)
+        over = self._flight.expired(now_s)
+        self.timeout_count += sum(len(lease.numbers) for lease in over)
+        self._take_back(over)
         due = []
         while self._deferred and self._deferred[0][0] <= now_ns:
             due.append(heapq.heappop(self._deferred)[1])
@@ -216,8 +218,7 @@ class Channel:
         """The consumer is gone; what it held waits again."""
         if subscriber in self.subscribers:
             self.subscribers.remove(subscriber)
-        for lease in self._flight.release(subscriber):
-            self._take_back(lease)
+        self._take_back(self._flight.release(subscriber))
 
     # Administration
 
@@ -445,12 +446,14 @@ class Channel:
             if block is not None and block.first <= number:
                 self._looked_up = block
                 return block
-        self._looked_up = self._feed.log.read(number)
+        self._looked_up = self._feed.log.read(number, LOOK_UP_BYTES)
         return self._looked_up
 
-    def _take_back(self, lease: Lease) -> None:
-        if lease.numbers:
-            self._queue([(number, lease.attempts, 0) for number in lease.numbers])
+    def _take_back(self, leases: list[Lease]) -> None:
+        """In the order of the log, which leases are not in: so it is read in stretches."""
+        entries = [(number, lease.attempts, 0) for lease in leases for number in lease.numbers]
+        if entries:
+            self._queue(sorted(entries))
 
     def _queue(self, entries: list[tuple[int, int, int]]) -> None:
         for number, attempts, due_ns in entries:

@@ -24,6 +24,7 @@ from nsqtools import durable
 from nsqtools.broker.block import BadBlock, Block
 from nsqtools.broker.segment import (
     HEADER_SIZE_BYTES,
+    READ_BYTES,
     Segment,
     parse_header,
     read_blocks,
@@ -62,8 +63,11 @@ class TopicLog(Protocol):
     def in_memory(self, number: int) -> Block | None:
         """The block in memory that holds `number`."""
 
-    def read(self, number: int) -> Block | None:
-        """From disk: the block that holds `number`, or the first one behind it, and its followers."""
+    def read(self, number: int, size_bytes: int = READ_BYTES) -> Block | None:
+        """From disk: the block that holds `number`, or the first one behind it, and its followers.
+
+        About `size_bytes` are read at a time.
+        """
 
     def following(self, number: int) -> int:
         """`number`, or the first number behind it that a message has or will have."""
@@ -160,7 +164,7 @@ class MemoryLog:
     def in_memory(self, number: int) -> Block | None:
         return self._memory.find(number)
 
-    def read(self, number: int) -> Block | None:
+    def read(self, number: int, size_bytes: int = READ_BYTES) -> Block | None:
         return self._memory.find(number)
 
     def following(self, number: int) -> int:
@@ -242,23 +246,23 @@ class DiskLog:
     def in_memory(self, number: int) -> Block | None:
         return self._memory.find(number)
 
-    def read(self, number: int) -> Block | None:
+    def read(self, number: int, size_bytes: int = READ_BYTES) -> Block | None:
         segment = self._segment_of(number)
         if segment is None:
             return None
         position = segment.position_before(number)
         while position < segment.size_bytes:
-            found = read_blocks(segment.path, position, segment.size_bytes)
+            found = read_blocks(segment.path, position, segment.size_bytes, size_bytes)
             if isinstance(found, BadBlock):
                 _give_up(segment, found, segment.end - number)
-                return self.read(segment.end)
+                return self.read(segment.end, size_bytes)
             chain = [block for block, _, _ in found if block.end > number]
             for block, follower in pairwise(chain):
                 block.next = follower
             if chain:
                 return chain[0]
             position = found[-1][2]
-        return self.read(segment.end) if segment is not self._segments[-1] else None
+        return self.read(segment.end, size_bytes) if segment is not self._segments[-1] else None
 
     def following(self, number: int) -> int:
         segment = self._segment_of(number)

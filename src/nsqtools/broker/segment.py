@@ -115,12 +115,13 @@ def scan(segment: Segment) -> BadBlock | None:
     return None
 
 
-def read_blocks(path: Path, position: int, size: int) -> list[tuple[Block, int, int]] | BadBlock:
-    """The blocks from `position` on, about a READ_BYTES of them and at least one.
+def read_blocks(
+    path: Path, position: int, size: int, want: int = READ_BYTES
+) -> list[tuple[Block, int, int]] | BadBlock:
+    """The blocks from `position` on, about `want` bytes of them and at least one.
 
     Each with its position and its end. `size` is where the log ends. Raises StorageError.
     """
-    want = READ_BYTES
     while True:
         data = _read(path, position, min(want, size - position))
         found: list[tuple[Block, int, int]] = []
