@@ -464,6 +464,26 @@ async def test_an_nsqd_that_is_no_longer_listed_is_not_called_again(peer: Peer) 
         await peer.subscribed()
 
 
+@pytest.mark.parametrize("turn", range(3))
+async def test_a_lost_nsqd_is_called_again_only_when_lookupd_could_say_no(
+    turn: int, peer: Peer
+) -> None:
+    """Calling it at once would make a topic anew that has just been deleted."""
+    async with (
+        lookupds(listing(("127.0.0.1", peer.port))) as (fake,),
+        consumer_of(lookupd=[fake.address], lookupd_poll_interval="200ms") as consumer,
+    ):
+        nsqd = await peer.subscribed()
+        asked = len(fake.asked)
+        await until(lambda: len(fake.asked) > asked + turn)
+        fake.answer = UNKNOWN
+        nsqd.cut()
+        await until(lambda: not consumer.connections)
+        asked = len(fake.asked)
+        await until(lambda: len(fake.asked) >= asked + 4)
+        assert not peer.has_waiting
+
+
 async def test_a_lookupd_that_lists_nonsense_does_not_stop_the_others(peer: Peer) -> None:
     answer = listing(("a" * 70, 4150), ("127.0.0.1", peer.port))
     async with lookupds(answer) as (fake,), consumer_of(lookupd=[fake.address]):

@@ -94,7 +94,7 @@ async def test_topics_that_come_and_go(
             "--topic-exclude=debug$",
             "--topic-refresh=20ms",
             f"--lookupd-http-address={fake.address}",
-            "--consumer-opt=lookupd_poll_interval,20ms",
+            "--consumer-opt=lookupd_poll_interval,100ms",
             "--sync-interval=20ms",
         )
         async with archiving(options) as archiver:
@@ -104,7 +104,7 @@ async def test_topics_that_come_and_go(
             await until(lambda: topics_of(archiver) == {"logs", "logs-new"})
             await publish(nsqd, b"new", topic="logs-new")
             await until(lambda: archiver._sum().messages == 11)
-            # nsqlookupd forgets a deleted topic at once; nsqd then cuts its consumers.
+            # nsqlookupd forgets a topic that is deleted; nsqd cuts its consumers.
             fake.answers["/topics"] = topic_list("logs-new")
             fake.answers["/lookup?topic=logs"] = UNKNOWN
             fake.answers["/lookup?topic=logs-new"] = listing(("127.0.0.1", port))

@@ -41,6 +41,8 @@ log = logging.getLogger("nsqtools.client")
 
 # How often held messages are looked at; a small part of the shortest msg_timeout (1 s).
 TOUCH_INTERVAL_S = 0.2
+# nsqlookupd is asked no more often than every second, and needs some time to answer.
+ASK_FIRST_S = 2.0
 # Bodies held at a time, beyond which nothing more is read: max-in-flight counts messages, and 2,500 of
 # a MiB each would be too many. What is not read waits in the sockets, and in nsqd.
 HELD_BYTES_MAX = 24 << 20
@@ -351,9 +353,15 @@ class Consumer:
             while not self._stopping and self._wanted(address):
                 lived_s = await self._connect_once(address)
                 if not self._stopping:
-                    await asyncio.sleep(delay.after(lived_s))
+                    await asyncio.sleep(max(delay.after(lived_s), self._ask_first_s(address)))
         finally:
             self._keepers.pop(address, None)
+
+    def _ask_first_s(self, address: str) -> float:
+        """How long nsqlookupd, which is asked when a connection is lost, gets to take it off its list."""
+        if address in self._nsqd_addresses:
+            return 0.0
+        return min(ASK_FIRST_S, 2 * self.options.lookupd_poll_interval_s)
 
     def _wanted(self, address: str) -> bool:
         """An nsqd that nsqlookupd no longer lists is not called again: that would make a deleted
