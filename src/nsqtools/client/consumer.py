@@ -183,9 +183,7 @@ class Consumer:
             return
         self._waiter = self._loop.create_future()
         self._waits_for_starved = starved
-        timer = None
-        if timeout_s is not None:
-            timer = self._loop.call_later(timeout_s, self._wake)
+        timer = None if timeout_s is None else self._loop.call_later(timeout_s, self._wake)
         try:
             await self._waiter
         finally:
@@ -364,8 +362,7 @@ class Consumer:
         return min(ASK_FIRST_S, 2 * self.options.lookupd_poll_interval_s)
 
     def _wanted(self, address: str) -> bool:
-        """An nsqd that nsqlookupd no longer lists is not called again: that would make a deleted
-        topic anew."""
+        """One that nsqlookupd no longer lists is not: that would make a deleted topic anew."""
         return address in self._nsqd_addresses or address in self._listed
 
     async def _connect_once(self, address: str) -> float:
@@ -398,9 +395,6 @@ class Consumer:
         log.info(
             "subscribed topic=%s channel=%s nsqd=%s", self.topic, self.channel, connection.address
         )
-        limit = connection.reply.max_rdy_count
-        if limit < self.options.max_in_flight:
-            log.debug("nsqd allows less in flight nsqd=%s max=%d", connection.address, limit)
         if self._stopping:
             self._subscriptions[connection].close_wait()
         if self._is_full:
