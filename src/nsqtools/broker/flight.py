@@ -142,11 +142,6 @@ class Flight:
             for number in lease.open_numbers():
                 yield number, lease.attempts
 
-    def lowest(self) -> int | None:
-        return min(
-            (lease.open_numbers()[0] for lease in self._heap if lease.remaining), default=None
-        )
-
     def take(self, lease: Lease) -> None:
         """Begin a lease; its holder has that many more in flight."""
         queue = self._in_order.get(lease.holder)

@@ -167,9 +167,6 @@ class Journal:
             raise StorageError("write", self.path, cause) from cause
         self._size_bytes += written
 
-    def sync(self) -> None:
-        os.fdatasync(self._fd)
-
     def close(self) -> None:
         if self._fd >= 0:
             self.flush()

@@ -21,7 +21,6 @@ from nsqtools.wire import decoder as command
 from nsqtools.wire.decoder import ClientState, CommandDecoder, ConnectionDropped
 from nsqtools.wire.frames import CLOSE_WAIT, ERROR, HEARTBEAT, OK, RESPONSE, encode_frame
 from nsqtools.wire.identify import default_settings, identify_response, parse_identify
-from nsqtools.wire.names import is_ephemeral
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -388,8 +387,3 @@ class Session(asyncio.BufferedProtocol):
 def join_address(host: str, port: int) -> str:
     """`host:port`, with brackets around an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def keeps_alive(channel: Channel) -> bool:
-    """Whether a channel stays when its last consumer has left."""
-    return not is_ephemeral(channel.name)
