@@ -13,6 +13,7 @@ import signal
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 from tests.support.nsqd import EmbeddedNsqd, Flag, Nsqd, ProcessNsqd, Program
 
 if TYPE_CHECKING:
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 NSQD_BINARY = os.environ.get("NSQD_BINARY", "")
 NSQLOOKUPD_BINARY = os.environ.get("NSQLOOKUPD_BINARY", "")
 BROKERS = ("embedded", "real") if NSQD_BINARY else ("embedded",)
+
+# Machines are noisy: how long an example took says nothing about the code.
+settings.register_profile("no-clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("no-clock")
 
 
 @pytest.fixture(params=BROKERS)

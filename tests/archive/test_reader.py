@@ -138,7 +138,7 @@ TIMED = [
 
 @pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
 @pytest.mark.parametrize("record_format", ["framed", "jsonl"])
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(bounds=st.tuples(st.integers(-5, 105), st.integers(-5, 105)))
 def test_selecting_by_time(
     record_format: str,

@@ -51,7 +51,7 @@ def bodies_of(commits: list[list[Arrival]]) -> list[bytes]:
 
 
 @pytest.mark.parametrize(("record_format", "compression"), PAIRS)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(commits=any_commits)
 def test_any_messages_round_trip(
     record_format: str, compression: str, commits: list[list[Arrival]]
@@ -208,7 +208,7 @@ def test_files_put_together_are_a_file(
     assert read_bodies(both) == (bodies_of(TEXT_COMMITS) * 2, None)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:

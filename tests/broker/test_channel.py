@@ -405,5 +405,5 @@ class ChannelMachine(RuleBasedStateMachine):
 
 def test_a_channel_against_its_model() -> None:
     run_state_machine_as_test(
-        ChannelMachine, settings=settings(max_examples=50, stateful_step_count=30, deadline=None)
+        ChannelMachine, settings=settings(max_examples=50, stateful_step_count=30)
     )

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nsqtools.broker import log as module
@@ -95,7 +95,6 @@ def test_numbers_follow_the_clock_and_are_never_used_twice(tmp_path: Path) -> No
     third.close()
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.lists(st.binary(max_size=30), min_size=1, max_size=8), min_size=1, max_size=30),
     st.integers(100, 2000),

@@ -134,7 +134,7 @@ def test_the_same_seed_decides_the_same(
     assert first == again
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     count=st.integers(2, 12),
     places=st.integers(1, 5),
