@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import shutil
 import subprocess
 import tempfile
@@ -18,12 +19,14 @@ from tests.archive.helpers import (
     arrival,
     read_bodies,
     read_payloads,
+    spec,
     unfinished_file,
     write_file,
 )
 
 from nsqtools.archive.reader import open_archive
 from nsqtools.archive.recovery import recover
+from nsqtools.archive.writer import ArchiveWriter
 
 if TYPE_CHECKING:
     from nsqtools.wire.messages import Arrival
@@ -72,6 +75,22 @@ def test_any_messages_round_trip(
             assert found == b"\n".join(bodies).split(b"\n")
         else:
             assert read_payloads(path) == payloads_of(commits)
+
+
+@pytest.mark.parametrize(
+    ("compression", "level"),
+    [("gzip", level) for level in range(1, 10)] + [("zstd", level) for level in (1, 2, 3, 4, 19)],
+)
+def test_every_level_finds_what_repeats(compression: str, level: int, tmp_path: Path) -> None:
+    noise = random.Random(level).randbytes(150_000).replace(b"\n", b" ")
+    bodies = [noise, noise, b"short"]
+    writer = ArchiveWriter(spec(tmp_path, compression=compression, level=level))
+    writer.commit([arrival(bodies)])
+    (published,) = writer.close()
+    assert read_bodies(published.path) == (bodies, None)
+    # gzip's window is 32 KiB; zstd's reaches the first body from the second.
+    copies = 1 if compression == "zstd" else 2
+    assert len(noise) * copies < published.disk_bytes < len(noise) * copies * 1.1
 
 
 @pytest.mark.parametrize(("record_format", "compression"), PAIRS)
