@@ -13,6 +13,7 @@ ROWS: dict[str, int] = {
     "clock": 1,
     "options": 1,
     "wire": 2,
+    "ask": 2,
     "durable": 2,
     "observe": 2,
     "lifecycle": 2,

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.support.lookupd import UNKNOWN, FakeLookupd, listing, lookupds
 
+from nsqtools.ask import ANSWER_BYTES_MAX, new_session
 from nsqtools.client.lookup import (
-    ANSWER_BYTES_MAX,
     Lookupd,
     LookupOptions,
     LookupPoller,
     lookup,
-    new_session,
     topics,
 )
 from nsqtools.errors import ConnectionFailed, OptionsError

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 from urllib.parse import quote
 
+from nsqtools.ask import ask, check_status, new_session
 from nsqtools.errors import ConnectionFailed, OptionsError, ProtocolError
 from nsqtools.wire.lookup import (
     MAGIC_V1,
@@ -58,8 +59,6 @@ HTTP_REQUEST_TIMEOUT_S = 5.0
 # Commands sent before their replies are awaited: thousands of channels need not cost as many
 # round trips, and neither side has to buffer more than this.
 PIPELINE_MAX = 100
-ANSWER_BYTES_MAX = 1 << 20
-_READ_BYTES = 65_536
 _DOUBLINGS_MAX = 30
 
 Registration = tuple[str, str | None]
@@ -222,9 +221,10 @@ class Registrar:
         addresses = self.lookupd_http_addresses()
         if not addresses:
             return set()
-        async with _http_session(self._timing) as session, asyncio.TaskGroup() as group:
+        async with new_session() as session, asyncio.TaskGroup() as group:
             asked = [
-                group.create_task(_channels_at(session, address, topic)) for address in addresses
+                group.create_task(_channels_at(session, address, topic, self._timing))
+                for address in addresses
             ]
         found = {channel for task in asked for channel in task.result()}
         return {channel for channel in found if not is_ephemeral(channel)}
@@ -439,48 +439,22 @@ class _Link(asyncio.Protocol):
             await self._closed.wait()
 
 
-def _http_session(timing: RegistrarTiming) -> aiohttp.ClientSession:
-    import aiohttp
-
-    return aiohttp.ClientSession(
-        headers={"Accept": "application/vnd.nsq; version=1.0", "Accept-Encoding": "identity"},
-        timeout=aiohttp.ClientTimeout(
-            total=timing.http_request_timeout_s, connect=timing.http_connect_timeout_s
-        ),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        auto_decompress=False,
-    )
-
-
-async def _channels_at(session: aiohttp.ClientSession, address: str, topic: str) -> frozenset[str]:
-    import aiohttp
-    import yarl
-
-    url = yarl.URL(f"http://{address}/channels?topic={quote(topic, safe='')}", encoded=True)
+async def _channels_at(
+    session: aiohttp.ClientSession, address: str, topic: str, timing: RegistrarTiming
+) -> frozenset[str]:
     try:
-        async with session.get(url, allow_redirects=False) as response:
-            _check_status(response.status)
-            answer = parse_names(await _read(response.content), "channels")
-    except (aiohttp.ClientError, OSError, ValueError, ProtocolError) as error:
-        reason = str(error) or "no answer in time"
-        log.warning("channels not known topic=%s lookupd=%s error=%s", topic, address, reason)
+        status, body = await ask(
+            session,
+            f"http://{address}/channels?topic={quote(topic, safe='')}",
+            address,
+            connect_timeout_s=timing.http_connect_timeout_s,
+            timeout_s=timing.http_request_timeout_s,
+        )
+        check_status(status)
+        answer = parse_names(body, "channels")
+    except (ConnectionFailed, ProtocolError) as error:
+        log.warning("channels not known topic=%s lookupd=%s error=%s", topic, address, error)
         answer = Answer()
     if answer.refused:
         log.warning("channel names refused topic=%s lookupd=%s", topic, address)
     return answer.values
-
-
-def _check_status(status: int) -> None:
-    if status != 200:
-        raise ProtocolError("E_INVALID", f"answered with status {status}")
-
-
-async def _read(content: aiohttp.StreamReader) -> bytes:
-    parts: list[bytes] = []
-    left = ANSWER_BYTES_MAX
-    while part := await content.read(_READ_BYTES):
-        parts.append(part)
-        left -= len(part)
-        if left < 0:
-            raise ProtocolError("E_INVALID", f"answer of more than {ANSWER_BYTES_MAX} bytes")
-    return b"".join(parts)

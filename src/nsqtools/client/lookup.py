@@ -9,8 +9,6 @@ answers is used when it comes, and one that is dead, hung or lying delays and hi
 - A producer is known as long as the last good answer of some nsqlookupd lists it. A failure takes
   nothing away.
 - Failures in a row are logged once, and so is their end.
-
-aiohttp is imported when the first request is made: programs that never ask do not pay for it.
 """
 
 from __future__ import annotations
@@ -22,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, quote, urlsplit
 
+from nsqtools.ask import ask, check_status, new_session
 from nsqtools.errors import ConnectionFailed, OptionsError, ProtocolError
 from nsqtools.wire.lookup import Answer, parse_names, parse_producers, says_topic_not_found
 
@@ -40,10 +39,7 @@ CONNECT_TIMEOUT_S = 5.0
 STRAGGLERS_S = 2.0
 # However often connections close, no nsqlookupd is asked more often than this.
 POKE_SPACING_S = 1.0
-ANSWER_BYTES_MAX = 1 << 20
 REDIRECTS_MAX = 3
-_READ_BYTES = 65_536
-_ACCEPT = "application/vnd.nsq; version=1.0"
 
 log = logging.getLogger("nsqtools.lookup")
 
@@ -106,18 +102,6 @@ class Lookupd:
         return self.parts._replace(path=path, query=query, fragment="").geturl()
 
 
-def new_session() -> aiohttp.ClientSession:
-    """An HTTP session fit for strangers, to be shared and closed by the caller."""
-    import aiohttp
-
-    return aiohttp.ClientSession(
-        headers={"Accept": _ACCEPT, "Accept-Encoding": "identity"},
-        cookie_jar=aiohttp.DummyCookieJar(),
-        # The limit on an answer is one on what it opens to.
-        auto_decompress=False,
-    )
-
-
 async def _session_in(
     stack: AsyncExitStack, given: aiohttp.ClientSession | None
 ) -> aiohttp.ClientSession:
@@ -159,7 +143,7 @@ class _Producers:
     def parse(self, status: int, body: bytes) -> Answer:
         if status == 404 and says_topic_not_found(body):
             return Answer()
-        _check_status(status)
+        check_status(status)
         return parse_producers(body)
 
 
@@ -169,51 +153,30 @@ class _Topics:
         return lookupd.url("topics")
 
     def parse(self, status: int, body: bytes) -> Answer:
-        _check_status(status)
+        check_status(status)
         return parse_names(body, "topics")
 
 
 _Question = _Producers | _Topics
 
 
-def _check_status(status: int) -> None:
-    if status != 200:
-        raise ProtocolError("E_INVALID", f"answered with status {status}")
-
-
-async def _ask(
+async def _answer(
     lookupd: Lookupd, question: _Question, options: LookupOptions, session: aiohttp.ClientSession
 ) -> Answer:
     """One nsqlookupd's answer; whatever goes wrong is a ConnectionFailed with its address."""
-    import aiohttp
-    import yarl
-
-    total_s = options.lookupd_poll_timeout_s
-    timeout = aiohttp.ClientTimeout(total=total_s, connect=min(total_s, CONNECT_TIMEOUT_S))
-    headers = {"Authorization": f"Bearer {options.auth_secret}"} if options.auth_secret else {}
-    url = yarl.URL(question.url(lookupd), encoded=True)
+    status, body = await ask(
+        session,
+        question.url(lookupd),
+        lookupd.text,
+        connect_timeout_s=CONNECT_TIMEOUT_S,
+        timeout_s=options.lookupd_poll_timeout_s,
+        redirects_max=REDIRECTS_MAX,
+        secret=options.auth_secret,
+    )
     try:
-        async with session.get(
-            url, headers=headers, timeout=timeout, max_redirects=REDIRECTS_MAX
-        ) as response:
-            return question.parse(response.status, await _read(response.content))
-    except TimeoutError as error:
-        raise ConnectionFailed(lookupd.text, "no answer in time") from error
-    except (aiohttp.ClientError, OSError, ValueError) as error:
-        raise ConnectionFailed(lookupd.text, str(error) or type(error).__name__) from error
+        return question.parse(status, body)
     except ProtocolError as error:
         raise ConnectionFailed(lookupd.text, error.description) from error
-
-
-async def _read(content: aiohttp.StreamReader) -> bytes:
-    parts: list[bytes] = []
-    left = ANSWER_BYTES_MAX
-    while part := await content.read(_READ_BYTES):
-        parts.append(part)
-        left -= len(part)
-        if left < 0:
-            raise ProtocolError("E_INVALID", f"answer of more than {ANSWER_BYTES_MAX} bytes")
-    return b"".join(parts)
 
 
 async def _merge(
@@ -227,7 +190,7 @@ async def _merge(
 
     async def ask(lookupd: Lookupd) -> Answer | None:
         try:
-            return await _ask(lookupd, question, options, shared)
+            return await _answer(lookupd, question, options, shared)
         except ConnectionFailed as error:
             failures.append(error)
             log.warning("lookupd failed error=%s", error)
@@ -341,7 +304,7 @@ class LookupPoller:
         while True:
             poke.clear()
             try:
-                answer = await _ask(lookupd, self._question, self._options, session)
+                answer = await _answer(lookupd, self._question, self._options, session)
             except ConnectionFailed as error:
                 self._note_failure(lookupd.text, error)
             else:

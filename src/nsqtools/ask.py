@@ -1,0 +1,84 @@
+"""Questions over HTTP to the programs of NSQ: one GET, bounded in time and size.
+
+Whoever answers may be slow, hung or hostile: nothing is decompressed, no cookie is kept, an answer
+beyond ANSWER_BYTES_MAX is refused. aiohttp is imported with the first question: programs that never
+ask do not pay for it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nsqtools.errors import ConnectionFailed, ProtocolError
+
+if TYPE_CHECKING:
+    import aiohttp
+
+ANSWER_BYTES_MAX = 1 << 20
+_READ_BYTES = 65_536
+_ACCEPT = "application/vnd.nsq; version=1.0"  # what old versions need (spec: nsqd-http)
+
+
+def new_session() -> aiohttp.ClientSession:
+    """An HTTP session fit for strangers, to be shared and closed by the caller."""
+    import aiohttp
+
+    return aiohttp.ClientSession(
+        headers={"Accept": _ACCEPT, "Accept-Encoding": "identity"},
+        cookie_jar=aiohttp.DummyCookieJar(),
+        # The limit on an answer is one on what it opens to.
+        auto_decompress=False,
+    )
+
+
+async def ask(
+    session: aiohttp.ClientSession,
+    url: str,
+    source: str,
+    *,
+    connect_timeout_s: float,
+    timeout_s: float,
+    redirects_max: int = 0,
+    secret: str = "",
+) -> tuple[int, bytes]:
+    """GET a URL, which must be encoded: status and body. `timeout_s` is for all of it.
+
+    `secret` is sent as a bearer token when it is set. Raises ConnectionFailed, with `source` as the
+    address, whatever goes wrong on the way. Cancelling it leaves nothing behind.
+    """
+    import aiohttp
+    import yarl
+
+    timeout = aiohttp.ClientTimeout(total=timeout_s, connect=min(timeout_s, connect_timeout_s))
+    try:
+        async with session.get(
+            yarl.URL(url, encoded=True),
+            headers={"Authorization": f"Bearer {secret}"} if secret else {},
+            timeout=timeout,
+            allow_redirects=redirects_max > 0,
+            max_redirects=max(1, redirects_max),
+        ) as response:
+            return response.status, await _read(response.content)
+    except TimeoutError as error:
+        raise ConnectionFailed(source, "no answer in time") from error
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        raise ConnectionFailed(source, str(error) or type(error).__name__) from error
+    except ProtocolError as error:
+        raise ConnectionFailed(source, error.description) from error
+
+
+def check_status(status: int) -> None:
+    """Raises ProtocolError for anything but 200."""
+    if status != 200:
+        raise ProtocolError("E_INVALID", f"answered with status {status}")
+
+
+async def _read(content: aiohttp.StreamReader) -> bytes:
+    parts: list[bytes] = []
+    left = ANSWER_BYTES_MAX
+    while part := await content.read(_READ_BYTES):
+        parts.append(part)
+        left -= len(part)
+        if left < 0:
+            raise ProtocolError("E_INVALID", f"answer of more than {ANSWER_BYTES_MAX} bytes")
+    return b"".join(parts)
