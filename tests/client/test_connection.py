@@ -402,6 +402,20 @@ async def test_heartbeats_keep_a_connection() -> None:
         assert not recorder.lost
 
 
+async def test_nsqd_hears_from_us_while_we_do_not_listen() -> None:
+    settings = {"read_timeout": "200ms", "heartbeat_interval": "50ms"}
+    async with conversation(**settings) as (peer, connection, recorder):
+        connection.pause_reading()
+        peer.respond(b"_heartbeat_")
+        await peer.expect(b"NOP", b"NOP", b"NOP", b"NOP")
+        connection.resume_reading()
+        async with asyncio.timeout(PATIENCE_S):
+            while not await peer.is_quiet(0.1):
+                await peer.expect(b"NOP")
+        assert connection.is_open
+        assert not recorder.lost
+
+
 async def test_without_heartbeats_silence_means_nothing() -> None:
     settings = {"read_timeout": "100ms", "heartbeat_interval": "-1ns"}
     async with conversation(**settings) as (peer, connection, recorder):

@@ -90,6 +90,7 @@ class Connection(asyncio.BufferedProtocol):
         self._may_write.set()
         self._heard_s = 0.0
         self._silence: asyncio.TimerHandle | None = None
+        self._unheard: asyncio.TimerHandle | None = None
 
     @property
     def is_open(self) -> bool:
@@ -114,9 +115,10 @@ class Connection(asyncio.BufferedProtocol):
             self._fail(ConnectionFailed(self.address, "nsqd takes no data"))
 
     def pause_reading(self) -> None:
-        """Leave what comes in the socket, heartbeats included, until `resume_reading`."""
+        """Leave what comes in the socket until `resume_reading`; nsqd hears from us all the same."""
         if self._transport is not None and self._transport.is_reading():
             self._transport.pause_reading()
+            self._answer_unheard()
 
     def resume_reading(self) -> None:
         if self._transport is not None and not self._transport.is_closing():
@@ -180,8 +182,9 @@ class Connection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: BaseException | None) -> None:
         self._fail(ConnectionFailed(self.address, str(exc or "connection closed")))
         self._may_write.set()
-        if self._silence is not None:
-            self._silence.cancel()
+        for timer in (self._silence, self._unheard):
+            if timer is not None:
+                timer.cancel()
         if not self._lost.done():
             self._lost.set_result(None)
             if self._established and self._failure is not None:
@@ -314,6 +317,17 @@ class Connection(asyncio.BufferedProtocol):
         if transport is None:
             raise ConnectionFailed(self.address, "closed during the TLS handshake")
         self._transport = transport
+
+    def _answer_unheard(self) -> None:
+        """Answer the heartbeats that lie in the socket: nsqd gives us up after two (spec: 6.8)."""
+        if self._unheard is not None:
+            self._unheard.cancel()
+        interval_s = self._options.heartbeat_interval_s
+        if self._transport is None or self._transport.is_reading() or interval_s < 0:
+            return
+        if not self._lost.done():
+            self.send(commands.NOP)
+            self._unheard = self._loop.call_later(interval_s / 2, self._answer_unheard)
 
     def _watch_silence(self) -> None:
         """Give the connection up when it was silent for read_timeout_s: heartbeats should come."""
