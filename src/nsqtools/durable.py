@@ -164,15 +164,21 @@ def truncate(fd: int, size_bytes: int, path: Path) -> None:
         os.ftruncate(fd, size_bytes)
 
 
-def is_at(fd: int, path: Path) -> bool:
-    """Whether the open file still is what `path` names."""
+def identity(fd: int, path: Path) -> tuple[int, int]:
+    """Which file this is: device and inode."""
+    with storage("stat", path):
+        found = os.fstat(fd)
+        return found.st_dev, found.st_ino
+
+
+def is_at(path: Path, identity: tuple[int, int]) -> bool:
+    """Whether `path` names that file."""
     with storage("stat", path):
         try:
             named = os.lstat(path)
         except FileNotFoundError:
             return False
-        opened = os.fstat(fd)
-    return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)
+        return (named.st_dev, named.st_ino) == identity
 
 
 def is_taken(path: Path) -> bool:
@@ -472,20 +478,16 @@ def _is_same(source: Path, destination: Path) -> bool:
     """Whether `destination` is what an earlier, cut `publish` of `source` made."""
     with storage("stat", destination):
         one, other = os.lstat(source), os.lstat(destination)
-        if (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino):
+        if os.path.samestat(one, other):
             return True
-        if not stat.S_ISREG(other.st_mode) or (one.st_size, one.st_mtime_ns) != (
-            other.st_size,
-            other.st_mtime_ns,
-        ):
+        alike = (one.st_size, one.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
+        if not alike or not stat.S_ISREG(other.st_mode):
             return False
         with source.open("rb") as left, destination.open("rb") as right:
-            while True:
-                data = left.read(COPY_BYTES)
+            while data := left.read(COPY_BYTES):
                 if data != right.read(COPY_BYTES):
                     return False
-                if not data:
-                    return True
+            return not right.read(1)
 
 
 def is_temporary(name: str) -> bool:

@@ -296,15 +296,16 @@ def test_a_filesystem_that_fails_at_any_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     failed: set[str] = set()
-    for fail_at in range(1000):
-        folder = tmp_path / str(fail_at)
-        folder.mkdir()
-        failing = FailingOs(fail_at, failures=failures)
-        monkeypatch.setattr(durable, "os", failing)
-        check_failure(folder, record_format, compression, failing, apart=fail_at % 2 == 1)
-        failed.update(failing.failed)
-        if not failing.failed:
-            break
+    for apart in (False, True):
+        for fail_at in range(1000):
+            folder = tmp_path / f"{fail_at}-{apart}"
+            folder.mkdir()
+            failing = FailingOs(fail_at, failures=failures)
+            monkeypatch.setattr(durable, "os", failing)
+            check_failure(folder, record_format, compression, failing, apart=apart)
+            failed.update(failing.failed)
+            if not failing.failed:
+                break
     assert {"open", "pwrite", "fdatasync", "fsync", "link", "unlink"} <= failed
 
 

@@ -21,7 +21,7 @@ NSQ_DEFAULTS = {
     "nsqd_tcp_address": "",
     "lookupd_http_address": "",
     "consumer_opt": "",
-    "max_in_flight": "200",
+    "max_in_flight": "2500",  # NSQ: 200
     "http_client_connect_timeout": "2s",
     "http_client_request_timeout": "5s",
     "log_prefix": "[nsq_to_file] ",

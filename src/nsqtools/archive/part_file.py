@@ -41,6 +41,7 @@ class PartFile:
         self.is_sealed = False
         self.destination: Path | None = None
         self._fd = fd
+        self._identity: tuple[int, int] | None = None
         self._has_garbage = False
 
     @classmethod
@@ -108,9 +109,14 @@ class PartFile:
         self.size_bytes += len(data)
 
     def _check_place(self) -> None:
-        if not durable.is_at(self._fd, self.path):
+        if not self._is_at_its_name():
             gone = OSError(errno.ENOENT, "the file was moved or removed while it was written")
             raise StorageError("write", self.path, gone)
+
+    def _is_at_its_name(self) -> bool:
+        if self._identity is None:
+            self._identity = durable.identity(self._fd, self.path)
+        return durable.is_at(self.path, self._identity)
 
     def _cut_back(self) -> None:
         self._has_garbage = True
@@ -120,7 +126,7 @@ class PartFile:
 
     def is_lost(self) -> bool:
         """Whether somebody took the file away from its name, before it was published."""
-        if durable.is_at(self._fd, self.path):
+        if self._is_at_its_name():
             return False
         return self.destination is None or not durable.is_taken(self.destination)
 

@@ -129,7 +129,7 @@ def _recover_locked(
         durable.lock(fd)
     except DataPathInUse:
         return None
-    if not durable.is_at(fd, path):
+    if not durable.is_at(path, durable.identity(fd, path)):
         return None
     if naming is not None and not _may_be_ours(fd, path, name, naming):
         found = Survey()

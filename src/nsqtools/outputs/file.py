@@ -6,19 +6,16 @@ next batch: one hand-over a commit.
 
 from __future__ import annotations
 
-import asyncio
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from nsqtools.archive.writer import ArchiveWriter
+from nsqtools.outputs.thread import OutputThread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from nsqtools.archive.writer import ArchiveSpec, Commit, Published
     from nsqtools.wire.messages import Arrival
-
-T = TypeVar("T")
 
 
 class FileOutput:
@@ -31,7 +28,7 @@ class FileOutput:
     def __init__(self, spec: ArchiveSpec) -> None:
         """Raises ArchiveError for a name or format that cannot be written."""
         self._writer = ArchiveWriter(spec)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"archive-{spec.topic}")
+        self._thread = OutputThread(f"archive-{spec.topic}")
 
     @property
     def next_tick(self) -> float | None:
@@ -40,26 +37,23 @@ class FileOutput:
 
     async def write(self, arrivals: Sequence[Arrival]) -> Commit:
         """Make messages durable: they may be acknowledged when this returns."""
-        return await self._call(lambda: self._writer.commit(arrivals))
+        return await self._thread.call(lambda: self._writer.commit(arrivals))
 
     async def tick(self) -> list[Published]:
         """Finish the open file when its time is over."""
-        return await self._call(self._writer.tick)
+        return await self._thread.call(self._writer.tick)
 
     async def rotate(self) -> list[Published]:
         """Finish the open file now."""
-        return await self._call(self._writer.rotate)
+        return await self._thread.call(self._writer.rotate)
 
     async def close(self) -> list[Published]:
         """Finish the open file and end the thread; after an error it can be called again."""
-        published = await self._call(self._writer.close)
-        self._thread.shutdown(wait=False)
+        published = await self._thread.call(self._writer.close)
+        self._thread.end()
         return published
 
     async def abandon(self) -> None:
         """Leave the open file to the recovery of the next start, and end the thread."""
-        await self._call(self._writer.abandon)
-        self._thread.shutdown(wait=False)
-
-    async def _call(self, function: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+        await self._thread.call(self._writer.abandon)
+        self._thread.end()
