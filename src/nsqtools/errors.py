@@ -76,6 +76,10 @@ class ConnectionFailed(NsqToolsError):  # noqa: N818 - reads as the fact it stat
         self.address = address
 
 
+class HandshakeRefused(ConnectionFailed):
+    """Both sides are there, and one wants what the other does not give: TLS, trust, a secret."""
+
+
 class NotSettled(NsqToolsError):  # noqa: N818
     """A message can no longer be answered: the connection that brought it is gone."""
 

@@ -17,7 +17,13 @@ from tests.support.peer import Peer, frame, message, messages
 
 from nsqtools.client import connection as connection_module
 from nsqtools.client.connection import RECEIVE_BUFFER_BYTES, Connection, connect
-from nsqtools.errors import ConnectionFailed, NsqToolsError, ProtocolError, ServerError
+from nsqtools.errors import (
+    ConnectionFailed,
+    HandshakeRefused,
+    NsqToolsError,
+    ProtocolError,
+    ServerError,
+)
 from nsqtools.wire.compression import Codec, Deflate, Snappy
 
 if TYPE_CHECKING:
@@ -174,7 +180,7 @@ async def test_an_nsqd_that_asks_for_a_secret_we_do_not_have_is_not_used() -> No
         await peer.identify(auth_required=True)
         assert await peer.rest() == []
 
-    failure = await failing(asks, ConnectionFailed)
+    failure = await failing(asks, HandshakeRefused)
     assert "auth_secret" in str(failure)
 
 
@@ -300,7 +306,7 @@ async def test_tls_without_trust_has_to_be_asked_for(certificate: tuple[Path, Pa
         with pytest.raises((ssl.SSLError, OSError)):
             await secured(certificate)(peer)
 
-    failure = await failing(script, ConnectionFailed, tls_v1="true")
+    failure = await failing(script, HandshakeRefused, tls_v1="true")
     assert "certificate" in str(failure).lower()
     async with conversation(
         secured(certificate), tls_v1="true", tls_insecure_skip_verify="true"
@@ -313,7 +319,7 @@ async def test_no_plain_connection_when_tls_was_asked_for() -> None:
         await peer.identify(tls_v1=False)
         assert await peer.rest() == []
 
-    failure = await failing(plain, ConnectionFailed, tls_v1="true")
+    failure = await failing(plain, HandshakeRefused, tls_v1="true")
     assert "TLS" in str(failure)
 
 

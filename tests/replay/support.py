@@ -32,6 +32,7 @@ class ScriptedNsqd:
 
     def __init__(self, script: Callable[[list[bytes]], bytes]) -> None:
         self.script = script
+        self.welcome = OK_FRAME
         self.taken: list[list[bytes]] = []
         self.asked: list[list[bytes]] = []
         self.connections = 0
@@ -71,8 +72,8 @@ class ScriptedNsqd:
             return True
         body = await reader.readexactly(int.from_bytes(await reader.readexactly(4), "big"))
         if command.startswith(b"IDENTIFY"):
-            writer.write(OK_FRAME)
-            return True
+            writer.write(self.welcome)
+            return self.welcome == OK_FRAME
         assert command.startswith(b"MPUB "), command
         bodies = cut_mpub(body)
         self.asked.append(bodies)

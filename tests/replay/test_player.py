@@ -190,6 +190,18 @@ async def test_what_no_retry_cures_ends_it(code: str) -> None:
     assert nsqd.messages == []
 
 
+async def test_a_refused_handshake_ends_it() -> None:
+    nsqd = ScriptedNsqd(lambda _: OK_FRAME)
+    nsqd.welcome = refusal("E_AUTH_FAILED AUTH failed")
+    async with nsqd.listening():
+        with pytest.raises(ExceptionGroup) as caught:
+            async with playing(nsqd.address) as made:
+                await play_all(made)
+    assert {str(error) for error in caught.value.exceptions} == {"E_AUTH_FAILED AUTH failed"}
+    assert nsqd.asked == []
+    assert made.counts.unanswered > 0
+
+
 async def test_leaving_gives_up_what_is_not_answered_and_warns_of_nothing() -> None:
     async with ScriptedNsqd(lambda _: OK_FRAME).listening() as gone:
         address = gone.address

@@ -13,7 +13,13 @@ import ssl
 from collections import deque
 from typing import TYPE_CHECKING, Protocol, cast
 
-from nsqtools.errors import ConnectionFailed, NsqToolsError, ProtocolError, ServerError
+from nsqtools.errors import (
+    ConnectionFailed,
+    HandshakeRefused,
+    NsqToolsError,
+    ProtocolError,
+    ServerError,
+)
 from nsqtools.wire import commands
 from nsqtools.wire.compression import Codec, Deflate, Snappy
 from nsqtools.wire.frames import (
@@ -267,7 +273,7 @@ class Connection(asyncio.BufferedProtocol):
         self.send(commands.MAGIC_V2 + commands.identify(request.to_json()))
         self.reply = IdentifyReply.parse(await self._response("IDENTIFY"), request)
         if self._options.tls_v1 and not self.reply.tls_v1:
-            raise ConnectionFailed(self.address, "nsqd does not offer TLS, and we must have it")
+            raise HandshakeRefused(self.address, "nsqd does not offer TLS, and we must have it")
         if self.reply.tls_v1:
             await self._start_tls()
             await self._expect_ok("TLS upgrade")
@@ -298,7 +304,7 @@ class Connection(asyncio.BufferedProtocol):
     async def _authenticate(self) -> None:
         secret = self._options.auth_secret
         if not secret:
-            raise ConnectionFailed(self.address, "nsqd asks for AUTH and there is no auth_secret")
+            raise HandshakeRefused(self.address, "nsqd asks for AUTH and there is no auth_secret")
         self.send(commands.auth(secret.encode()))
         await self._response("AUTH")
 
@@ -367,6 +373,8 @@ async def connect(
 def _as_failure(address: str, cause: BaseException) -> BaseException:
     if isinstance(cause, TimeoutError):
         return ConnectionFailed(address, "no answer in time")
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return HandshakeRefused(address, str(cause))
     if isinstance(cause, OSError):
         return ConnectionFailed(address, cause.strerror or str(cause))
     if isinstance(cause, UnicodeError):  # nsqlookupd may name any host

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 from nsqtools.client.backoff import ReconnectDelay
 from nsqtools.client.connection import RECEIVE_BUFFER_BYTES, connect
-from nsqtools.errors import ConnectionFailed, NsqToolsError
+from nsqtools.errors import ConnectionFailed, HandshakeRefused, NsqToolsError, ServerError
 from nsqtools.wire import commands
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from nsqtools.client.connection import Connection
     from nsqtools.client.options import ProducerOptions
-    from nsqtools.errors import ServerError
     from nsqtools.wire.messages import Messages
 
 log = logging.getLogger("nsqtools.client")
@@ -42,6 +41,7 @@ class Producer:
         self._connection: Connection | None = None
         self._connected = asyncio.Event()
         self._unanswered: deque[asyncio.Future[None]] = deque()
+        self._refused = False
         self._last_failure: NsqToolsError = ConnectionFailed(address, "not connected yet")
 
     async def __aenter__(self) -> Self:
@@ -70,6 +70,11 @@ class Producer:
     def last_failure(self) -> NsqToolsError:
         """Why the last connection ended, or was not made."""
         return self._last_failure
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether nsqd is there and the handshake failed, for the reason in `last_failure`."""
+        return self._refused
 
     async def connected(self, timeout_s: float | None = None) -> None:
         """Wait for a connection. Raises the last failure when there is none after `timeout_s`."""
@@ -155,9 +160,11 @@ class Producer:
                 connection = await connect(self.address, self.options, self, self._buffer)
             except NsqToolsError as failure:
                 self._last_failure = failure
+                self._refused = isinstance(failure, ServerError | HandshakeRefused)
                 log.error("not connected nsqd=%s error=%s", self.address, failure)
                 await asyncio.sleep(delay.after(0.0))
                 continue
+            self._refused = False
             if connection.is_open:  # else it ended right behind the handshake, and told nobody
                 self._connection = connection
                 self._connected.set()

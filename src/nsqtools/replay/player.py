@@ -9,6 +9,7 @@ until the message that it refuses stands alone, so that one bad message does not
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -29,6 +30,8 @@ _REFUSED = ("E_BAD_MESSAGE", "E_BAD_BODY")
 # What will not be better at the next try.
 _HOPELESS = ("E_BAD_TOPIC", "E_UNAUTHORIZED", "E_AUTH_FIRST", "E_AUTH_FAILED", "E_INVALID")
 RETRY_S = 0.5
+# How often one that waits for a connection looks whether it waits in vain.
+REFUSAL_CHECK_S = 0.2
 # MPUBs that are read and wait for a sender, for each nsqd.
 READ_AHEAD = 2
 # Each refused message is told, up to this many; after that they are only counted.
@@ -54,7 +57,8 @@ class Player:
     """Publishes to one topic over several nsqds; `async with`, then `play`, then `finish`.
 
     Leaving it without `finish` gives up what is not answered. What no retry will cure (E_BAD_TOPIC,
-    E_UNAUTHORIZED and the like) ends the block with a group that holds the ServerError.
+    E_UNAUTHORIZED and the like, a refused handshake) ends the block with a group that holds the
+    ServerError or HandshakeRefused. One that is down is waited for.
     """
 
     def __init__(
@@ -122,7 +126,7 @@ class Player:
 
     async def _send(self, producer: Producer) -> None:
         while True:
-            await producer.connected()
+            await _connected(producer)
             bodies = await self._queue.get()
             if not producer.is_connected:
                 self._queue.put_nowait(bodies)  # another nsqd may be up
@@ -179,3 +183,12 @@ class Player:
     def _failed(self, bodies: Sequence[bytes], failure: NsqToolsError) -> None:
         self.counts.sent_again += len(bodies)
         self._trouble.failed(failure)
+
+
+async def _connected(producer: Producer) -> None:
+    """Wait for a connection, as long as that may help."""
+    while not producer.is_connected:
+        if producer.is_refused:
+            raise producer.last_failure
+        with contextlib.suppress(NsqToolsError):
+            await producer.connected(REFUSAL_CHECK_S)
