@@ -21,6 +21,7 @@ from tests.support.web import (
     post,
     request,
     topic_stats,
+    until_channel,
 )
 
 from nsqtools.broker import http
@@ -265,6 +266,7 @@ async def test_pauses_and_empty_channels_survive_a_kill(nsqd: Nsqd) -> None:
     await post(nsqd, "/topic/unpause?topic=t")
     await post(nsqd, "/channel/pause?topic=t&channel=paused")
     await post(nsqd, "/pub?topic=t", b"x")
+    await until_channel(nsqd, "t", "empty", depth=1)
     await post(nsqd, "/channel/empty?topic=t&channel=empty")
     await nsqd.restart(kill=True)
     assert (await topic_stats(nsqd, "paused"))["paused"] is True
@@ -279,6 +281,7 @@ async def test_what_a_paused_topic_was_emptied_of_stays_away(nsqd: Nsqd) -> None
     await post(nsqd, "/topic/create?topic=t")
     await post(nsqd, "/channel/create?topic=t&channel=c")
     await post(nsqd, "/pub?topic=t", b"before")
+    await until_channel(nsqd, "t", "c", depth=1)
     await post(nsqd, "/topic/pause?topic=t")
     await post(nsqd, "/pub?topic=t", b"dropped")
     await post(nsqd, "/topic/empty?topic=t")

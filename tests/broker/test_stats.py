@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.support.nsqd import PATIENCE_S
 from tests.support.raw import OK, RawClient
-from tests.support.web import get_stats, post, request
+from tests.support.web import get_stats, post, request, until_channel
 
 from nsqtools.broker.stats import go_duration, memory_stats
 from nsqtools.wire import commands
@@ -70,6 +72,11 @@ async def consumer(nsqd: Nsqd) -> AsyncIterator[RawClient]:
         await client.subscribe("t", "c")
         client.finish(await client.message())
         await client.message()
+        await until_channel(nsqd, "t", "c", depth=1, message_count=3)
+        async with asyncio.timeout(PATIENCE_S):
+            # The producer is taken off the list when its end has been noticed.
+            while (await get_stats(nsqd))["producers"] is not None:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
         yield client
 
 
