@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
+from tests.support.nsqd import EmbeddedNsqd, ProcessNsqd, as_built
 from tests.support.peer import Peer, message, message_id
 from tests.support.raw import ERROR, OK, RawClient
 from tests.support.web import parse_answer
@@ -49,3 +51,12 @@ def test_chunks_that_break_off_are_no_answer(cut: bytes) -> None:
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     with pytest.raises((AssertionError, ValueError)):
         parse_answer(head + cut)
+
+
+def test_only_a_real_nsqd_may_lack_topology_and_only_all_of_it() -> None:
+    ours = EmbeddedNsqd(Path(), {})
+    real = ProcessNsqd(("nsqd",), Path(), {}, is_real=True)
+    expected = {"version": 1, "topology_zone": 2, "topology_region": 3}
+    assert as_built(ours, expected, {"version"}) == expected
+    assert as_built(real, expected, {"version", "topology_zone"}) == expected
+    assert as_built(real, expected, {"version"}) == {"version": 1}
