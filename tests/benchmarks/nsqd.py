@@ -88,15 +88,21 @@ class Nsqd:
             f"{count} messages wait in {channel}",
         )
 
-    def time_emptying(self, topic: str, channel: str, count: int, consumer: Child) -> Span:
-        """From the first finished message to the last, seen every POLL_S."""
+    def time_emptying(
+        self, topic: str, channel: str, count: int, consumer: Child, *, tail: int = 0
+    ) -> Span:
+        """From the first finished message to the last but `tail`, seen every POLL_S; then the rest is
+        waited for."""
         deadline_s = time.monotonic() + IDLE_TIMEOUT_S
         from_s, from_left = time.perf_counter(), count
+        span: Span | None = None
         while True:
             left = self.backlog(topic, channel)
             now_s = time.perf_counter()
-            if left == 0:
-                return Span(from_left, now_s - from_s)
+            if span is None and left <= tail:
+                span = Span(from_left - left, now_s - from_s)
+            if span is not None and left == 0:
+                return span
             if from_left == count:  # nothing was finished when we last looked
                 from_s, from_left = now_s, left
             if not consumer.is_running() or time.monotonic() > deadline_s:

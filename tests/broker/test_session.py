@@ -9,9 +9,9 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.support.nsqd import PATIENCE_S
+from tests.support.nsqd import PATIENCE_S, as_built
 from tests.support.raw import ERROR, HEARTBEAT, OK, RESPONSE, RawClient, bodies
-from tests.support.web import channel_stats, get_stats, post, topic_stats
+from tests.support.web import channel_stats, get_stats, post, topic_stats, until_channel
 
 from nsqtools.wire import commands
 
@@ -258,7 +258,7 @@ async def test_identify_answers_what_it_grants(nsqd: Nsqd) -> None:
     async with RawClient(nsqd.tcp_address) as client:
         kind, answer = await client.identify(json.dumps(asked).encode())
     assert kind == RESPONSE
-    expected = {
+    expected: dict[str, object] = {
         "max_rdy_count": 2500,
         "version": "1.3.0",
         "max_msg_timeout": 900000,
@@ -275,7 +275,8 @@ async def test_identify_answers_what_it_grants(nsqd: Nsqd) -> None:
         "topology_region": "",
         "topology_zone": "",
     }
-    assert list(json.loads(answer).items()) == list(expected.items())
+    granted = json.loads(answer)
+    assert list(granted.items()) == list(as_built(nsqd, expected, granted).items())
 
 
 # Publishing and consuming
@@ -425,7 +426,7 @@ async def test_dpub_and_http_defer_wait(nsqd: Nsqd) -> None:
         assert await client.ask(commands.dpub("t", b"dpub", 800)) == OK
         await post(nsqd, "/pub?topic=t&defer=800", b"http")
         assert await client.ask(commands.pub("other", b"x")) == OK
-        assert (await channel_stats(nsqd, "t", "c"))["deferred_count"] == 2
+        await until_channel(nsqd, "t", "c", deferred_count=2)
         messages = await client.messages(2)
         assert time.monotonic() - began_s >= 0.8
         assert sorted(bodies(messages)) == [b"dpub", b"http"]
@@ -455,7 +456,7 @@ async def test_touch_gives_more_time_and_a_late_fin_is_refused(start_nsqd: Start
             assert await client.is_quiet(0.9)
             client.send(commands.touch([message.id]))
         client.send(commands.rdy(0))
-        await _until(lambda: _timed_out(nsqd, 1))
+        await until_channel(nsqd, "t", "c", timeout_count=1)
         assert await client.ask(commands.fin([message.id])) == (
             ERROR,
             b"E_FIN_FAILED FIN %b failed ID not in flight" % message.id,
@@ -469,8 +470,9 @@ async def test_touch_does_not_reach_beyond_the_maximum(start_nsqd: StartNsqd) ->
         await client.subscribe("t", "c")
         message = await client.message()
         again = asyncio.create_task(client.message())
-        # Without the maximum it would stay in flight for as long as this goes on.
-        for _ in range(50):
+        # Without the maximum it would stay in flight for as long as this goes on; nsqd looks at a new
+        # channel within 5 seconds only (spec: tcp-protocol, 6.4).
+        for _ in range(100):
             client.send(commands.touch([message.id]))
             await asyncio.wait([again], timeout=0.1)
             if again.done():
@@ -527,6 +529,7 @@ async def test_every_channel_gets_every_message_once(nsqd: Nsqd) -> None:
         await b.subscribe("t", "b", rdy=100)
         await b.publish("t", *[b"%d" % number for number in range(100)])
         seen_b = bodies(await b.messages(100))
+        await until_channel(nsqd, "t", "a", in_flight_count=100)
         seen_a: list[Message] = []
         for client in (a1, a2):
             count = next(
@@ -545,11 +548,11 @@ async def test_the_first_channel_gets_what_waited_and_later_ones_do_not(nsqd: Ns
         await client.publish("t", b"early")
         assert (await topic_stats(nsqd, "t"))["depth"] == 1
         await post(nsqd, "/channel/create?topic=t&channel=first")
-        await _until(lambda: _depth_is(nsqd, "first", 1))
+        await until_channel(nsqd, "t", "first", depth=1)
         await post(nsqd, "/channel/create?topic=t&channel=second")
         await client.publish("t", b"late")
-        await _until(lambda: _depth_is(nsqd, "first", 2))
-        await _until(lambda: _depth_is(nsqd, "second", 1))
+        await until_channel(nsqd, "t", "first", depth=2)
+        await until_channel(nsqd, "t", "second", depth=1)
 
 
 async def test_heartbeats_come_and_a_silent_client_is_closed(nsqd: Nsqd) -> None:
@@ -582,7 +585,8 @@ async def test_an_ephemeral_channel_drops_beyond_its_memory(start_nsqd: StartNsq
     async with RawClient(nsqd.tcp_address) as client:
         await client.subscribe("t", "c#ephemeral", rdy=0)
         await client.publish("t", *[b"%d" % number for number in range(25)])
-        await _until(lambda: _depth_is(nsqd, "c#ephemeral", 10))
+        # All have come and gone: one that comes later would find room behind the ten.
+        await until_channel(nsqd, "t", "c#ephemeral", depth=10, message_count=25)
         client.send(commands.rdy(100))
         assert len(await client.messages(10)) == 10
         assert await client.is_quiet()
@@ -658,14 +662,6 @@ async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(PATIENCE_S):
         while not await condition():  # noqa: ASYNC110
             await asyncio.sleep(0.02)
-
-
-async def _timed_out(nsqd: Nsqd, count: int) -> bool:
-    return bool((await channel_stats(nsqd, "t", "c"))["timeout_count"] == count)
-
-
-async def _depth_is(nsqd: Nsqd, channel: str, depth: int) -> bool:
-    return bool((await channel_stats(nsqd, "t", channel))["depth"] == depth)
 
 
 async def _is_gone(nsqd: Nsqd, topic: str, channel: str = "") -> bool:

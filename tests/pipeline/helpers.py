@@ -121,12 +121,20 @@ async def until_stats(
 
 
 async def until_settled(nsqd: Nsqd, count: int, topic: str = "t") -> None:
-    """Wait until so many messages went through the channel and none of them is left."""
-    await until_stats(
-        nsqd,
-        lambda now: (now["message_count"], now["depth"], now["in_flight_count"]) == (count, 0, 0),
-        topic,
-    )
+    """Wait until so many messages went through the channel and none of them is left.
+
+    It has to be so twice: nsqd takes these numbers one after the other, and a message that goes from
+    the queue to a consumer meanwhile is in none of them.
+    """
+    for _ in range(2):
+        await until_stats(
+            nsqd,
+            lambda now: (
+                (now["message_count"], now["depth"], now["in_flight_count"]) == (count, 0, 0)
+            ),
+            topic,
+        )
+        await asyncio.sleep(POLL_S)
 
 
 class GatedOutput(FileOutput):

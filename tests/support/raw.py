@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import struct
+from collections import deque
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from tests.support.nsqd import PATIENCE_S
@@ -44,6 +45,7 @@ class RawClient:
         self._host, _, port = address.rpartition(":")
         self._port = int(port)
         self._magic = magic
+        self._early: deque[Frame] = deque()
 
     async def __aenter__(self) -> Self:
         self._reader, self._writer = await asyncio.open_connection(self._host, self._port)
@@ -73,6 +75,9 @@ class RawClient:
 
     async def frame(self) -> Frame:
         """The next frame, whatever it is."""
+        return self._early.popleft() if self._early else await self._next_frame()
+
+    async def _next_frame(self) -> Frame:
         async with asyncio.timeout(PATIENCE_S):
             size, frame_type = _HEADER.unpack(await self._reader.readexactly(_HEADER.size))
             return frame_type, await self._reader.readexactly(size - 4)
@@ -91,11 +96,14 @@ class RawClient:
 
     async def ended(self) -> bytes:
         """What came, raw, until the other side closed."""
+        assert not self._early, "messages came that nobody has looked at"
         async with asyncio.timeout(PATIENCE_S):
             return await self._reader.read()
 
     async def is_quiet(self, quiet_s: float = QUIET_S) -> bool:
         """Whether nothing comes for a while, and the connection stays."""
+        if self._early:
+            return False
         try:
             async with asyncio.timeout(quiet_s):
                 await self._reader.readexactly(1)
@@ -104,8 +112,15 @@ class RawClient:
         return False
 
     async def ask(self, *parts: bytes) -> Frame:
+        """Send, and take the answer; messages that overtake it are kept for `frame`.
+
+        Answers come in the order of commands, but messages come in between as they like (spec:
+        tcp-protocol, 2): what a subscriber publishes may be back before its OK.
+        """
         self.send(*parts)
-        return await self.frame()
+        while (found := await self._next_frame())[0] == MESSAGE:
+            self._early.append(found)
+        return found
 
     # What many conversations begin with
 

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from tests.support.nsqd import PATIENCE_S, Nsqd
 
+POLL_S = 0.02
+
 
 class WebAnswer(NamedTuple):
     status: int
@@ -72,7 +74,23 @@ def parse_answer(raw: bytes) -> WebAnswer:
     head, _, body = raw.partition(b"\r\n\r\n")
     first, *lines = head.decode("latin-1").split("\r\n")
     headers = dict(line.split(": ", 1) for line in lines)
+    if headers.get("Transfer-Encoding") == "chunked":
+        body = _join_chunks(body)
     return WebAnswer(int(first.split()[1]), headers, body)
+
+
+def _join_chunks(rest: bytes) -> bytes:
+    """The real nsqd sends whatever is longer than 2 KiB in chunks, even where the connection is closed
+    behind it: that is what Go's server does."""
+    parts: list[bytes] = []
+    while True:
+        size, _, rest = rest.partition(b"\r\n")
+        end = int(size, 16)
+        parts.append(rest[:end])
+        assert rest[end : end + 2] == b"\r\n", "cut off"
+        if not end:
+            return b"".join(parts)
+        rest = rest[end + 2 :]
 
 
 async def post(nsqd: Nsqd, target: str, body: bytes = b"") -> None:
@@ -98,3 +116,17 @@ async def channel_stats(nsqd: Nsqd, topic: str, channel: str) -> Any:
     found = await topic_stats(nsqd, topic)
     channels = [] if found is None else found["channels"]
     return next((one for one in channels if one["channel_name"] == channel), None)
+
+
+async def until_channel(nsqd: Nsqd, topic: str, channel: str, **wanted: object) -> Any:
+    """Wait until /stats has the channel with these values; gives all that it has.
+
+    The real nsqd hands messages from topic to channel to consumer in its own time: an OK says that the
+    topic has got them, and no more (spec: tcp-protocol, 7).
+    """
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            found = await channel_stats(nsqd, topic, channel)
+            if found is not None and all(found[key] == value for key, value in wanted.items()):
+                return found
+            await asyncio.sleep(POLL_S)
