@@ -22,7 +22,8 @@ from hypothesis.stateful import (
 from nsqtools.broker.block import build_block
 from nsqtools.broker.channel import Channel
 from nsqtools.broker.journal import ChannelState, Journal
-from nsqtools.broker.log import DiskLog, Memory, MemoryLog
+from nsqtools.broker.log import DiskLog, MemoryLog
+from nsqtools.broker.memory import Memory, MemoryBudget
 from nsqtools.wire.frames import FrameDecoder
 from nsqtools.wire.messages import Messages
 
@@ -217,7 +218,7 @@ def test_a_paused_channel_hands_out_nothing() -> None:
 def test_stragglers_are_carried_over_so_that_the_log_can_go(tmp_path: Path) -> None:
     log = DiskLog(
         tmp_path,
-        memory=Memory(1, 1),
+        memory=Memory(1, MemoryBudget(1)),
         segment_size_max_bytes=100,
         now_ms=1,
         defer=lambda function: function(),
@@ -271,7 +272,7 @@ class ChannelMachine(RuleBasedStateMachine):
         self.ms += 1
         self.log = DiskLog(
             self.folder,
-            memory=Memory(4, 1 << 20),
+            memory=Memory(4, MemoryBudget(1 << 20)),
             segment_size_max_bytes=400,
             now_ms=self.ms,
             defer=lambda function: function(),

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from nsqtools.broker import log as module
 from nsqtools.broker import segment as segment_module
 from nsqtools.broker.block import build_block
-from nsqtools.broker.log import NUMBERS_PER_MS_BITS, DiskLog, Memory, MemoryLog
+from nsqtools.broker.log import NUMBERS_PER_MS_BITS, DiskLog, MemoryLog
+from nsqtools.broker.memory import Memory, MemoryBudget
 from nsqtools.broker.segment import HEADER_SIZE_BYTES, Segment
 from nsqtools.errors import StorageError
 from nsqtools.wire.frames import FrameDecoder
@@ -34,7 +35,7 @@ def open_log(
 ) -> DiskLog:
     return DiskLog(
         folder,
-        memory=Memory(memory, 1 << 20),
+        memory=Memory(memory, MemoryBudget(1 << 20)),
         segment_size_max_bytes=segment_bytes,
         now_ms=NOW_MS + ms,
         defer=_at_once,
@@ -147,7 +148,7 @@ def test_memory_is_bounded_but_keeps_the_newest_block(log: DiskLog) -> None:
 
 
 def test_memory_is_bounded_in_bytes() -> None:
-    memory = Memory(100, 200)
+    memory = Memory(100, MemoryBudget(200))
     blocks = [build_block(number, [b"x" * 60], NOW_NS) for number in range(5)]
     for block in blocks:
         memory.append(block)
@@ -155,6 +156,28 @@ def test_memory_is_bounded_in_bytes() -> None:
     assert memory.count(0, 5) == 2
     memory.drop_before(5)
     assert [memory.first, memory.following(0)] == [None, None]
+
+
+def test_the_oldest_block_of_any_topic_makes_room() -> None:
+    budget = MemoryBudget(400)
+    one, other = Memory(100, budget), Memory(100, budget)
+    blocks = [build_block(number, [b"x" * 66], NOW_NS) for number in range(9)]
+    for block in blocks[:4]:
+        one.append(block)
+    assert (one.count(0, 9), one.first) == (4, 0)
+    for block in blocks[4:6]:
+        other.append(block)
+    assert (one.first, other.first) == (2, 4)
+    assert [block.next for block in blocks[:3]] == [None, None, blocks[3]]
+    one.drop_before(4)
+    for block in blocks[6:8]:
+        other.append(block)
+    assert (one.first, other.first, other.count(0, 9)) == (None, 4, 4)
+    # One that fills the budget by itself stays, and is alone.
+    one.append(build_block(9, [b"x" * 1000], NOW_NS))
+    assert (one.first, other.first) == (9, None)
+    other.append(blocks[8])
+    assert (one.first, other.first) == (None, 8)
 
 
 def test_segments_roll_and_go_when_they_are_not_needed(tmp_path: Path) -> None:

@@ -2,9 +2,8 @@
 
 Theory of operation. Messages are numbered; a number is never used twice, because every opening starts
 a new segment at `max(last + 1, unix_ms << 20)`: a number grows by less than 2^20 a millisecond, so
-the clock is always ahead of it. The newest messages stay in memory as a chain of blocks (bounded by
-messages and by bytes); a reader that is behind gets chains read from disk instead. Evicting a block
-cuts its link, so that a slow reader never keeps the chain alive.
+the clock is always ahead of it. The newest messages stay in memory as a chain of blocks
+(`broker/memory.py`); a reader that is behind gets chains read from disk instead.
 
 `append` writes before it returns. What reaches the platter, and when, is `sync`.
 """
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from nsqtools import durable
 from nsqtools.broker.block import BadBlock, Block
+from nsqtools.broker.memory import Memory, MemoryBudget
 from nsqtools.broker.segment import (
     HEADER_SIZE_BYTES,
     READ_BYTES,
@@ -40,6 +40,7 @@ log = logging.getLogger("nsqtools.broker.log")
 SEGMENT_SUFFIX = ".log"
 INDEX_SUFFIX = ".index"
 NUMBERS_PER_MS_BITS = 20
+_NO_BOUND = 1 << 62
 
 
 class TopicLog(Protocol):
@@ -79,69 +80,11 @@ class TopicLog(Protocol):
         """Forget what lies before `floor`."""
 
 
-class Memory:
-    """The newest blocks, linked; bounded by messages and bytes, but never less than one block."""
-
-    def __init__(self, messages_max: int, bytes_max: int) -> None:
-        self._messages_max = messages_max
-        self._bytes_max = bytes_max
-        self._blocks: list[Block] = []
-        self._head = 0
-        self._messages = 0
-        self._bytes = 0
-
-    @property
-    def first(self) -> int | None:
-        return self._blocks[self._head].first if self._head < len(self._blocks) else None
-
-    def append(self, block: Block, *, contiguous: bool = True) -> None:
-        if contiguous and self._head < len(self._blocks):
-            self._blocks[-1].next = block
-        self._blocks.append(block)
-        self._messages += len(block)
-        self._bytes += len(block.frames)
-        while self._head < len(self._blocks) - 1 and (
-            self._messages > self._messages_max or self._bytes > self._bytes_max
-        ):
-            self._drop_first()
-
-    def drop_before(self, floor: int) -> None:
-        while self._head < len(self._blocks) and self._blocks[self._head].end <= floor:
-            self._drop_first()
-
-    def find(self, number: int) -> Block | None:
-        at = bisect_right(self._blocks, number, lo=self._head, key=lambda block: block.first) - 1
-        if at < self._head or number >= self._blocks[at].end:
-            return None
-        return self._blocks[at]
-
-    def following(self, number: int) -> int | None:
-        """The first number at or behind `number` that is in memory."""
-        at = bisect_right(self._blocks, number, lo=self._head, key=lambda block: block.end)
-        return max(number, self._blocks[at].first) if at < len(self._blocks) else None
-
-    def count(self, first: int, end: int) -> int:
-        return sum(
-            max(0, min(end, block.end) - max(first, block.first))
-            for block in self._blocks[self._head :]
-        )
-
-    def _drop_first(self) -> None:
-        block = self._blocks[self._head]
-        block.next = None
-        self._messages -= len(block)
-        self._bytes -= len(block.frames)
-        self._head += 1
-        if self._head > 64 and self._head * 2 > len(self._blocks):
-            del self._blocks[: self._head]
-            self._head = 0
-
-
 class MemoryLog:
     """The log of an ephemeral topic: nothing on disk; its channels bound what is kept."""
 
     def __init__(self, now_ms: int) -> None:
-        self._memory = Memory(1 << 62, 1 << 62)
+        self._memory = Memory(_NO_BOUND, MemoryBudget(_NO_BOUND))
         self._end = now_ms << NUMBERS_PER_MS_BITS
         self._start = self._end
 
@@ -290,7 +233,8 @@ class DiskLog:
         self._seal()
 
     def discard(self) -> None:
-        """Close the open file; what it holds is about to be removed."""
+        """Close the open file and forget everything: the folder is about to be removed."""
+        self._memory.drop_before(self.end)
         fd, self._fd = self._fd, -1
         if fd >= 0:
             self._defer(lambda: os.close(fd))

@@ -97,8 +97,8 @@ class NsqdOptions:
     )
     mem_queue_bytes: int = option(
         Size(minimum=0),
-        default="64MiB",
-        help="the same, counted in bytes of bodies; the smaller bound holds",
+        default="32MiB",
+        help="newest messages of all topics that stay in memory, in bytes",
         group=_STORAGE,
         flag="mem-queue-bytes",
     )

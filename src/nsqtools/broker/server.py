@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Self
 
 from nsqtools import durable
 from nsqtools.broker.log import DiskLog
+from nsqtools.broker.memory import MemoryBudget
 from nsqtools.broker.registrar import Registrar
 from nsqtools.broker.session import RECEIVE_BUFFER_BYTES, Session
 from nsqtools.broker.topic import TOPIC_SUFFIX, Topic, sweep
@@ -73,6 +74,7 @@ class Broker:
         self.registrar: Registrar | None = None
         self.tcp_port = -1
         self.http_port = -1
+        self._budget = MemoryBudget(options.mem_queue_bytes)
         self._data_path: Path = options.data_path
         self._touched: set[Topic] = set()
         self._flushing = False
@@ -366,6 +368,7 @@ class Broker:
             now_s=self.now_s,
             defer=self._defer,
             changed=self._changed,
+            budget=self._budget,
         )
         self.topics[name] = topic
         return topic

@@ -20,7 +20,8 @@ from nsqtools import durable
 from nsqtools.broker.block import build_block
 from nsqtools.broker.channel import Channel
 from nsqtools.broker.journal import ChannelState, Journal
-from nsqtools.broker.log import DiskLog, Memory, MemoryLog
+from nsqtools.broker.log import DiskLog, MemoryLog
+from nsqtools.broker.memory import Memory
 from nsqtools.errors import StorageError
 from nsqtools.wire.names import is_ephemeral, is_valid_name
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from nsqtools.broker.memory import MemoryBudget
     from nsqtools.broker.options import NsqdOptions
 
     Answer = Callable[[str | None], None]
@@ -45,7 +47,8 @@ class Topic:
     """See the module. All methods run on the broker's loop.
 
     `clock` gives wall time in nanoseconds and monotonic seconds; `defer` runs a function in the thread
-    that syncs files; `changed` is told when a channel appears or goes.
+    that syncs files; `changed` is told when a channel appears or goes; `budget` bounds what all topics
+    keep in memory.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Topic:
         now_s: Callable[[], float],
         defer: Callable[[Callable[[], None]], object],
         changed: Callable[[str], None],
+        budget: MemoryBudget,
     ) -> None:
         self.name = name
         self.folder = folder
@@ -75,6 +79,7 @@ class Topic:
         self._now_ns = now_ns
         self._defer = defer
         self._changed = changed
+        self._budget = budget
         self._waiting: list[tuple[list[bytes], int, Answer]] = []
         self.log: DiskLog | MemoryLog
         if folder is None:
@@ -261,7 +266,7 @@ class Topic:
         durable.make_directories(folder)
         return DiskLog(
             folder,
-            memory=Memory(max(1, options.mem_queue_size), options.mem_queue_bytes),
+            memory=Memory(max(1, options.mem_queue_size), self._budget),
             segment_size_max_bytes=options.max_bytes_per_file,
             now_ms=self._now_ns() // 1_000_000,
             defer=self._defer,

@@ -1,0 +1,94 @@
+"""The newest messages of every topic, in memory: so many a topic, and so many bytes altogether.
+
+What is dropped is read from disk by whoever still needs it. Dropping a block cuts its link, so that a
+slow reader never keeps the chain alive.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nsqtools.broker.block import Block
+
+
+class MemoryBudget:
+    """Bytes of frames over all topics; beyond it the oldest block goes, whosever it is.
+
+    The newest block stays, however large.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._bytes = 0
+        self._blocks: OrderedDict[Block, Memory] = OrderedDict()
+
+    def add(self, block: Block, memory: Memory) -> None:
+        """Count the newest block of a topic, and make room for it."""
+        self._blocks[block] = memory
+        self._bytes += len(block.frames)
+        while self._bytes > self._bytes_max and len(self._blocks) > 1:
+            # The oldest of all is the oldest of its topic, too.
+            next(iter(self._blocks.values())).drop_first()
+
+    def remove(self, block: Block) -> None:
+        del self._blocks[block]
+        self._bytes -= len(block.frames)
+
+
+class Memory:
+    """The newest blocks of a topic, linked; at most so many messages, but never less than one block."""
+
+    def __init__(self, messages_max: int, budget: MemoryBudget) -> None:
+        self._messages_max = messages_max
+        self._budget = budget
+        self._blocks: list[Block] = []
+        self._head = 0
+        self._messages = 0
+
+    @property
+    def first(self) -> int | None:
+        return self._blocks[self._head].first if self._head < len(self._blocks) else None
+
+    def append(self, block: Block, *, contiguous: bool = True) -> None:
+        if contiguous and self._head < len(self._blocks):
+            self._blocks[-1].next = block
+        self._blocks.append(block)
+        self._messages += len(block)
+        while self._head < len(self._blocks) - 1 and self._messages > self._messages_max:
+            self.drop_first()
+        self._budget.add(block, self)
+
+    def drop_before(self, floor: int) -> None:
+        while self._head < len(self._blocks) and self._blocks[self._head].end <= floor:
+            self.drop_first()
+
+    def find(self, number: int) -> Block | None:
+        at = bisect_right(self._blocks, number, lo=self._head, key=lambda block: block.first) - 1
+        if at < self._head or number >= self._blocks[at].end:
+            return None
+        return self._blocks[at]
+
+    def following(self, number: int) -> int | None:
+        """The first number at or behind `number` that is in memory."""
+        at = bisect_right(self._blocks, number, lo=self._head, key=lambda block: block.end)
+        return max(number, self._blocks[at].first) if at < len(self._blocks) else None
+
+    def count(self, first: int, end: int) -> int:
+        return sum(
+            max(0, min(end, block.end) - max(first, block.first))
+            for block in self._blocks[self._head :]
+        )
+
+    def drop_first(self) -> None:
+        """Forget the oldest block; there must be one."""
+        block = self._blocks[self._head]
+        block.next = None
+        self._messages -= len(block)
+        self._budget.remove(block)
+        self._head += 1
+        if self._head > 64 and self._head * 2 > len(self._blocks):
+            del self._blocks[: self._head]
+            self._head = 0
