@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from nsqtools.broker import log as module
 from nsqtools.broker import segment as segment_module
-from nsqtools.broker.block import build_block
+from nsqtools.broker.block import Block, build_block
 from nsqtools.broker.log import NUMBERS_PER_MS_BITS, DiskLog, MemoryLog
 from nsqtools.broker.memory import Memory, MemoryBudget
 from nsqtools.broker.segment import HEADER_SIZE_BYTES, Segment
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from nsqtools.broker.block import Block
     from nsqtools.broker.log import TopicLog
 
 NOW_NS = 1_700_000_000_000_000_000
@@ -178,6 +178,16 @@ def test_the_oldest_block_of_any_topic_makes_room() -> None:
     assert (one.first, other.first) == (9, None)
     other.append(blocks[8])
     assert (one.first, other.first) == (None, 8)
+
+
+def test_what_is_dropped_is_let_go() -> None:
+    memory = Memory(100, MemoryBudget(1))
+    gone = b"x" * 10_000
+    count = sys.getrefcount(gone)
+    memory.append(Block(0, gone, [0, len(gone)], b"0" * 16, 0))
+    assert sys.getrefcount(gone) == count + 1
+    memory.append(build_block(1, [b"next"], NOW_NS))
+    assert sys.getrefcount(gone) == count
 
 
 def test_segments_roll_and_go_when_they_are_not_needed(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from tests.support.nsqd import PATIENCE_S
 from tests.support.peer import Peer, frame, message, messages
 
 from nsqtools.client import connection as connection_module
-from nsqtools.client.connection import RECEIVE_BUFFER_BYTES, Connection, connect
+from nsqtools.client.connection import Connection, connect
+from nsqtools.client.memory import ConsumerMemory
 from nsqtools.errors import (
     ConnectionFailed,
     HandshakeRefused,
@@ -88,8 +89,7 @@ async def conversation(
 
 
 async def dial(address: str, recorder: Recorder, **settings: str) -> Connection:
-    buffer = memoryview(bytearray(RECEIVE_BUFFER_BYTES))
-    return await connect(address, consumer_options(**settings), recorder, buffer)
+    return await connect(address, consumer_options(**settings), recorder, ConsumerMemory().buffer)
 
 
 async def failing(

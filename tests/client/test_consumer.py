@@ -16,6 +16,7 @@ from tests.support.peer import Peer, fins, frame, ids_of, message, messages
 from nsqtools.client import consumer as consumer_module
 from nsqtools.client.connection import Connection
 from nsqtools.client.consumer import Consumer, settle_all
+from nsqtools.client.memory import ConsumerMemory
 from nsqtools.errors import NotSettled, OptionsError
 
 if TYPE_CHECKING:
@@ -30,7 +31,11 @@ SOON = {"lookupd_poll_interval": "10ms"}
 
 
 def consumer_of(
-    *peers: Peer, max_in_flight: int = 100, lookupd: Iterable[str] = (), **settings: str
+    *peers: Peer,
+    max_in_flight: int = 100,
+    lookupd: Iterable[str] = (),
+    memory: ConsumerMemory | None = None,
+    **settings: str,
 ) -> Consumer:
     return Consumer(
         "t",
@@ -38,6 +43,7 @@ def consumer_of(
         consumer_options(max_in_flight, **(SOON | settings)),
         nsqd_addresses=[peer.address for peer in peers],
         lookupd_addresses=lookupd,
+        memory=memory,
     )
 
 
@@ -623,12 +629,10 @@ async def test_a_batch_is_full_when_half_of_rdy_waits(peer: Peer) -> None:
         assert await nsqd.is_quiet()
 
 
-async def test_no_more_is_read_than_may_be_held(
-    peer: Peer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(consumer_module, "HELD_BYTES_MAX", 1 << 20)
+async def test_no_more_is_read_than_may_be_held(peer: Peer) -> None:
     mib = b"x" * (1 << 20)
-    async with Peer() as other, consumer_of(peer, other) as consumer:
+    memory = ConsumerMemory(1 << 20)
+    async with Peer() as other, consumer_of(peer, other, memory=memory) as consumer:
         nsqd = await peer.subscribed()
         await nsqd.expect(b"RDY 100")
         for number in range(20):
@@ -648,3 +652,25 @@ async def test_no_more_is_read_than_may_be_held(
                 seen += ids(batches)
                 assert settle_all(batches) == 0
         assert sorted(seen) == ids_of([*range(20), 100])
+
+
+async def test_consumers_share_what_may_be_held(peer: Peer) -> None:
+    memory = ConsumerMemory(3 << 20)
+    body = b"x" * (1 << 20)
+    async with Peer() as other, consumer_of(peer, memory=memory) as one:
+        nsqd = await peer.subscribed()
+        await nsqd.expect(b"RDY 100")
+        async with consumer_of(other, memory=memory):
+            await other.subscribed()
+            for number in range(2):
+                nsqd.send(message(number, body))
+            await until(lambda: one.fill == 1)  # 2 MiB are more than its half of 3
+        batches = one.take()
+        assert settle_all(batches) == 0
+        # It answers the heartbeats that it does not read.
+        await nsqd.expect(b"NOP", *fins(0, 1))
+        for number in range(2, 4):
+            nsqd.send(message(number, body))
+        await until(lambda: one.waiting == 2)
+        assert one.fill < 1  # alone it may hold 3
+        assert settle_all(one.take()) == 0

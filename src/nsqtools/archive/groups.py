@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from nsqtools.wire.messages import Arrival, Messages
+from nsqtools.wire.messages import PAYLOAD_HEADER_BYTES, Arrival, Messages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -81,6 +81,14 @@ def time_range_ns(arrivals: Sequence[Arrival]) -> tuple[int, int]:
     """Earliest and latest publish time; there must be a message."""
     ranges = [arrival.messages.time_range_ns() for arrival in arrivals]
     return min(first for first, _ in ranges), max(last for _, last in ranges)
+
+
+def payload_bytes(arrivals: Sequence[Arrival]) -> int:
+    """What `split` counts."""
+    return sum(
+        arrival.messages.size_bytes + PAYLOAD_HEADER_BYTES * len(arrival.messages)
+        for arrival in arrivals
+    )
 
 
 def split(arrivals: Sequence[Arrival]) -> Iterator[list[Arrival]]:

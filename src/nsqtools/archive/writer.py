@@ -19,6 +19,7 @@ from nsqtools.archive.groups import (
     GROUP_BYTES_MAX,
     Group,
     PlainContainer,
+    payload_bytes,
     split,
     time_range_ns,
 )
@@ -235,11 +236,8 @@ class ArchiveWriter:
 
     def _encode(self, arrivals: Sequence[Arrival], *, is_first: bool) -> tuple[list[Group], int]:
         full = [arrival for arrival in arrivals if len(arrival.messages)]
-        content = self._encoder.encode(full)
-        if len(content) <= GROUP_BYTES_MAX:
-            pieces = [(full, content)]
-        else:
-            pieces = [(piece, self._encoder.encode(piece)) for piece in split(full)]
+        parts = [full] if payload_bytes(full) <= GROUP_BYTES_MAX else split(full)
+        pieces = [(part, self._encoder.encode(part)) for part in parts]
         ambiguous = sum(self._encoder.count_ambiguous(*piece) for piece in pieces)
         if is_first and self._encoder.stream_header:
             piece, content = pieces[0]

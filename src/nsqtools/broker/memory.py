@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from nsqtools.broker.block import Block
+from nsqtools.broker.block import Block
+
+# Stands in the place of a block that was dropped, until its place goes, too.
+_DROPPED = Block(0, b"", [0], b"", 0)
 
 
 class MemoryBudget:
@@ -88,6 +89,7 @@ class Memory:
         block.next = None
         self._messages -= len(block)
         self._budget.remove(block)
+        self._blocks[self._head] = _DROPPED
         self._head += 1
         if self._head > 64 and self._head * 2 > len(self._blocks):
             del self._blocks[: self._head]

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("nsqtools.client")
 
-RECEIVE_BUFFER_BYTES = 1 << 20
 # Commands that nsqd has not taken yet, beyond which `drain` waits.
 WRITE_HIGH_WATER_BYTES = 4 << 20
 # How long a peer gets to close its side after we have closed ours.

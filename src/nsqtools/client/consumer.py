@@ -18,7 +18,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Self
 
 from nsqtools.client.backoff import Backoff, BackoffOptions, ReconnectDelay
-from nsqtools.client.connection import RECEIVE_BUFFER_BYTES, connect
+from nsqtools.client.connection import connect
+from nsqtools.client.memory import ConsumerMemory
 from nsqtools.client.rdy import LowRdyTiming, share_rdy
 from nsqtools.client.subscription import Subscription
 from nsqtools.errors import ConnectionFailed, NotSettled, NsqToolsError, OptionsError
@@ -43,9 +44,6 @@ log = logging.getLogger("nsqtools.client")
 TOUCH_INTERVAL_S = 0.2
 # nsqlookupd is asked no more often than every second, and needs some time to answer.
 ASK_FIRST_S = 2.0
-# Bodies held at a time, beyond which nothing more is read: max-in-flight counts messages, and 2,500 of
-# a MiB each would be too many. What is not read waits in the sockets, and in nsqd.
-HELD_BYTES_MAX = 24 << 20
 
 
 class Consumer:
@@ -64,6 +62,7 @@ class Consumer:
         nsqd_addresses: Iterable[str] = (),
         lookupd_addresses: Iterable[str] = (),
         rng: random.Random | None = None,
+        memory: ConsumerMemory | None = None,
     ) -> None:
         problems = [
             f"invalid {what} name {name!r}"
@@ -79,6 +78,7 @@ class Consumer:
         self._nsqd_addresses = tuple(nsqd_addresses)
         self._lookupd_addresses = tuple(lookupd_addresses)
         self._rng = rng or random.Random()  # noqa: S311 - jitter
+        self._memory = memory or ConsumerMemory()
         self._subscriptions: dict[Connection, Subscription] = {}
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self._listed: frozenset[str] = frozenset()
@@ -107,7 +107,7 @@ class Consumer:
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
-        self._buffer = memoryview(bytearray(RECEIVE_BUFFER_BYTES))
+        self._memory.enter()
         self._tasks = asyncio.TaskGroup()
         await self._tasks.__aenter__()
         for address in self._nsqd_addresses:
@@ -130,6 +130,7 @@ class Consumer:
         self._wake()
         for task in (*self._chores, *self._keepers.values()):
             task.cancel()
+        self._memory.leave()
         await self._tasks.__aexit__(None, None, None)
 
     # Receiving
@@ -370,7 +371,7 @@ class Consumer:
         began_s = self._loop.time()
         connection = None
         try:
-            connection = await connect(address, self.options, self, self._buffer)
+            connection = await connect(address, self.options, self, self._memory.buffer)
             answer = await connection.command(commands.sub(self.topic, self.channel), "SUB")
             if answer != OK:
                 raise ConnectionFailed(address, f"SUB was answered with {answer[:80]!r}")
@@ -466,11 +467,11 @@ class Consumer:
     def _bound_memory(self) -> None:
         """Read no more while much is held; go on when half of it is settled."""
         held_bytes = sum(s.held_bytes for s in self._subscriptions.values())
-        if held_bytes > HELD_BYTES_MAX and not self._is_full:
+        if held_bytes > self._memory.share_bytes and not self._is_full:
             self._is_full = True
             for connection in self._subscriptions:
                 connection.pause_reading()
-        elif self._is_full and held_bytes <= HELD_BYTES_MAX // 2:
+        elif self._is_full and held_bytes <= self._memory.share_bytes // 2:
             self._is_full = False
             for connection in self._subscriptions:
                 connection.resume_reading()

@@ -14,7 +14,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Self
 
 from nsqtools.client.backoff import ReconnectDelay
-from nsqtools.client.connection import RECEIVE_BUFFER_BYTES, connect
+from nsqtools.client.connection import connect
 from nsqtools.errors import ConnectionFailed, HandshakeRefused, NsqToolsError, ServerError
 from nsqtools.wire import commands
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from nsqtools.client.connection import Connection
     from nsqtools.client.options import ProducerOptions
     from nsqtools.wire.messages import Messages
+
+# For answers, which are short.
+ANSWER_BUFFER_BYTES = 1 << 16
 
 log = logging.getLogger("nsqtools.client")
 
@@ -46,7 +49,7 @@ class Producer:
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
-        self._buffer = memoryview(bytearray(RECEIVE_BUFFER_BYTES // 16))
+        self._buffer = memoryview(bytearray(ANSWER_BUFFER_BYTES))
         self._keeper = self._loop.create_task(self._keep_connected())
         return self
 

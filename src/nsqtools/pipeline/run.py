@@ -11,6 +11,7 @@ from nsqtools.archive.naming import FileNaming, host_identifier
 from nsqtools.archive.recovery import recover
 from nsqtools.archive.rotation import RotationPolicy
 from nsqtools.archive.writer import DIRECTORY_MODE, ArchiveSpec
+from nsqtools.client.memory import ConsumerMemory
 from nsqtools.clock import SystemClock
 from nsqtools.errors import ConnectionFailed, NsqToolsError
 from nsqtools.lifecycle import Lifecycle
@@ -70,6 +71,7 @@ class Archiver:
         self._running: dict[str, tuple[TopicPipeline, asyncio.Task[None]]] = {}
         self._totals = TopicCounts()
         self._missing: Counter[str] = Counter()
+        self._memory = ConsumerMemory()
 
     async def run(self, life: Lifecycle) -> bool:
         """Archive until `life` stops; whether everything ended in order."""
@@ -103,6 +105,7 @@ class Archiver:
             sync_interval_s=options.sync_interval_s,
             nsqd_addresses=options.nsqd_tcp_address,
             lookupd_addresses=options.lookupd_http_address,
+            memory=self._memory,
         )
         pipeline = TopicPipeline(spec, FileOutput(archive_spec(options, topic)))
         task = group.create_task(self._run_one(pipeline))

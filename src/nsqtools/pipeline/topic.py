@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from nsqtools.archive.writer import Commit, Published
     from nsqtools.client.batch import Batch
+    from nsqtools.client.memory import ConsumerMemory
     from nsqtools.client.options import ConsumerOptions
     from nsqtools.clock import Clock
     from nsqtools.outputs.file import FileOutput
@@ -59,7 +60,7 @@ class TopicCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopicSpec:
-    """Which topic, from where, and how."""
+    """Which topic, from where, and how; `memory` is shared by the topics of a process."""
 
     topic: str
     channel: str
@@ -67,6 +68,7 @@ class TopicSpec:
     sync_interval_s: float
     nsqd_addresses: tuple[str, ...] = ()
     lookupd_addresses: tuple[str, ...] = ()
+    memory: ConsumerMemory | None = None
     clock: Clock = field(default_factory=SystemClock)
 
 
@@ -92,6 +94,7 @@ class TopicPipeline:
             spec.consumer,
             nsqd_addresses=spec.nsqd_addresses,
             lookupd_addresses=spec.lookupd_addresses,
+            memory=spec.memory,
         )
 
     def stop(self) -> None:
