@@ -38,8 +38,8 @@ EXIT_STATUS = {
     5: "a disk or folder refused",
     INTERRUPTED: "interrupted before it could stop in order",
 }
-# glibc gives threads arenas of their own, and what is free in one no other thread uses: an archiver with a
-# thread for each of eight topics was half as large again.
+# glibc gives threads arenas of their own, and what is free in one no other thread uses: an archiver
+# with a thread for each of eight topics was half as large again.
 _M_ARENA_MAX = -8
 # Messages live shortly and in bulk; the collector's own thresholds cost a quarter of the speed.
 GC_THRESHOLD = (50_000, 50, 50)

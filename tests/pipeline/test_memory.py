@@ -1,0 +1,51 @@
+"""How large the programs become: not with the backlog, the topics, or the messages."""
+
+from __future__ import annotations
+
+import random
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.pipeline.helpers import finished_files
+from tests.support.clients import producer_options, until
+from tests.support.programs import PATIENCE_S, NsqdProgram, Program
+
+from nsqtools.client.producer import Producer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RESIDENT_BYTES_MAX = 150_000_000
+TOPICS = [f"large-{number}" for number in range(8)]
+MESSAGES = 25
+BODY_BYTES = 1_000_000
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+async def test_many_topics_of_large_messages(tmp_path: Path) -> None:
+    folder, data_path = tmp_path / "archive", tmp_path / "nsqd"
+    folder.mkdir()
+    data_path.mkdir()
+    body = random.Random(1).randbytes(BODY_BYTES // 2).hex().encode()
+    async with NsqdProgram(data_path) as nsqd, Program("nsq_to_file") as tool:
+        await nsqd.serve()
+        async with Producer(nsqd.address, producer_options()) as producer:
+            await producer.connected(PATIENCE_S)
+            for topic in TOPICS:
+                for _ in range(MESSAGES):
+                    await producer.publish(topic, body)
+        topics = [f"--topic={topic}" for topic in TOPICS]
+        await tool.start(*topics, f"--nsqd-tcp-address={nsqd.address}", f"--output-dir={folder}")
+        total = len(TOPICS) * MESSAGES * (BODY_BYTES + len(b"\n"))
+        await until(lambda: size_of(folder) == total)
+        sizes = {"broker": nsqd.peak_bytes(), "archiver": tool.peak_bytes()}
+        assert await tool.end(signal.SIGTERM) == 0, tool.told
+        assert len(finished_files(folder)) == len(TOPICS)
+    assert {name: size for name, size in sizes.items() if size > RESIDENT_BYTES_MAX} == {}
