@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import random
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -19,15 +21,19 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from nsqtools.broker import channel as channel_module
 from nsqtools.broker.block import build_block
 from nsqtools.broker.channel import Channel
 from nsqtools.broker.journal import ChannelState, Journal
 from nsqtools.broker.log import DiskLog, MemoryLog
 from nsqtools.broker.memory import Memory, MemoryBudget
+from nsqtools.errors import StorageError
 from nsqtools.wire.frames import FrameDecoder
 from nsqtools.wire.messages import Messages
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     import pytest
 
     from nsqtools.broker.log import TopicLog
@@ -40,6 +46,7 @@ class Feed:
     """A topic as its channel sees it; time stands still unless it is moved."""
 
     def __init__(self, log: TopicLog) -> None:
+        self.name = "t"
         self.log = log
         self.pumped = log.end
         self.time_s = 0.0
@@ -241,6 +248,52 @@ def test_stragglers_are_carried_over_so_that_the_log_can_go(tmp_path: Path) -> N
     assert consumer.got[-1] == (b"straggler", 2)
     assert channel.finish(consumer, held) == []
     assert channel.state().carried == {}
+    log.close()
+
+
+def test_a_disk_that_cannot_be_read_keeps_messages_and_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = DiskLog(
+        tmp_path,
+        memory=Memory(1, MemoryBudget(1)),
+        segment_size_max_bytes=1 << 20,
+        now_ms=1,
+        defer=lambda function: function(),
+    )
+    caplog.set_level(logging.INFO, "nsqtools.broker")
+    feed, channel = make(log=log)
+    bodies = [b"%d" % number for number in range(6)]
+    for body in bodies:
+        publish(feed, channel, body)
+    consumer = join(channel, 4)
+    assert [body for body, _ in consumer.got] == bodies[:4]
+    for body in bodies[:3]:
+        channel.requeue(consumer, consumer.id_of(body), 0)
+
+    def broken(*_args: object) -> None:
+        raise StorageError("read", tmp_path, OSError(errno.EIO, "broken"))
+
+    reads = DiskLog.read
+    with monkeypatch.context() as patched:
+        patched.setattr(DiskLog, "read", broken)
+        for _ in range(3):
+            channel.deliver()
+        assert len(consumer.got) == 4
+        assert (channel.depth, channel.in_flight) == (5, 1)
+        assert [record.levelname for record in caplog.records] == ["ERROR"]
+        assert "cannot be read" in caplog.text
+        # One that fails on the way: what was read before it goes out.
+        calls: Iterator[Callable[..., Any]] = iter([reads, *[broken] * 9])
+        patched.setattr(DiskLog, "read", lambda log, *rest: next(calls)(log, *rest))
+        patched.setattr(channel_module, "LOOK_UP_BYTES", 1)
+        channel.deliver()
+        assert consumer.got[4:] == [(b"0", 2)]
+    consumer.rdy = 10
+    channel.deliver()
+    assert consumer.got[5:] == [(b"1", 2), (b"2", 2), (b"4", 1), (b"5", 1)]
+    assert caplog.records[-1].levelname == "INFO"
+    assert "can be read again" in caplog.text
     log.close()
 
 

@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING, Protocol
 from nsqtools.broker.block import Block, with_attempts
 from nsqtools.broker.flight import Flight, Holder, Lease, ids_of
 from nsqtools.broker.journal import ChannelState, Pending
+from nsqtools.clock import SystemClock
+from nsqtools.errors import StorageError
+from nsqtools.observe.log import Repeated, get_log
 from nsqtools.wire.names import is_ephemeral
 
 if TYPE_CHECKING:
@@ -56,6 +59,8 @@ class Subscriber(Holder, Protocol):
 
 class Feed(Protocol):
     """What a channel needs of its topic."""
+
+    name: str
 
     @property
     def log(self) -> TopicLog:
@@ -105,6 +110,9 @@ class Channel:
         self._attempts: dict[int, int] = {}
         self._voids = deque(state.voids)
         self._carried = state.carried
+        self._trouble = Repeated(
+            get_log("broker"), "messages cannot be read, their channel waits", clock=SystemClock()
+        )
         self._restore(state)
 
     # What there is
@@ -161,7 +169,19 @@ class Channel:
                 self._journal.voided(first, end)
 
     def deliver(self) -> None:
-        """Hand out what may be handed out now."""
+        """Hand out what may be handed out now.
+
+        What cannot be read from the disk stays where it is, which is told; every scan tries it again.
+        """
+        try:
+            self._deliver_ready()
+        except StorageError as failure:
+            self._trouble.failed(failure, topic=self._feed.name, channel=self.name)
+        else:
+            if self._trouble.is_failing:
+                self._trouble.recovered("messages can be read again")
+
+    def _deliver_ready(self) -> None:
         while not self.paused:
             ready = [subscriber for subscriber in self.subscribers if subscriber.budget() > 0]
             if not ready:
@@ -266,7 +286,10 @@ class Channel:
             self._journal.remove()
 
     def carry_over(self, end: int) -> bool:
-        """Keep copies of the few messages that hold the log before `end`; False if they are many."""
+        """Keep copies of the few messages that hold the log before `end`; False if they are many.
+
+        Raises StorageError when they cannot be read.
+        """
         held = [n for n in self._pending_numbers() if n < end and n not in self._carried]
         if self.cursor < end or len(held) > CARRY_MESSAGES_MAX:
             return False
@@ -320,8 +343,14 @@ class Channel:
         numbers: list[int] = []
         frames: list[bytes] = []
         while room and self._again and self._attempts.get(self._again[0], 0) == tried:
-            number = self._again.popleft()
-            frame = self._carried.get(number) or self._frame(number)
+            number = self._again[0]
+            try:
+                frame = self._carried.get(number) or self._frame(number)
+            except StorageError:
+                if not numbers:
+                    raise
+                break  # what was read goes out; the next round meets the error again
+            self._again.popleft()
             if frame is None:
                 self._lose(number)
                 continue

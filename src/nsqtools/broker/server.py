@@ -90,6 +90,9 @@ class Broker:
         self._journal_trouble = Repeated(
             get_log("broker"), "a channel's journal was not written", clock=SystemClock()
         )
+        self._trim_trouble = Repeated(
+            get_log("broker"), "the log keeps what no channel needs", clock=SystemClock()
+        )
         self._last_trim_s = 0.0
         self._last_sync_s = 0.0
 
@@ -265,7 +268,13 @@ class Broker:
             if now_s - self._last_trim_s >= TRIM_INTERVAL_S:
                 self._last_trim_s = now_s
                 for topic in self.topics.values():
-                    topic.trim()
+                    self._trim(topic)
+
+    def _trim(self, topic: Topic) -> None:
+        try:
+            topic.trim()
+        except StorageError as failure:
+            self._trim_trouble.failed(failure, topic=topic.name)
 
     # Start and stop
 
