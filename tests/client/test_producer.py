@@ -13,6 +13,7 @@ from tests.support.nsqd import PATIENCE_S
 from tests.support.peer import Peer, PeerConnection, messages
 
 from nsqtools.client import connection as connection_module
+from nsqtools.client.connection import WRITE_HIGH_WATER_BYTES
 from nsqtools.client.producer import Producer
 from nsqtools.errors import ConnectionFailed, ServerError
 
@@ -27,8 +28,8 @@ class AtOnce(random.Random):
         return 0.0
 
 
-def producer_of(peer: Peer) -> Producer:
-    return Producer(peer.address, producer_options(), rng=AtOnce())
+def producer_of(peer: Peer, **settings: str) -> Producer:
+    return Producer(peer.address, producer_options(**settings), rng=AtOnce())
 
 
 @pytest.fixture(autouse=True)
@@ -158,3 +159,30 @@ async def test_leaving_while_it_connects(peer: Peer) -> None:
         nsqd = await peer.accept()
         await nsqd.magic()
     assert await nsqd.rest() == [b"IDENTIFY"]
+
+
+async def test_a_slow_nsqd_is_not_one_that_takes_nothing(peer: Peer) -> None:
+    """All of it takes twice the write timeout; what is buffered for it is bounded all the same."""
+    body = b"x" * (1 << 20)
+    async with producer_of(peer, write_timeout="1s") as producer:
+        nsqd = await connected(peer, producer)
+        publishes = [asyncio.create_task(producer.publish("t", body)) for _ in range(25)]
+        for _ in publishes:
+            await asyncio.sleep(0.08)
+            assert producer._connection is not None
+            transport = producer._connection._transport
+            assert transport is not None
+            assert transport.get_write_buffer_size() < WRITE_HIGH_WATER_BYTES + 2 * len(body)
+            await nsqd.expect(b"PUB t")
+            nsqd.respond()
+        await asyncio.gather(*publishes)
+
+
+async def test_one_that_takes_nothing_is_given_up(peer: Peer) -> None:
+    body = b"x" * (1 << 20)
+    async with producer_of(peer, write_timeout="100ms") as producer:
+        await connected(peer, producer)
+        publishes = [asyncio.create_task(producer.publish("t", body)) for _ in range(25)]
+        results = await asyncio.gather(*publishes, return_exceptions=True)
+    assert {type(result) for result in results} == {ConnectionFailed}
+    assert "nsqd takes no data" in str(results[0])

@@ -43,6 +43,7 @@ class Producer:
         self._rng = rng or random.Random()  # noqa: S311 - jitter
         self._connection: Connection | None = None
         self._connected = asyncio.Event()
+        self._turn = asyncio.Lock()
         self._unanswered: deque[asyncio.Future[None]] = deque()
         self._refused = False
         self._last_failure: NsqToolsError = ConnectionFailed(address, "not connected yet")
@@ -102,18 +103,21 @@ class Producer:
     async def send(self, command: bytes) -> None:
         """Send a publishing command and wait until nsqd has answered OK.
 
+        While nsqd takes less than is sent, those who come next wait for their turn, unsent.
+
         Raises ServerError when nsqd refused it, ConnectionFailed when the connection ended before the
         answer (the outcome is not known) or there is none. Cancelling it leaves the publish on its
         way.
         """
-        connection = self._connection
-        if connection is None:
-            raise self._last_failure
         answer = self._loop.create_future()
-        self._unanswered.append(answer)
-        connection.send(command)
         try:
-            await connection.drain()
+            async with self._turn:
+                connection = self._connection
+                if connection is None:
+                    raise self._last_failure
+                self._unanswered.append(answer)
+                connection.send(command)
+                await connection.drain()
             await answer
         finally:
             answer.cancel()  # of a caller that gave up: nobody is left to hear of a failure
