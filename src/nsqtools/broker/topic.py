@@ -41,6 +41,8 @@ CHANNEL_SUFFIX = ".channel"
 DELETED_SUFFIX = ".deleted"
 STATE_FILE = "topic.json"
 EXITING = "exiting"
+# Publishes that came together become one block up to this size: who reads it back holds all of it.
+RUN_BYTES_MAX = 256 << 10
 
 
 class Topic:
@@ -119,14 +121,18 @@ class Topic:
         answers: list[tuple[Answer, str | None]] = []
         run: list[bytes] = []
         run_answers: list[Answer] = []
+        run_bytes = 0
         for bodies, delay_ms, answer in waiting:
-            if delay_ms:
+            size_bytes = sum(map(len, bodies))
+            if delay_ms or run_bytes + size_bytes > RUN_BYTES_MAX:
                 self._commit_run(run, run_answers, 0, answers)
-                run, run_answers = [], []
+                run, run_answers, run_bytes = [], [], 0
+            if delay_ms:
                 self._commit_run(bodies, [answer], delay_ms, answers)
             else:
                 run += bodies
                 run_answers.append(answer)
+                run_bytes += size_bytes
         self._commit_run(run, run_answers, 0, answers)
         return answers
 
