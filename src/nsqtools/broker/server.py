@@ -162,7 +162,7 @@ class Broker:
 
     def touched(self, topic: Topic) -> None:
         self._touched.add(topic)
-        if not self._flushing and not self._syncing and not self._closing:
+        if not self._flushing and not self._closing:
             self._flushing = True
             self._loop.call_soon(self._flush)
 
@@ -196,6 +196,10 @@ class Broker:
 
     def _flush(self) -> None:
         self._flushing = False
+        if self._syncing:
+            # Publishes wait for the disk; what was settled meanwhile is kept all the same.
+            self._flush_journals(self._touched)
+            return
         topics, self._touched = self._touched, set()
         answers = [pair for topic in topics if topic.waiting for pair in topic.commit()]
         failed = [reason for _, reason in answers if reason is not None]
