@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 ANSWER_BYTES_MAX = 1 << 20
 _READ_BYTES = 65_536
-_ACCEPT = "application/vnd.nsq; version=1.0"  # what old versions need (spec: nsqd-http)
+_ACCEPT = "application/vnd.nsq; version=1.0"  # as NSQ's own client asks (spec: lookupd, A6)
 
 
 def new_session() -> aiohttp.ClientSession:

@@ -171,14 +171,14 @@ def identity(fd: int, path: Path) -> tuple[int, int]:
         return found.st_dev, found.st_ino
 
 
-def is_at(path: Path, identity: tuple[int, int]) -> bool:
-    """Whether `path` names that file."""
+def is_at(path: Path, file: tuple[int, int]) -> bool:
+    """Whether `path` names the file of this `identity`."""
     with storage("stat", path):
         try:
             named = os.lstat(path)
         except FileNotFoundError:
             return False
-        return (named.st_dev, named.st_ino) == identity
+        return (named.st_dev, named.st_ino) == file
 
 
 def is_taken(path: Path) -> bool:

@@ -283,6 +283,10 @@ def test_a_disk_that_cannot_be_read_keeps_messages_and_is_asked_again(
         assert (channel.depth, channel.in_flight) == (5, 1)
         assert [record.levelname for record in caplog.records] == ["ERROR"]
         assert "cannot be read" in caplog.text
+        consumer.rdy = 0
+        channel.deliver()
+        assert "can be read again" not in caplog.text, "nothing was read"
+        consumer.rdy = 4
         # One that fails on the way: what was read before it goes out.
         calls: Iterator[Callable[..., Any]] = iter([reads, *[broken] * 9])
         patched.setattr(DiskLog, "read", lambda log, *rest: next(calls)(log, *rest))

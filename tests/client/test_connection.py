@@ -422,6 +422,13 @@ async def test_nsqd_hears_from_us_while_we_do_not_listen() -> None:
         assert not recorder.lost
 
 
+async def test_an_interval_left_to_nsqd_is_no_interval_of_nothing() -> None:
+    async with conversation(heartbeat_interval="0s") as (peer, connection, _):
+        connection.pause_reading()
+        await peer.expect(b"NOP")
+        assert await peer.is_quiet(0.1)
+
+
 async def test_without_heartbeats_silence_means_nothing() -> None:
     settings = {"read_timeout": "100ms", "heartbeat_interval": "-1ns"}
     async with conversation(**settings) as (peer, connection, recorder):

@@ -9,6 +9,7 @@ import itertools
 import logging
 import os
 import subprocess
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -327,3 +328,23 @@ async def test_a_file_that_cannot_be_finished_is_tried_again(
     assert len(broken.failed) == 6
     assert archived(folder) == TEN
     assert not list(folder.glob("*.part"))
+
+
+async def test_a_run_that_is_cut_while_its_file_is_finished_leaves_no_thread(
+    nsqd: Nsqd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "archive"
+    pipeline = pipeline_of(nsqd, folder)
+    task = asyncio.create_task(pipeline.run())
+    await publish(nsqd, *TEN)
+    await until_settled(nsqd, 10)
+    with monkeypatch.context() as patched:
+        patched.setattr(durable, "os", FailingOs(0, failures=1_000_000, only={"link"}))
+        pipeline.stop()
+        await until(lambda: pipeline.counts.output_failures > 2)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    await until(lambda: "archive-t" not in {thread.name for thread in threading.enumerate()})
+    (found,) = recover(folder, folder)
+    assert found.records == 10

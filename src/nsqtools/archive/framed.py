@@ -65,7 +65,7 @@ class FramedEncoder:
             _MARK.pack_into(content, end, _MARK_SIZE, len(payloads), crc32(view[:end]))
         return content
 
-    def count_ambiguous(self, arrivals: Sequence[Arrival], data: bytes | bytearray) -> int:
+    def count_ambiguous(self, arrivals: Sequence[Arrival]) -> int:
         """None: sizes tell records apart."""
         return 0
 

@@ -32,8 +32,8 @@ class RecordEncoder(Protocol):
 
     def encode(self, arrivals: Sequence[Arrival]) -> bytes | bytearray: ...
 
-    def count_ambiguous(self, arrivals: Sequence[Arrival], data: bytes | bytearray) -> int:
-        """How many of the bodies encoded as `data` will not be told apart by a reader."""
+    def count_ambiguous(self, arrivals: Sequence[Arrival]) -> int:
+        """How many of the bodies will not be told apart by a reader."""
 
 
 class Container(Protocol):

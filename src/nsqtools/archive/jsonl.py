@@ -55,7 +55,7 @@ class JsonlEncoder:
         # A body was valid UTF-8 when it was decoded, so only a host name could need the handler.
         return "".join(lines).encode("utf-8", "surrogateescape")
 
-    def count_ambiguous(self, arrivals: Sequence[Arrival], data: bytes | bytearray) -> int:
+    def count_ambiguous(self, arrivals: Sequence[Arrival]) -> int:
         """None: a newline is escaped."""
         return 0
 

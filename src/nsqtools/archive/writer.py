@@ -238,7 +238,7 @@ class ArchiveWriter:
         full = [arrival for arrival in arrivals if len(arrival.messages)]
         parts = [full] if payload_bytes(full) <= GROUP_BYTES_MAX else split(full)
         pieces = [(part, self._encoder.encode(part)) for part in parts]
-        ambiguous = sum(self._encoder.count_ambiguous(*piece) for piece in pieces)
+        ambiguous = self._encoder.count_ambiguous(full)
         if is_first and self._encoder.stream_header:
             piece, content = pieces[0]
             pieces[0] = (piece, self._encoder.stream_header + content)

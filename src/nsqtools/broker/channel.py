@@ -173,12 +173,13 @@ class Channel:
 
         What cannot be read from the disk stays where it is, which is told; every scan tries it again.
         """
+        delivered = self.delivered_count
         try:
             self._deliver_ready()
         except StorageError as failure:
             self._trouble.failed(failure, topic=self._feed.name, channel=self.name)
         else:
-            if self._trouble.is_failing:
+            if self._trouble.is_failing and self.delivered_count > delivered:
                 self._trouble.recovered("messages can be read again")
 
     def _deliver_ready(self) -> None:

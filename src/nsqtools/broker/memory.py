@@ -40,7 +40,10 @@ class MemoryBudget:
 
 
 class Memory:
-    """The newest blocks of a topic, linked; at most so many messages, but never less than one block."""
+    """The newest blocks of a topic, linked: no more messages than `messages_max`, or one block.
+
+    The budget, which is for all topics, may drop any of them but the newest of all.
+    """
 
     def __init__(self, messages_max: int, budget: MemoryBudget) -> None:
         self._messages_max = messages_max
@@ -53,8 +56,8 @@ class Memory:
     def first(self) -> int | None:
         return self._blocks[self._head].first if self._head < len(self._blocks) else None
 
-    def append(self, block: Block, *, contiguous: bool = True) -> None:
-        if contiguous and self._head < len(self._blocks):
+    def append(self, block: Block) -> None:
+        if self._head < len(self._blocks):
             self._blocks[-1].next = block
         self._blocks.append(block)
         self._messages += len(block)
@@ -71,17 +74,6 @@ class Memory:
         if at < self._head or number >= self._blocks[at].end:
             return None
         return self._blocks[at]
-
-    def following(self, number: int) -> int | None:
-        """The first number at or behind `number` that is in memory."""
-        at = bisect_right(self._blocks, number, lo=self._head, key=lambda block: block.end)
-        return max(number, self._blocks[at].first) if at < len(self._blocks) else None
-
-    def count(self, first: int, end: int) -> int:
-        return sum(
-            max(0, min(end, block.end) - max(first, block.first))
-            for block in self._blocks[self._head :]
-        )
 
     def drop_first(self) -> None:
         """Forget the oldest block; there must be one."""

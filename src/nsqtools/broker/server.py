@@ -271,14 +271,18 @@ class Broker:
                         self._sync(topic)
             if now_s - self._last_trim_s >= TRIM_INTERVAL_S:
                 self._last_trim_s = now_s
-                for topic in self.topics.values():
-                    self._trim(topic)
+                self._trim()
 
-    def _trim(self, topic: Topic) -> None:
-        try:
-            topic.trim()
-        except StorageError as failure:
-            self._trim_trouble.failed(failure, topic=topic.name)
+    def _trim(self) -> None:
+        failed = False
+        for topic in self.topics.values():
+            try:
+                topic.trim()
+            except StorageError as failure:
+                self._trim_trouble.failed(failure, topic=topic.name)
+                failed = True
+        if not failed:
+            self._trim_trouble.recovered("logs are let go of again")
 
     # Start and stop
 

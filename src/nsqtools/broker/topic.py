@@ -48,9 +48,9 @@ RUN_BYTES_MAX = 256 << 10
 class Topic:
     """See the module. All methods run on the broker's loop.
 
-    `clock` gives wall time in nanoseconds and monotonic seconds; `defer` runs a function in the thread
-    that syncs files; `changed` is told when a channel appears or goes; `budget` bounds what all topics
-    keep in memory.
+    `now_ns` gives wall time in nanoseconds, `now_s` monotonic seconds; `defer` runs a function in the
+    thread that syncs files; `changed` is told when a channel appears or goes; `budget` bounds what all
+    topics keep in memory.
     """
 
     def __init__(

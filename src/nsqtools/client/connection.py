@@ -29,7 +29,11 @@ from nsqtools.wire.frames import (
     FrameDecoder,
     Response,
 )
-from nsqtools.wire.identify import IdentifyReply, IdentifyRequest
+from nsqtools.wire.identify import (
+    HEARTBEAT_INTERVAL_DEFAULT_MS,
+    IdentifyReply,
+    IdentifyRequest,
+)
 from nsqtools.wire.messages import Messages
 
 if TYPE_CHECKING:
@@ -327,7 +331,8 @@ class Connection(asyncio.BufferedProtocol):
         """Answer the heartbeats that lie in the socket: nsqd gives us up after two (spec: 6.8)."""
         if self._unheard is not None:
             self._unheard.cancel()
-        interval_s = self._options.heartbeat_interval_s
+        # 0 leaves the interval to nsqd.
+        interval_s = self._options.heartbeat_interval_s or HEARTBEAT_INTERVAL_DEFAULT_MS / 1000
         if self._transport is None or self._transport.is_reading() or interval_s < 0:
             return
         if not self._lost.done():

@@ -188,7 +188,7 @@ async def _merge(
     lookupds = [Lookupd.parse(address) for address in addresses]
     failures: list[ConnectionFailed] = []
 
-    async def ask(lookupd: Lookupd) -> Answer | None:
+    async def answer_of(lookupd: Lookupd) -> Answer | None:
         try:
             return await _answer(lookupd, question, options, shared)
         except ConnectionFailed as error:
@@ -198,7 +198,7 @@ async def _merge(
 
     async with AsyncExitStack() as stack:
         shared = await _session_in(stack, session)
-        answers = await _collect([ask(each) for each in lookupds], options.stragglers_s)
+        answers = await _collect([answer_of(each) for each in lookupds], options.stragglers_s)
     if lookupds and not answers:
         raise ConnectionFailed("no nsqlookupd answered", "; ".join(map(str, failures)))
     for answer in answers:

@@ -107,7 +107,7 @@ class Producer:
 
         Raises ServerError when nsqd refused it, ConnectionFailed when the connection ended before the
         answer (the outcome is not known) or there is none. Cancelling it leaves the publish on its
-        way.
+        way, or unsent when its turn had not come.
         """
         answer = self._loop.create_future()
         try:

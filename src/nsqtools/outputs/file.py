@@ -55,5 +55,7 @@ class FileOutput:
 
     async def abandon(self) -> None:
         """Leave the open file to the recovery of the next start, and end the thread."""
-        await self._thread.call(self._writer.abandon)
-        self._thread.end()
+        try:
+            await self._thread.call(self._writer.abandon)
+        finally:
+            self._thread.end()

@@ -121,11 +121,11 @@ class TopicPipeline:
                 for task in tasks:
                     task.cancel()
                 await self.consumer.close()
+            self._report(await self._retry(self._output.close))
         except BaseException:
             with contextlib.suppress(StorageError):
                 await self._output.abandon()
             raise
-        self._report(await self._retry(self._output.close))
 
     async def _end_in_order(self) -> None:
         await self._stop.wait()
