@@ -12,7 +12,7 @@ from nsqtools.archive.reader import open_archive
 from nsqtools.archive.rotation import RotationPolicy
 from nsqtools.archive.writer import ArchiveSpec, ArchiveWriter
 from nsqtools.errors import DamagedArchive
-from nsqtools.wire.messages import Arrival, Messages, encode_payload
+from nsqtools.wire.messages import Messages, encode_payload
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,8 +42,8 @@ def payload(number: int, body: bytes, *, ts_ns: int | None = None) -> bytes:
     return encode_payload(timestamp, number % 5 + 1, b"%016x" % number, body)
 
 
-def arrival(bodies: Sequence[bytes], first: int = 0, nsqd: str = NSQD) -> Arrival:
-    return Arrival(nsqd, Messages([payload(first + at, body) for at, body in enumerate(bodies)]))
+def batch_of(bodies: Sequence[bytes], first: int = 0, nsqd: str = NSQD) -> Messages:
+    return Messages([payload(first + at, body) for at, body in enumerate(bodies)], nsqd=nsqd)
 
 
 def spec(
@@ -72,7 +72,7 @@ def spec(
 
 
 def write_file(
-    folder: Path, record_format: str, compression: str, commits: Sequence[Sequence[Arrival]]
+    folder: Path, record_format: str, compression: str, commits: Sequence[Sequence[Messages]]
 ) -> Path:
     """A published file with these commits."""
     writer = ArchiveWriter(spec(folder, record_format, compression), clock=ManualClock())
@@ -83,7 +83,7 @@ def write_file(
 
 
 def unfinished_file(
-    folder: Path, record_format: str, compression: str, commits: Sequence[Sequence[Arrival]]
+    folder: Path, record_format: str, compression: str, commits: Sequence[Sequence[Messages]]
 ) -> tuple[bytes, list[int]]:
     """The bytes of a file whose writer died, and its size after each commit; it is removed."""
     writer = ArchiveWriter(spec(folder, record_format, compression), clock=ManualClock())
@@ -130,14 +130,14 @@ any_payload = st.builds(
     st.one_of(st.binary(min_size=16, max_size=16), st.from_regex(rb"[0-9a-f]{16}", fullmatch=True)),
     st.one_of(st.binary(max_size=40), st.text(max_size=20).map(str.encode)),
 )
-any_arrival = st.builds(
-    Arrival,
-    st.sampled_from(["127.0.0.1:4150", 'odd"\\\n:1', "nsqd-é:4150"]),
-    st.lists(any_payload, max_size=6).map(Messages),
+any_batch = st.builds(
+    Messages,
+    st.lists(any_payload, max_size=6),
+    nsqd=st.sampled_from(["127.0.0.1:4150", 'odd"\\\n:1', "nsqd-é:4150"]),
 )
 any_commits = st.lists(
-    st.lists(any_arrival, min_size=1, max_size=3).filter(
-        lambda commit: any(len(found.messages) for found in commit)
+    st.lists(any_batch, min_size=1, max_size=3).filter(
+        lambda commit: any(len(found) for found in commit)
     ),
     min_size=1,
     max_size=4,

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests.archive.helpers import (
     FORMATS,
     START_NS,
-    arrival,
+    batch_of,
     payload,
     read_bodies,
     unfinished_file,
@@ -31,7 +31,7 @@ from nsqtools.archive.header import MAGIC, encode_header
 from nsqtools.archive.lines import LinesDecoder
 from nsqtools.archive.reader import BATCH_BYTES_MAX, BATCH_RECORDS_MAX, open_archive
 from nsqtools.errors import ArchiveError, DamagedArchive, StorageError
-from nsqtools.wire.messages import Arrival, Messages
+from nsqtools.wire.messages import Messages
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,7 +70,7 @@ def test_plain_logs(data: bytes, bodies: list[bytes], compression: str, tmp_path
 
 
 def test_what_the_bytes_say_can_be_overridden(tmp_path: Path) -> None:
-    path = write_file(tmp_path, "jsonl", "none", [[arrival([b"a"])]])
+    path = write_file(tmp_path, "jsonl", "none", [[batch_of([b"a"])]])
     assert read_bodies(path, record_format="lines")[0] == [path.read_bytes()[:-1]]
     path.write_bytes(b"\x1f\x8b is how this log begins\n")
     assert read_bodies(path, compression="none")[0] == [b"\x1f\x8b is how this log begins"]
@@ -111,7 +111,7 @@ def test_jsonl_of_others_is_lines(tmp_path: Path) -> None:
     ],
 )
 def test_hostile_jsonl(second: bytes, tmp_path: Path) -> None:
-    path = write_file(tmp_path, "jsonl", "none", [[arrival([b"a", b"b"])]])
+    path = write_file(tmp_path, "jsonl", "none", [[batch_of([b"a", b"b"])]])
     path.write_bytes(path.read_bytes() + second + b"\n")
     bodies, damage = read_bodies(path)
     assert bodies == [b"a", b"b"]
@@ -120,7 +120,7 @@ def test_hostile_jsonl(second: bytes, tmp_path: Path) -> None:
 
 
 def test_everything_that_jsonl_keeps(tmp_path: Path) -> None:
-    commits = [[arrival([b"a"], 0, "one:1"), arrival([b"b", b"c"], 1, 'two"\n:2')]]
+    commits = [[batch_of([b"a"], 0, "one:1"), batch_of([b"b", b"c"], 1, 'two"\n:2')]]
     path = write_file(tmp_path, "jsonl", "gzip", commits)
     with open_archive(path) as reader:
         (batch,) = reader.batches()
@@ -132,7 +132,8 @@ def test_everything_that_jsonl_keeps(tmp_path: Path) -> None:
 
 
 TIMED = [
-    [arrival([b"%d" % (10 * commit + at) for at in range(10)], 10 * commit)] for commit in range(10)
+    [batch_of([b"%d" % (10 * commit + at) for at in range(10)], 10 * commit)]
+    for commit in range(10)
 ]
 
 
@@ -182,13 +183,13 @@ def test_lines_without_an_index_cannot_be_selected(compression: str, tmp_path: P
 
 
 def test_only_the_frames_that_overlap_are_read(tmp_path: Path) -> None:
-    commits = [[arrival([os.urandom(100_000)], number)] for number in range(20)]
+    commits = [[batch_of([os.urandom(100_000)], number)] for number in range(20)]
     path = write_file(tmp_path, "framed", "zstd", commits)
     with path.open("rb", buffering=0) as file:
         counting = Counting(file)
         reader = open_archive(counting, name="x")
         (batch,) = reader.batches(START_NS + 7 * MS, START_NS + 8 * MS)
-    assert batch.bodies == [commits[7][0].messages.bodies[0]]
+    assert batch.bodies == [commits[7][0].bodies[0]]
     assert counting.taken < 1_000_000 < path.stat().st_size
 
 
@@ -230,7 +231,7 @@ def test_an_unsealed_file_is_selected_from_by_record(tmp_path: Path) -> None:
 def test_batches_are_bounded(record_format: str, compression: str, tmp_path: Path) -> None:
     many = [payload(0, b"")] * (BATCH_RECORDS_MAX * 2 + 1)
     large = [payload(0, b"x" * 300_000)] * 20
-    commits = [[Arrival("n", Messages(many))], [Arrival("n", Messages(large))]]
+    commits = [[Messages(many, nsqd="n")], [Messages(large, nsqd="n")]]
     path = write_file(tmp_path, record_format, compression, commits)
     with open_archive(path) as reader:
         total = 0
@@ -244,7 +245,7 @@ def test_batches_are_bounded(record_format: str, compression: str, tmp_path: Pat
 
 @pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
 def test_a_line_has_a_limit(compression: str, tmp_path: Path) -> None:
-    path = write_file(tmp_path, "lines", compression, [[arrival([b"short", b"x" * 5000, b"y"])]])
+    path = write_file(tmp_path, "lines", compression, [[batch_of([b"short", b"x" * 5000, b"y"])]])
     with open_archive(path, record_bytes_max=4999) as reader:
         batches = reader.batches()
         assert next(batches).bodies == [b"short"]
@@ -362,7 +363,7 @@ def test_a_file_object_is_read_from_where_it_stands(tmp_path: Path) -> None:
 def test_decoders_take_pieces_cut_anywhere(bodies: list[bytes], cuts: list[int]) -> None:
     header = encode_header(record_format="framed", topic="t", channel="c", host="h")
     encoder = FramedEncoder(header)
-    data = header + b"".join(encoder.encode([arrival([body])]) for body in bodies)
+    data = header + b"".join(encoder.encode([batch_of([body])]) for body in bodies)
     framed = FramedDecoder(1000, header_due=True)
     edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
     found: list[bytes] = []
@@ -387,7 +388,7 @@ def test_decoders_take_pieces_cut_anywhere(bodies: list[bytes], cuts: list[int])
 
 def test_a_long_record_is_not_joined_for_every_piece() -> None:
     encoder = FramedEncoder(b"")
-    data = bytes(encoder.encode([arrival([b"x" * (8 << 20)])]))
+    data = bytes(encoder.encode([batch_of([b"x" * (8 << 20)])]))
     decoder = FramedDecoder(stream.RECORD_BYTES_MAX, header_due=False)
     found = []
     for at in range(0, len(data), 4096):

@@ -7,7 +7,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.archive.helpers import any_arrival, arrival, payload
+from tests.archive.helpers import any_batch, batch_of, payload
 
 from nsqtools.archive.framed import FramedEncoder
 from nsqtools.archive.groups import GROUP_BYTES_MAX, split
@@ -21,7 +21,7 @@ from nsqtools.archive.jsonl import (
 )
 from nsqtools.archive.lines import LinesEncoder
 from nsqtools.archive.stream import Damage
-from nsqtools.wire.messages import Arrival, Messages, count_messages
+from nsqtools.wire.messages import Messages, count_messages
 
 bodies_of_text = st.lists(st.text().map(str.encode) | st.sampled_from([b"", b'"', b"\\", b"\x7f"]))
 
@@ -31,37 +31,37 @@ def test_bodies_are_escaped_together_as_one_by_one(bodies: list[bytes]) -> None:
     assert _body_texts(bodies) == [_body_text(body) for body in bodies]
 
 
-@given(arrivals=st.lists(any_arrival, max_size=3))
-def test_every_line_is_json(arrivals: list[Arrival]) -> None:
-    lines = JsonlEncoder("topic").encode(arrivals).split(b"\n")
+@given(batches=st.lists(any_batch, max_size=3))
+def test_every_line_is_json(batches: list[Messages]) -> None:
+    lines = JsonlEncoder("topic").encode(batches).split(b"\n")
     assert lines.pop() == b""
-    assert len(lines) == count_messages(arrivals)
+    assert len(lines) == count_messages(batches)
     for line in lines:
         assert json.loads(line)["topic"] == "topic"
 
 
-@given(arrivals=st.lists(any_arrival, max_size=3))
-def test_ambiguous_bodies_are_counted(arrivals: list[Arrival]) -> None:
+@given(batches=st.lists(any_batch, max_size=3))
+def test_ambiguous_bodies_are_counted(batches: list[Messages]) -> None:
     encoder = LinesEncoder()
-    expected = sum(b"\n" in body for found in arrivals for body in found.messages.bodies)
-    assert encoder.count_ambiguous(arrivals) == expected
+    expected = sum(b"\n" in body for found in batches for body in found.bodies)
+    assert encoder.count_ambiguous(batches) == expected
 
 
 def test_many_sizes_are_remembered_within_bounds() -> None:
     encoder = FramedEncoder(b"")
     for size in range(0, 10_000, 100):
-        encoder.encode([arrival([b"x" * (size + more) for more in range(100)])])
+        encoder.encode([batch_of([b"x" * (size + more) for more in range(100)])])
     assert len(encoder._prefixes) <= 4096
 
 
 def test_groups_are_bounded() -> None:
     large = [payload(number, b"x" * (GROUP_BYTES_MAX // 3)) for number in range(7)]
-    arrivals = [Arrival("a", Messages(large)), Arrival("b", Messages([payload(8, b"")]))]
-    pieces = list(split(arrivals))
+    batches = [Messages(large, nsqd="a"), Messages([payload(8, b"")], nsqd="b")]
+    pieces = list(split(batches))
     assert [count_messages(piece) for piece in pieces] == [2, 2, 2, 2]
     assert [found.nsqd for found in pieces[-1]] == ["a", "b"]
     huge = [payload(0, b"x" * (GROUP_BYTES_MAX + 1))] * 2
-    assert len(list(split([Arrival("a", Messages(huge))]))) == 2
+    assert len(list(split([Messages(huge, nsqd="a")]))) == 2
 
 
 HEADER = encode_header(record_format="jsonl", topic="t", channel="c", host="h-\udcff")

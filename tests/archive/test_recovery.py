@@ -16,7 +16,7 @@ from tests.archive.helpers import (
     PAIRS,
     START_NS,
     ManualClock,
-    arrival,
+    batch_of,
     read_bodies,
     spec,
     unfinished_file,
@@ -29,7 +29,7 @@ from nsqtools.archive.recovery import recover
 from nsqtools.archive.writer import ArchiveWriter
 from nsqtools.errors import StorageError
 
-COMMITS = [[arrival([b"one", b"two"])], [arrival([b"three"], 2)], [arrival([b"four"], 3)]]
+COMMITS = [[batch_of([b"one", b"two"])], [batch_of([b"three"], 2)], [batch_of([b"four"], 3)]]
 BODIES = [b"one", b"two", b"three", b"four"]
 
 
@@ -87,7 +87,7 @@ def test_a_killed_process_leaves_a_file_that_is_recovered(tmp_path: Path) -> Non
         "import sys, os, time; from pathlib import Path\n"
         "from tests.archive.helpers import *\n"
         "writer = ArchiveWriter(spec(Path(sys.argv[1]), 'framed', 'zstd'))\n"
-        "writer.commit([arrival([b'one', b'two'])])\n"
+        "writer.commit([batch_of([b'one', b'two'])])\n"
         "os.write(1, b'ready'); time.sleep(60)\n"
     )
     root = Path(__file__).parent.parent.parent

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.archive.helpers import (
     PAIRS,
     any_commits,
-    arrival,
+    batch_of,
     read_bodies,
     read_payloads,
     spec,
@@ -29,27 +29,25 @@ from nsqtools.archive.recovery import recover
 from nsqtools.archive.writer import ArchiveWriter
 
 if TYPE_CHECKING:
-    from nsqtools.wire.messages import Arrival
+    from nsqtools.wire.messages import Messages
 
 COMMITS = [
-    [arrival([b"one", b"", b"\x00\xff\n two"])],
-    [arrival([b"three"], 3), arrival([b"four" * 9], 4, "127.0.0.2:4150")],
-    [arrival(['{"five": "é\u2028"}'.encode(), b"six"], 5)],
+    [batch_of([b"one", b"", b"\x00\xff\n two"])],
+    [batch_of([b"three"], 3), batch_of([b"four" * 9], 4, "127.0.0.2:4150")],
+    [batch_of(['{"five": "é\u2028"}'.encode(), b"six"], 5)],
 ]
 TEXT_COMMITS = [
-    [arrival([b"one", b"", b"two"])],
-    [arrival([b"three"], 3), arrival([b"four" * 9], 4, "127.0.0.2:4150")],
-    [arrival(['{"five": "é\u2028"}'.encode(), b"six"], 5)],
+    [batch_of([b"one", b"", b"two"])],
+    [batch_of([b"three"], 3), batch_of([b"four" * 9], 4, "127.0.0.2:4150")],
+    [batch_of(['{"five": "é\u2028"}'.encode(), b"six"], 5)],
 ]
 
 
-def payloads_of(commits: list[list[Arrival]]) -> list[bytes]:
-    return [
-        payload for commit in commits for _, messages in commit for payload in messages.payloads
-    ]
+def payloads_of(commits: list[list[Messages]]) -> list[bytes]:
+    return [payload for commit in commits for messages in commit for payload in messages.payloads]
 
 
-def bodies_of(commits: list[list[Arrival]]) -> list[bytes]:
+def bodies_of(commits: list[list[Messages]]) -> list[bytes]:
     return [payload[26:] for payload in payloads_of(commits)]
 
 
@@ -57,7 +55,7 @@ def bodies_of(commits: list[list[Arrival]]) -> list[bytes]:
 @settings(max_examples=12)
 @given(commits=any_commits)
 def test_any_messages_round_trip(
-    record_format: str, compression: str, commits: list[list[Arrival]]
+    record_format: str, compression: str, commits: list[list[Messages]]
 ) -> None:
     bodies = bodies_of(commits)
     if (record_format, compression) == ("lines", "none"):
@@ -85,7 +83,7 @@ def test_every_level_finds_what_repeats(compression: str, level: int, tmp_path: 
     noise = random.Random(level).randbytes(150_000).replace(b"\n", b" ")
     bodies = [noise, noise, b"short"]
     writer = ArchiveWriter(spec(tmp_path, compression=compression, level=level))
-    writer.commit([arrival(bodies)])
+    writer.commit([batch_of(bodies)])
     (published,) = writer.close()
     assert read_bodies(published.path) == (bodies, None)
     # gzip's window is 32 KiB; zstd's reaches the first body from the second.

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from tests.archive.helpers import FORMATS, PAIRS, START_NS, arrival, read_payloads, write_file
+from tests.archive.helpers import FORMATS, PAIRS, START_NS, batch_of, read_payloads, write_file
 
 from nsqtools.archive.header import encode_header
 from nsqtools.archive.reader import open_archive
@@ -19,11 +19,11 @@ from nsqtools.archive.zstd_frames import decode_index, encode_seek_table, frame_
 VECTORS = Path(__file__).parent.parent / "vectors" / "archive"
 SUFFIX = {"none": "", "gzip": ".gz", "zstd": ".zst"}
 COMMITS = [
-    [arrival([b"plain text", b""])],
-    [arrival([b'quote " backslash \\ tab \t', "é\u2028\U0001f600".encode()], 2)],
-    [arrival([b"two\nlines"], 4, "127.0.0.1:4150"), arrival([b"\x00\xff\xfe"], 5, "[::1]:4150")],
+    [batch_of([b"plain text", b""])],
+    [batch_of([b'quote " backslash \\ tab \t', "é\u2028\U0001f600".encode()], 2)],
+    [batch_of([b"two\nlines"], 4, "127.0.0.1:4150"), batch_of([b"\x00\xff\xfe"], 5, "[::1]:4150")],
 ]
-PAYLOADS = [payload for commit in COMMITS for _, found in commit for payload in found.payloads]
+PAYLOADS = [payload for commit in COMMITS for found in commit for payload in found.payloads]
 
 
 def vector(record_format: str, compression: str) -> Path:

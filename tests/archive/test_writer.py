@@ -14,7 +14,7 @@ from tests.archive.helpers import (
     START_NS,
     START_S,
     ManualClock,
-    arrival,
+    batch_of,
     read_bodies,
     spec,
 )
@@ -26,7 +26,7 @@ from nsqtools.archive.reader import open_archive
 from nsqtools.archive.rotation import RotationPolicy
 from nsqtools.archive.writer import ArchiveSpec, ArchiveWriter, Published
 from nsqtools.errors import ArchiveError, DataPathInUse, StorageError
-from nsqtools.wire.messages import Arrival, Messages
+from nsqtools.wire.messages import Messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +39,7 @@ HOURLY = FileNaming(
 
 def test_a_commit_says_what_became_durable(tmp_path: Path) -> None:
     writer = ArchiveWriter(spec(tmp_path), clock=ManualClock())
-    commit = writer.commit([arrival([b"one", b"two\nthree"]), arrival([b"four"], 2)])
+    commit = writer.commit([batch_of([b"one", b"two\nthree"]), batch_of([b"four"], 2)])
     assert commit.messages == 3
     assert commit.body_bytes == 16
     assert commit.disk_bytes == 19
@@ -47,7 +47,7 @@ def test_a_commit_says_what_became_durable(tmp_path: Path) -> None:
     assert commit.created == tmp_path / "topic.log.part"
     assert commit.published == []
     assert commit.created.read_bytes() == b"one\ntwo\nthree\nfour\n"
-    assert writer.commit([arrival([b"five"], 3)]).created is None
+    assert writer.commit([batch_of([b"five"], 3)]).created is None
     assert writer.close() == [
         Published(
             path=tmp_path / "topic.log",
@@ -62,7 +62,7 @@ def test_a_commit_says_what_became_durable(tmp_path: Path) -> None:
 
 def test_no_file_comes_without_a_message(tmp_path: Path) -> None:
     writer = ArchiveWriter(spec(tmp_path / "new"), clock=ManualClock())
-    commit = writer.commit([Arrival("nsqd", Messages([]))])
+    commit = writer.commit([Messages([], nsqd="nsqd")])
     assert (commit.messages, commit.created) == (0, None)
     assert writer.tick() == []
     assert writer.rotate() == []
@@ -79,7 +79,7 @@ def test_a_large_commit_is_several_groups(
     monkeypatch.setattr("nsqtools.archive.groups.GROUP_BYTES_MAX", 1000)
     bodies = [b"%04d" % number * (number % 90) for number in range(100)]
     writer = ArchiveWriter(spec(tmp_path, record_format, compression), clock=ManualClock())
-    writer.commit([arrival(bodies[:30]), Arrival("none", Messages([])), arrival(bodies[30:], 30)])
+    writer.commit([batch_of(bodies[:30]), Messages([], nsqd="none"), batch_of(bodies[30:], 30)])
     (published,) = writer.close()
     assert published.messages == 100
     assert read_bodies(published.path) == (bodies, None)
@@ -91,12 +91,12 @@ def test_the_name_ends_a_file(tmp_path: Path) -> None:
     clock = ManualClock()
     rotation = RotationPolicy(rotate_records=100)
     writer = ArchiveWriter(spec(tmp_path, naming=HOURLY, rotation=rotation), clock=clock)
-    writer.commit([arrival([b"a"])])
+    writer.commit([batch_of([b"a"])])
     assert writer.next_tick is not None
     assert 0 < writer.next_tick - clock.now <= 900
     assert writer.tick() == []
     clock.now += 3600
-    commit = writer.commit([arrival([b"b"])])
+    commit = writer.commit([batch_of([b"b"])])
     assert [found.path.name for found in commit.published] == ["topic-000000.22.log"]
     assert commit.created == tmp_path / "topic-000000.23.log.part"
     clock.now += 3600
@@ -119,7 +119,7 @@ def test_rotation(rotation: RotationPolicy, names: int, tmp_path: Path) -> None:
     writer = ArchiveWriter(spec(tmp_path, rotation=rotation), clock=clock)
     published = []
     for number in range(6):
-        published += writer.commit([arrival([b"12345"], number)]).published
+        published += writer.commit([batch_of([b"12345"], number)]).published
         clock.now += 1
     published += writer.close()
     assert [found.path.name for found in published] == [
@@ -132,7 +132,7 @@ def test_idle_and_age_end_a_file_without_traffic(tmp_path: Path) -> None:
     clock = ManualClock()
     rotation = RotationPolicy(rotate_interval_s=100, rotate_idle_s=10)
     writer = ArchiveWriter(spec(tmp_path, rotation=rotation), clock=clock)
-    writer.commit([arrival([b"a"])])
+    writer.commit([batch_of([b"a"])])
     assert writer.next_tick == START_S + 10
     clock.now += 9.9
     assert writer.tick() == []
@@ -144,7 +144,7 @@ def test_a_taken_name_is_never_written_to(tmp_path: Path) -> None:
     (tmp_path / "topic.log").write_bytes(b"somebody's")
     (tmp_path / "topic-000001.log.part").symlink_to(tmp_path / "nowhere")
     writer = ArchiveWriter(spec(tmp_path), clock=ManualClock())
-    assert writer.commit([arrival([b"a"])]).created == tmp_path / "topic-000002.log.part"
+    assert writer.commit([batch_of([b"a"])]).created == tmp_path / "topic-000002.log.part"
     (tmp_path / "topic-000002.log").write_bytes(b"somebody's too")
     assert [found.path for found in writer.rotate()] == [tmp_path / "topic-000003.log"]
     assert (tmp_path / "topic.log").read_bytes() == b"somebody's"
@@ -154,7 +154,7 @@ def test_a_taken_name_is_never_written_to(tmp_path: Path) -> None:
 def test_a_revision_that_was_moved_away_is_not_used_again(tmp_path: Path) -> None:
     writer = ArchiveWriter(spec(tmp_path, compression="zstd"), clock=ManualClock())
     for number in range(3):
-        writer.commit([arrival([b"a"])])
+        writer.commit([batch_of([b"a"])])
         (published,) = writer.rotate()
         assert published.path.name == f"topic-{number:06d}.log.zst"
         published.path.unlink()
@@ -163,7 +163,7 @@ def test_a_revision_that_was_moved_away_is_not_used_again(tmp_path: Path) -> Non
 def test_two_writers_share_a_folder(tmp_path: Path) -> None:
     writers = [ArchiveWriter(spec(tmp_path), clock=ManualClock()) for _ in range(3)]
     for number, writer in enumerate(writers):
-        writer.commit([arrival([b"%d" % number])])
+        writer.commit([batch_of([b"%d" % number])])
     for writer in reversed(writers):
         assert len(writer.close()) == 1
     found = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -172,7 +172,7 @@ def test_two_writers_share_a_folder(tmp_path: Path) -> None:
 
 def test_the_open_file_is_locked(tmp_path: Path) -> None:
     writer = ArchiveWriter(spec(tmp_path), clock=ManualClock())
-    created = writer.commit([arrival([b"a"])]).created
+    created = writer.commit([batch_of([b"a"])]).created
     assert created is not None
     with pytest.raises(DataPathInUse):
         durable.lock(created)
@@ -186,7 +186,7 @@ def test_a_work_dir_of_its_own(tmp_path: Path) -> None:
     writer = ArchiveWriter(
         spec(output, naming=naming, work_dir=work, topic=".."), clock=ManualClock()
     )
-    created = writer.commit([arrival([b"a"])]).created
+    created = writer.commit([batch_of([b"a"])]).created
     assert created == work / "a/%2E%2E/2023-11-14_22-000000.log.part"
     (published,) = writer.close()
     assert published.path == output / "a/%2E%2E/2023-11-14_22-000000.log"
@@ -232,17 +232,17 @@ def test_a_specification_that_cannot_be_written(
 
 def test_a_file_that_was_taken_away_stops_nothing(tmp_path: Path) -> None:
     writer = ArchiveWriter(spec(tmp_path), clock=ManualClock())
-    created = writer.commit([arrival([b"a"])]).created
+    created = writer.commit([batch_of([b"a"])]).created
     assert created is not None
     created.unlink()
     with pytest.raises(StorageError, match="moved or removed"):
-        writer.commit([arrival([b"b"])])
-    assert writer.commit([arrival([b"b"])]).created == created
+        writer.commit([batch_of([b"b"])])
+    assert writer.commit([batch_of([b"b"])]).created == created
     (published,) = writer.close()
     assert read_bodies(published.path) == ([b"b"], None)
 
 
-COMMITS = [[arrival([b"one", b"two"])], [arrival([b"three"], 2)], [arrival([b"four"], 3)]]
+COMMITS = [[batch_of([b"one", b"two"])], [batch_of([b"three"], 2)], [batch_of([b"four"], 3)]]
 EXPECTED = [b"one", b"two", b"three", b"four"]
 T = TypeVar("T")
 
@@ -268,7 +268,7 @@ def check_failure(
     published: list[Published] = []
     for commit in COMMITS:
         done = insist(lambda commit=commit: writer.commit(commit), failing)  # type: ignore[misc]
-        assert done.messages == len(commit[0].messages)
+        assert done.messages == len(commit[0])
         published += done.published
     published += insist(writer.close, failing)
     failing.heal()
@@ -320,14 +320,14 @@ def test_a_failed_commit_leaves_the_file_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = ArchiveWriter(spec(tmp_path), clock=ManualClock())
-    created = writer.commit([arrival([b"a"])]).created
+    created = writer.commit([batch_of([b"a"])]).created
     assert created is not None
     monkeypatch.setattr(durable, "os", FailingOs(0, only={"fdatasync"}, code=errno.EIO))
     with pytest.raises(StorageError) as caught:
-        writer.commit([arrival([b"lost"])])
+        writer.commit([batch_of([b"lost"])])
     assert caught.value.errno == errno.EIO
     assert created.read_bytes() == b"a\n"
-    writer.commit([arrival([b"b"])])
+    writer.commit([batch_of([b"b"])])
     assert created.read_bytes() == b"a\nb\n"
     writer.close()
 
@@ -340,7 +340,7 @@ def test_without_hard_links_files_are_published_too(
         failing = FailingOs(0, failures=1, code=code, only={"link"})
         monkeypatch.setattr(durable, "os", failing)
         writer = ArchiveWriter(spec(folder), clock=ManualClock())
-        writer.commit([arrival([b"a"])])
+        writer.commit([batch_of([b"a"])])
         (published,) = writer.close()
         assert failing.failed == ["link"]
         assert read_bodies(published.path) == ([b"a"], None)

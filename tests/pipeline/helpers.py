@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tests.support.nsqd import Nsqd
 
     from nsqtools.archive.writer import Commit
-    from nsqtools.wire.messages import Arrival
+    from nsqtools.wire.messages import Messages
 
 CHANNEL = "archive"
 POLL_S = 0.01
@@ -143,7 +143,7 @@ class GatedOutput(FileOutput):
     gate: asyncio.Event
     reached: asyncio.Event
 
-    async def write(self, arrivals: Sequence[Arrival]) -> Commit:
+    async def write(self, batches: Sequence[Messages]) -> Commit:
         self.reached.set()
         await self.gate.wait()
-        return await super().write(arrivals)
+        return await super().write(batches)

@@ -34,7 +34,7 @@ from nsqtools.replay import run as run_module
 from nsqtools.replay.options import FileToNsqOptions
 from nsqtools.replay.run import run
 from nsqtools.replay.sources import find_sources
-from nsqtools.wire.messages import Arrival, Messages, encode_payload
+from nsqtools.wire.messages import Messages, encode_payload
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -90,7 +90,7 @@ def archive(
         encode_payload(at * SECOND_NS, 1, b"%016x" % at, body) for at, body in enumerate(bodies, 1)
     ]
     for at in range(0, len(payloads), commit):
-        writer.commit([Arrival("127.0.0.1:4150", Messages(payloads[at : at + commit]))])
+        writer.commit([Messages(payloads[at : at + commit], nsqd="127.0.0.1:4150")])
     (published_file,) = writer.close()
     return published_file.path
 

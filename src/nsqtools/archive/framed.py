@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 from zlib_ng.zlib_ng import crc32
 
 from nsqtools.archive.header import HEADER_BYTES_MAX, MAGIC, HeaderError, decode_header
-from nsqtools.archive.stream import Damage, Run
+from nsqtools.archive.stream import Damage, Records
 from nsqtools.wire.messages import PAYLOAD_HEADER_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from nsqtools.wire.messages import Arrival
+    from nsqtools.wire.messages import Messages
 
 _SIZE = struct.Struct(">i")
 _MARK = struct.Struct(">iII")
@@ -50,11 +50,11 @@ class FramedEncoder:
         self.stream_header = header
         self._prefixes = _Prefixes()
 
-    def encode(self, arrivals: Sequence[Arrival]) -> bytearray:
-        if len(arrivals) == 1:
-            payloads = arrivals[0].messages.payloads
+    def encode(self, batches: Sequence[Messages]) -> bytearray:
+        if len(batches) == 1:
+            payloads = batches[0].payloads
         else:
-            payloads = [payload for arrival in arrivals for payload in arrival.messages.payloads]
+            payloads = [payload for messages in batches for payload in messages.payloads]
         parts: list[bytes] = [_MARK_ROOM] * (2 * len(payloads) + 1)
         parts[:-1:2] = map(self._prefixes.__getitem__, map(len, payloads))
         parts[1::2] = payloads
@@ -65,7 +65,7 @@ class FramedEncoder:
             _MARK.pack_into(content, end, _MARK_SIZE, len(payloads), crc32(view[:end]))
         return content
 
-    def count_ambiguous(self, arrivals: Sequence[Arrival]) -> int:
+    def count_ambiguous(self, batches: Sequence[Messages]) -> int:
         """None: sizes tell records apart."""
         return 0
 
@@ -90,7 +90,7 @@ class FramedDecoder:
         self._missing_bytes = 0
         self.committed_end = 0
 
-    def feed(self, data: bytes, offset: int) -> Iterator[Run]:
+    def feed(self, data: bytes, offset: int) -> Iterator[Records]:
         """The groups that `data` completes; raises `Damage` behind the last sound one."""
         if not self._buffer and not self._waiting:
             self.committed_end = offset
@@ -106,7 +106,7 @@ class FramedDecoder:
         damage = self._take_groups(payloads)
         if payloads:
             bodies = [payload[PAYLOAD_HEADER_BYTES:] for payload in payloads]
-            yield Run(payloads=payloads, bodies=bodies, nsqds=None, offset=offset)
+            yield Records(payloads=payloads, bodies=bodies, nsqds=None, offset=offset)
         if damage is not None:
             raise damage
         self._buffer = self._buffer[self._start :]
@@ -127,7 +127,7 @@ class FramedDecoder:
         except Damage as damage:
             return damage
 
-    def finish(self) -> Iterator[Run]:
+    def finish(self) -> Iterator[Records]:
         """The stream is at its end; raises `Damage` when that is within a group."""
         if self._buffer or self._waiting:
             raise Damage(self.committed_end, "a cut group of records", torn=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from nsqtools.wire.messages import PAYLOAD_HEADER_BYTES, Arrival, Messages
+from nsqtools.wire.messages import PAYLOAD_HEADER_BYTES, Messages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,9 +30,9 @@ class RecordEncoder(Protocol):
     stream_header: bytes
     """What a file's content begins with, before the first record."""
 
-    def encode(self, arrivals: Sequence[Arrival]) -> bytes | bytearray: ...
+    def encode(self, batches: Sequence[Messages]) -> bytes | bytearray: ...
 
-    def count_ambiguous(self, arrivals: Sequence[Arrival]) -> int:
+    def count_ambiguous(self, batches: Sequence[Messages]) -> int:
         """How many of the bodies will not be told apart by a reader."""
 
 
@@ -77,35 +77,32 @@ class PlainContainer:
         return b""
 
 
-def time_range_ns(arrivals: Sequence[Arrival]) -> tuple[int, int]:
+def time_range_ns(batches: Sequence[Messages]) -> tuple[int, int]:
     """Earliest and latest publish time; there must be a message."""
-    ranges = [arrival.messages.time_range_ns() for arrival in arrivals]
+    ranges = [messages.time_range_ns() for messages in batches]
     return min(first for first, _ in ranges), max(last for _, last in ranges)
 
 
-def payload_bytes(arrivals: Sequence[Arrival]) -> int:
+def payload_bytes(batches: Sequence[Messages]) -> int:
     """What `split` counts."""
-    return sum(
-        arrival.messages.size_bytes + PAYLOAD_HEADER_BYTES * len(arrival.messages)
-        for arrival in arrivals
-    )
+    return sum(messages.size_bytes + PAYLOAD_HEADER_BYTES * len(messages) for messages in batches)
 
 
-def split(arrivals: Sequence[Arrival]) -> Iterator[list[Arrival]]:
-    """The arrivals in pieces of about `GROUP_BYTES_MAX` of payload, at least a message each."""
-    piece: list[Arrival] = []
+def split(batches: Sequence[Messages]) -> Iterator[list[Messages]]:
+    """The batches in pieces of about `GROUP_BYTES_MAX` of payload, at least a message each."""
+    piece: list[Messages] = []
     piece_bytes = 0
-    for nsqd, messages in arrivals:
+    for messages in batches:
         payloads: list[bytes] = []
         for payload in messages.payloads:
             if piece_bytes and piece_bytes + len(payload) > GROUP_BYTES_MAX:
                 if payloads:
-                    piece.append(Arrival(nsqd, Messages(payloads)))
+                    piece.append(Messages(payloads, nsqd=messages.nsqd))
                 yield piece
                 piece, payloads, piece_bytes = [], [], 0
             payloads.append(payload)
             piece_bytes += len(payload)
         if payloads:
-            piece.append(Arrival(nsqd, Messages(payloads)))
+            piece.append(Messages(payloads, nsqd=messages.nsqd))
     if piece:
         yield piece

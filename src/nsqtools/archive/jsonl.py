@@ -10,13 +10,13 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from nsqtools.archive.lines import LineSplitter
-from nsqtools.archive.stream import Damage, Run
+from nsqtools.archive.stream import Damage, Records
 from nsqtools.wire.messages import ID_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from nsqtools.wire.messages import Arrival
+    from nsqtools.wire.messages import Messages
 
 _COMMON = {"ts", "id", "attempts", "nsqd", "topic"}
 _KEYS = (_COMMON | {"body"}, _COMMON | {"body_b64"})
@@ -29,18 +29,17 @@ _ATTEMPTS_MAX = 2**16 - 1
 
 
 class JsonlEncoder:
-    """What is the same for a whole arrival is written once, as text between the columns."""
+    """What is the same for a whole batch is written once, as text between the columns."""
 
     stream_header = b""
 
     def __init__(self, topic: str) -> None:
         self._topic = encode_basestring(topic)
 
-    def encode(self, arrivals: Sequence[Arrival]) -> bytes:
+    def encode(self, batches: Sequence[Messages]) -> bytes:
         lines: list[str] = []
-        for arrival in arrivals:
-            messages = arrival.messages
-            tail = f',"nsqd":{encode_basestring(arrival.nsqd)},"topic":{self._topic},"body'
+        for messages in batches:
+            tail = f',"nsqd":{encode_basestring(messages.nsqd)},"topic":{self._topic},"body'
             columns = zip(
                 messages.timestamps,
                 _id_texts(messages.ids),
@@ -55,7 +54,7 @@ class JsonlEncoder:
         # A body was valid UTF-8 when it was decoded, so only a host name could need the handler.
         return "".join(lines).encode("utf-8", "surrogateescape")
 
-    def count_ambiguous(self, arrivals: Sequence[Arrival]) -> int:
+    def count_ambiguous(self, batches: Sequence[Messages]) -> int:
         """None: a newline is escaped."""
         return 0
 
@@ -105,18 +104,18 @@ class JsonlDecoder:
     def __init__(self, record_bytes_max: int) -> None:
         self._splitter = LineSplitter(record_bytes_max)
 
-    def feed(self, data: bytes, offset: int) -> Iterator[Run]:
+    def feed(self, data: bytes, offset: int) -> Iterator[Records]:
         lines, start = self._splitter.feed(data, offset)
         if lines:
             yield from _decode_lines(lines, start)
 
-    def finish(self) -> Iterator[Run]:
+    def finish(self) -> Iterator[Records]:
         line, start = self._splitter.rest()
         if line is not None:
             yield from _decode_lines([line], start, torn=True)
 
 
-def _decode_lines(lines: list[bytes], start: int, *, torn: bool = False) -> Iterator[Run]:
+def _decode_lines(lines: list[bytes], start: int, *, torn: bool = False) -> Iterator[Records]:
     run = _decode_together(lines, start)
     if run is None:
         yield from _decode_one_by_one(lines, start, torn=torn)
@@ -124,7 +123,7 @@ def _decode_lines(lines: list[bytes], start: int, *, torn: bool = False) -> Iter
         yield run
 
 
-def _decode_together(lines: list[bytes], start: int) -> Run | None:
+def _decode_together(lines: list[bytes], start: int) -> Records | None:
     """All lines by one call of the JSON parser, or None when any of them is no record.
 
     One call must not see other records than a call for each line does. It cannot: a string cannot
@@ -144,7 +143,7 @@ def _decode_together(lines: list[bytes], start: int) -> Run | None:
     except (ValueError, RecursionError, AttributeError, TypeError, KeyError, struct.error):
         return None  # whatever it is, one of them is no record: which one is found one by one
     payloads = [header + body for header, body in zip(headers, bodies, strict=True)]
-    return Run(payloads=payloads, bodies=bodies, nsqds=nsqds, offset=start)
+    return Records(payloads=payloads, bodies=bodies, nsqds=nsqds, offset=start)
 
 
 def _decode_columns(records: list[dict[str, Any]]) -> tuple[list[bytes], list[str]]:
@@ -162,7 +161,7 @@ def _decode_columns(records: list[dict[str, Any]]) -> tuple[list[bytes], list[st
     return list(map(_HEADER.pack, timestamps, attempts, raw_ids)), list(nsqds)
 
 
-def _decode_one_by_one(lines: list[bytes], start: int, *, torn: bool) -> Iterator[Run]:
+def _decode_one_by_one(lines: list[bytes], start: int, *, torn: bool) -> Iterator[Records]:
     payloads: list[bytes] = []
     bodies: list[bytes] = []
     nsqds: list[str] = []
@@ -181,7 +180,7 @@ def _decode_one_by_one(lines: list[bytes], start: int, *, torn: bool) -> Iterato
         nsqds.append(nsqd)
         offset += len(line) + 1
     if payloads:
-        yield Run(payloads=payloads, bodies=bodies, nsqds=nsqds, offset=start)
+        yield Records(payloads=payloads, bodies=bodies, nsqds=nsqds, offset=start)
     if damage is not None:
         raise damage
 

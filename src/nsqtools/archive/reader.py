@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
-    from nsqtools.archive.stream import Run
+    from nsqtools.archive.stream import Records
     from nsqtools.archive.zstd_frames import Index, IndexEntry
 
 BATCH_RECORDS_MAX = 10_000
@@ -81,9 +81,9 @@ class RecordBatch:
 
 
 class _Decoder(Protocol):
-    def feed(self, data: bytes, offset: int) -> Iterator[Run]: ...
+    def feed(self, data: bytes, offset: int) -> Iterator[Records]: ...
 
-    def finish(self) -> Iterator[Run]: ...
+    def finish(self) -> Iterator[Records]: ...
 
 
 def open_archive(
@@ -228,7 +228,7 @@ class ArchiveReader:
         except Damage as damage:
             raise self._damaged(damage) from damage
 
-    def _runs(self, blocks: Iterator[Block], *, header_due: bool) -> Iterator[Run]:
+    def _runs(self, blocks: Iterator[Block], *, header_due: bool) -> Iterator[Records]:
         decoder = self._new_decoder(header_due=header_due)
         compressed = self._compression != "none"
         offset = 0
@@ -392,7 +392,7 @@ def _joined(blocks: Iterator[Block]) -> Iterator[Block]:
         raise damage
 
 
-def _batches_of(run: Run, first_record: int) -> Iterator[RecordBatch]:
+def _batches_of(run: Records, first_record: int) -> Iterator[RecordBatch]:
     whole = len(run.bodies) <= BATCH_RECORDS_MAX
     if whole and sum(map(len, run.bodies)) <= BATCH_BYTES_MAX:
         yield _batch(run, 0, len(run.bodies), first_record)
@@ -406,7 +406,7 @@ def _batches_of(run: Run, first_record: int) -> Iterator[RecordBatch]:
     yield _batch(run, start, len(run.bodies), first_record)
 
 
-def _batch(run: Run, start: int, stop: int, first_record: int) -> RecordBatch:
+def _batch(run: Records, start: int, stop: int, first_record: int) -> RecordBatch:
     whole = start == 0 and stop == len(run.bodies)
     payloads, nsqds = run.payloads, run.nsqds
     if not whole:

@@ -36,7 +36,7 @@ class Damage(Exception):  # noqa: N818 - it is what was found, and becomes Damag
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class Records:
     """Records in the order of the file; `payloads` and `nsqds` where the format keeps them."""
 
     payloads: list[bytes] | None

@@ -18,7 +18,7 @@ from nsqtools.errors import StorageError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from nsqtools.archive.stream import Run
+    from nsqtools.archive.stream import Records
 
 _START_BYTES = 64
 
@@ -175,7 +175,7 @@ def _count_jsonl(decoder: JsonlDecoder, data: bytes, start: int, found: Survey) 
         raise
 
 
-def _add(found: Survey, run: Run) -> None:
+def _add(found: Survey, run: Records) -> None:
     payloads = run.payloads or []
     if not payloads:
         return

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from nsqtools.archive.groups import Container, RecordEncoder
     from nsqtools.archive.naming import FileNaming
-    from nsqtools.wire.messages import Arrival
+    from nsqtools.wire.messages import Messages
 
 DIRECTORY_MODE = 0o770  # as nsq_to_file (spec: tools, part 1.3)
 DEFAULT_LEVELS = {"none": 0, "gzip": 6, "zstd": 3}
@@ -112,10 +112,10 @@ class Commit:
     published: list[Published]
 
 
-def _group(arrivals: Sequence[Arrival], content: bytes | bytearray) -> Group:
-    first, last = time_range_ns(arrivals)
+def _group(batches: Sequence[Messages], content: bytes | bytearray) -> Group:
+    first, last = time_range_ns(batches)
     return Group(
-        content=content, records=count_messages(arrivals), first_ts_ns=first, last_ts_ns=last
+        content=content, records=count_messages(batches), first_ts_ns=first, last_ts_ns=last
     )
 
 
@@ -166,10 +166,10 @@ class ArchiveWriter:
         change = self._naming.next_change(now)
         return next_rotation(self._spec.rotation, self._state(self._file), next_name_change=change)
 
-    def commit(self, arrivals: Sequence[Arrival]) -> Commit:
+    def commit(self, batches: Sequence[Messages]) -> Commit:
         """Append messages to the archive; they, and their file's name, are durable on return."""
         now = self._clock()
-        messages = count_messages(arrivals)
+        messages = count_messages(batches)
         if not messages:
             return Commit(
                 messages=0,
@@ -184,11 +184,11 @@ class ArchiveWriter:
             self._file = self._open(now)
         file = self._file
         is_first = file.size_bytes == 0
-        groups, ambiguous = self._encode(arrivals, is_first=is_first)
+        groups, ambiguous = self._encode(batches, is_first=is_first)
         disk_bytes = self._append(file, groups, now)
         return Commit(
             messages=messages,
-            body_bytes=sum(arrival.messages.size_bytes for arrival in arrivals),
+            body_bytes=sum(each.size_bytes for each in batches),
             disk_bytes=disk_bytes,
             ambiguous=ambiguous,
             created=file.path if is_first else None,
@@ -234,8 +234,8 @@ class ArchiveWriter:
             return GzipContainer(self._header, self._spec.effective_level)
         return PlainContainer()
 
-    def _encode(self, arrivals: Sequence[Arrival], *, is_first: bool) -> tuple[list[Group], int]:
-        full = [arrival for arrival in arrivals if len(arrival.messages)]
+    def _encode(self, batches: Sequence[Messages], *, is_first: bool) -> tuple[list[Group], int]:
+        full = [messages for messages in batches if len(messages)]
         parts = [full] if payload_bytes(full) <= GROUP_BYTES_MAX else split(full)
         pieces = [(part, self._encoder.encode(part)) for part in parts]
         ambiguous = self._encoder.count_ambiguous(full)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from nsqtools.errors import NotSettled
 from nsqtools.wire import commands
-from nsqtools.wire.messages import Arrival
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -63,11 +62,6 @@ class Batch:
     def nsqd(self) -> str:
         """The nsqd that delivered them, `host:port`."""
         return self._settler.address
-
-    @property
-    def arrival(self) -> Arrival:
-        """The messages with their nsqd, as an archive takes them."""
-        return Arrival(self.nsqd, self.messages)
 
     @property
     def open_ids(self) -> Sequence[bytes]:

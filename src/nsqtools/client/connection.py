@@ -236,6 +236,7 @@ class Connection(asyncio.BufferedProtocol):
     def _dispatch(self, events: list[Event]) -> None:
         for event in events:
             if isinstance(event, Messages):
+                event.nsqd = self.address
                 self._receiver.messages_received(self, event)
             elif isinstance(event, Response) and event.data == HEARTBEAT:
                 self.send(commands.NOP)

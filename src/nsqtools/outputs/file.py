@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from nsqtools.archive.writer import ArchiveSpec, Commit, Published
-    from nsqtools.wire.messages import Arrival
+    from nsqtools.wire.messages import Messages
 
 
 class FileOutput:
@@ -35,9 +35,9 @@ class FileOutput:
         """When `tick` has something to do, in seconds since the epoch; None while no file is open."""
         return self._writer.next_tick
 
-    async def write(self, arrivals: Sequence[Arrival]) -> Commit:
+    async def write(self, batches: Sequence[Messages]) -> Commit:
         """Make messages durable: they may be acknowledged when this returns."""
-        return await self._thread.call(lambda: self._writer.commit(arrivals))
+        return await self._thread.call(lambda: self._writer.commit(batches))
 
     async def tick(self) -> list[Published]:
         """Finish the open file when its time is over."""

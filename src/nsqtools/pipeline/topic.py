@@ -133,8 +133,8 @@ class TopicPipeline:
             self._log.warning("an nsqd did not answer CLS in time", topic=self.topic)
 
     async def _commit(self, batches: Sequence[Batch]) -> None:
-        arrivals = [batch.arrival for batch in batches]
-        commit: Commit = await self._retry(lambda: self._output.write(arrivals))
+        messages = [batch.messages for batch in batches]
+        commit: Commit = await self._retry(lambda: self._output.write(messages))
         unsettled = settle_all(batches)
         self._count(commit, unsettled)
         if commit.created is not None:

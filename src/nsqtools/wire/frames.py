@@ -18,7 +18,7 @@ from typing import NamedTuple
 from nsqtools.errors import ProtocolError, ServerError
 from nsqtools.wire.buffering import Tail
 from nsqtools.wire.cutting import same_in_run
-from nsqtools.wire.messages import FRAME_HEADER_BYTES, PAYLOAD_HEADER_BYTES, Messages, Run
+from nsqtools.wire.messages import FRAME_HEADER_BYTES, PAYLOAD_HEADER_BYTES, Messages, Span
 
 RESPONSE = 0
 ERROR = 1
@@ -93,7 +93,7 @@ class FrameDecoder:
 
     def _decode(self, data: bytes) -> list[Event]:
         events: list[Event] = []
-        parts: list[Run | list[bytes]] = []
+        parts: list[Span | list[bytes]] = []
         payloads: list[bytes] = []
         unpack = _HEADER.unpack_from
         position, end = 0, len(data)
@@ -126,16 +126,16 @@ class FrameDecoder:
             self._keep(data, position)
         return events
 
-    def _find_run(self, data: bytes, start: int, stride: int) -> Run:
+    def _find_run(self, data: bytes, start: int, stride: int) -> Span:
         """The messages from `start` on that all have the size of the first; at least that one."""
         count = min((len(data) - start) // stride, self._run)
         # The last byte of the size differs first, so it is compared first.
         columns = (3, 2, 1, 0, 7, 6, 5, 4)
         if same_in_run(data, start, start + count * stride, stride, columns):
             self._run = min(_RUN_MAX, self._run << 1)
-            return Run(data, start, stride, count)
+            return Span(data, start, stride, count)
         self._run, self._pause = _RUN_MIN, _RUN_PAUSE
-        return Run(data, start, stride, 1)
+        return Span(data, start, stride, 1)
 
     def _check(self, size: int, frame_type: int) -> None:
         if not _SIZE_FIELD_BYTES <= size <= self._frame_size_max:
@@ -157,7 +157,7 @@ class FrameDecoder:
         self._tail.keep(rest, need)
 
 
-def _gather(events: list[Event], parts: list[Run | list[bytes]], payloads: list[bytes]) -> None:
+def _gather(events: list[Event], parts: list[Span | list[bytes]], payloads: list[bytes]) -> None:
     """Make one event of the messages since the last."""
     if payloads:
         parts.append(payloads)

@@ -1,4 +1,4 @@
-"""A run of messages as parallel columns, made with Python work per batch, not per message.
+"""Messages as parallel columns, made with Python work per batch, not per message.
 
 A *payload* is NSQ's message layout, the same on the wire, in nsqd's disk queue and in a `framed`
 archive (spec: tcp-protocol, 5.1; nsqd-http, 5.3), big-endian:
@@ -29,7 +29,7 @@ _ID_AT = 10
 _BODY_AT = PAYLOAD_HEADER_BYTES
 
 
-class Run(NamedTuple):
+class Span(NamedTuple):
     """Messages of one size, as they lie in the bytes of a read: `messages` times a frame of `stride`
     bytes, the first at `start`; the payload is the end of each."""
 
@@ -46,16 +46,24 @@ class Run(NamedTuple):
 
 
 class Messages:
-    """Messages in arrival order; each column is built on first use and then kept.
+    """Messages in the order in which they came; each column is built on first use and then kept.
 
-    They are made from payloads, or from the runs and payloads that the decoder found; a column of a
-    run is cut straight out of the bytes that were read.
+    They are made from payloads, or from the spans and payloads that the decoder found; a column of a
+    span is cut straight out of the bytes that were read. `nsqd` is who delivered them, `host:port`;
+    the connection fills it in.
     """
 
-    def __init__(self, payloads: list[bytes], parts: list[Run | list[bytes]] | None = None) -> None:
-        self._parts: list[Run | list[bytes]] = [payloads] if parts is None else parts
+    def __init__(
+        self,
+        payloads: list[bytes],
+        parts: list[Span | list[bytes]] | None = None,
+        *,
+        nsqd: str = "",
+    ) -> None:
+        self.nsqd = nsqd
+        self._parts: list[Span | list[bytes]] = [payloads] if parts is None else parts
         self._count = sum(
-            part.messages if isinstance(part, Run) else len(part) for part in self._parts
+            part.messages if isinstance(part, Span) else len(part) for part in self._parts
         )
 
     def __len__(self) -> int:
@@ -92,7 +100,7 @@ class Messages:
         """Bytes of all bodies."""
         return sum(
             part.messages * (part.stride - FRAME_HEADER_BYTES)
-            if isinstance(part, Run)
+            if isinstance(part, Span)
             else sum(map(len, part))
             for part in self._parts
         ) - PAYLOAD_HEADER_BYTES * len(self)
@@ -101,7 +109,7 @@ class Messages:
         """First and last publish time in nanoseconds; the messages must not be none."""
         ends: list[bytes] = []
         for part in self._parts:
-            column = part.column(0, _ATTEMPTS_AT) if isinstance(part, Run) else part
+            column = part.column(0, _ATTEMPTS_AT) if isinstance(part, Span) else part
             if column:
                 ends += (min(column), max(column))
         first, last = min(ends)[:_ATTEMPTS_AT], max(ends)[:_ATTEMPTS_AT]
@@ -111,7 +119,7 @@ class Messages:
         """The field from `start` to `end` (None: the end) of every payload."""
         column: list[bytes] = []
         for part in self._parts:
-            if isinstance(part, Run):
+            if isinstance(part, Span):
                 size = (part.stride - FRAME_HEADER_BYTES if end is None else end) - start
                 column += part.column(start, size)
             else:
@@ -119,17 +127,10 @@ class Messages:
         return column
 
 
-class Arrival(NamedTuple):
-    """Messages together with the nsqd that delivered them (`host:port`)."""
-
-    nsqd: str
-    messages: Messages
-
-
 def encode_payload(timestamp_ns: int, attempts: int, message_id: bytes, body: bytes) -> bytes:
     """One message in NSQ's layout."""
     return PAYLOAD_HEADER.pack(timestamp_ns, attempts, message_id) + body
 
 
-def count_messages(arrivals: Sequence[Arrival]) -> int:
-    return sum(len(arrival.messages) for arrival in arrivals)
+def count_messages(batches: Sequence[Messages]) -> int:
+    return sum(map(len, batches))
