@@ -27,7 +27,8 @@ ROWS: dict[str, int] = {
     "admin": 4,
     "pipeline": 5,
     "demo": 5,
-    "cli": 6,
+    "programs": 6,
+    "cli": 7,
 }
 # Within row 1 and row 2, what may lean on what.
 SAME_ROW = {("options", "errors"), ("lifecycle", "observe"), ("demo", "pipeline")}

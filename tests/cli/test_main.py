@@ -80,9 +80,8 @@ def test_version_answers_at_once() -> None:
 
 @pytest.mark.slow
 def test_options_are_read_without_what_a_run_needs() -> None:
-    probe = (
-        "import sys; import nsqtools.cli.command, nsqtools.pipeline.options; print(*sys.modules)"
-    )
+    loaded = "nsqtools.cli.command, nsqtools.programs.nsq_to_file.options"
+    probe = f"import sys; import {loaded}; print(*sys.modules)"
     modules = set(python("-c", probe).stdout.split())
     assert "click" in modules
     assert not {"asyncio", "aiohttp", "uvloop", "zstandard", "rich", "boto3"} & modules

@@ -409,17 +409,26 @@ async def test_heartbeats_keep_a_connection() -> None:
 
 
 async def test_nsqd_hears_from_us_while_we_do_not_listen() -> None:
-    settings = {"read_timeout": "200ms", "heartbeat_interval": "50ms"}
+    settings = {"read_timeout": "1s", "heartbeat_interval": "500ms"}
     async with conversation(**settings) as (peer, connection, recorder):
         connection.pause_reading()
         peer.respond(b"_heartbeat_")
-        await peer.expect(b"NOP", b"NOP", b"NOP", b"NOP")
+        await peer.expect(b"NOP", b"NOP")
         connection.resume_reading()
         async with asyncio.timeout(PATIENCE_S):
             while not await peer.is_quiet(0.1):
                 await peer.expect(b"NOP")
         assert connection.is_open
         assert not recorder.lost
+
+
+async def test_a_connection_that_was_not_read_for_too_long_is_given_up() -> None:
+    """nsqd's write has run into its deadline by then: it would never send a message again."""
+    settings = {"read_timeout": "1s", "heartbeat_interval": "50ms"}
+    async with conversation(**settings) as (_, connection, recorder):
+        connection.pause_reading()
+        await recorder.until(lambda: recorder.lost)
+        assert "could not be taken in time" in str(recorder.lost[0])
 
 
 async def test_an_interval_left_to_nsqd_is_no_interval_of_nothing() -> None:
@@ -450,6 +459,54 @@ async def test_garbage_ends_the_connection_once(garbage: bytes) -> None:
         await connection.drain()
         await connection.close()
     assert len(recorder.lost) == 1
+
+
+async def test_a_slow_peer_is_waited_for_as_long_as_it_takes_bytes() -> None:
+    async with conversation(write_timeout="200ms") as (peer, connection, recorder):
+        size_bytes = 24 << 20
+        connection.send(b"x" * size_bytes)
+        draining = asyncio.create_task(connection.drain())
+        taken = 0
+        while taken < size_bytes // 2:
+            taken += len(await peer.read_some())
+            await asyncio.sleep(0.005)
+        assert connection.is_open, "it took bytes all the time"
+        while not draining.done():
+            await peer.read_some()
+        assert not recorder.lost
+
+
+async def test_no_answer_to_sub() -> None:
+    async with conversation(read_timeout="100ms", heartbeat_interval="50ms") as (_, connection, _r):
+        with pytest.raises(ConnectionFailed, match="no answer to SUB in time"):
+            await connection.command(b"SUB t c\n", "SUB")
+
+
+async def test_an_error_right_behind_the_answer_to_sub_is_heard() -> None:
+    async with conversation() as (peer, connection, recorder):
+        peer.send(frame(0, b"OK") + frame(1, b"E_INVALID behind it"))
+        assert await connection.command(b"SUB t c\n", "SUB") == b"OK"
+        await recorder.until(lambda: recorder.errors)
+        assert recorder.errors[0].description == "behind it"
+
+
+async def test_an_nsqd_that_refuses_our_output_buffer_is_asked_for_its_own() -> None:
+    async with Peer() as peer:
+        connecting = asyncio.create_task(
+            connect(peer.address, consumer_options(), Recorder(), ConsumerMemory().buffer)
+        )
+        first = await peer.accept()
+        await first.magic()
+        assert (await first.identify_body())["output_buffer_size"] == 65536
+        first.refuse(b"E_BAD_BODY IDENTIFY output buffer size (65536) is invalid")
+        second = await peer.accept()
+        await second.magic()
+        asked = await second.identify_body()
+        assert (asked["output_buffer_size"], asked["output_buffer_timeout"]) == (0, 0)
+        second.respond(b"OK")
+        connection = await connecting
+        assert connection.is_open
+        connection.abort(ConnectionFailed("", "test"))
 
 
 async def test_a_peer_that_takes_nothing_is_given_up() -> None:

@@ -14,6 +14,7 @@ from tests.support.nsqd import PATIENCE_S
 from tests.support.peer import Peer, fins, frame, ids_of, message, messages
 
 from nsqtools.client import consumer as consumer_module
+from nsqtools.client import handlers
 from nsqtools.client.connection import Connection
 from nsqtools.client.consumer import Consumer, settle_all
 from nsqtools.client.memory import ConsumerMemory
@@ -115,8 +116,9 @@ async def test_fin_of_a_batch_is_one_run_of_bytes(peer: Peer) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Connection, "send", lambda _, data: sent.append(data))
             settle_all(batches)
+            await asyncio.sleep(0)
     assert b"".join(sent) == b"".join(fin + b"\n" for fin in fins(*range(50)))
-    assert len(sent) == len(batches)
+    assert len(sent) == 1, "one write for all of a turn"
 
 
 async def test_what_stands_in_the_way_of_the_whole_batch(peer: Peer) -> None:
@@ -134,10 +136,10 @@ async def test_what_stands_in_the_way_of_the_whole_batch(peer: Peer) -> None:
         with pytest.raises(NotSettled, match="settled already"):
             second.requeue()
         await nsqd.expect(*fins(1), b"REQ %b 1500" % ids_of([2])[0])
-        assert batch.finish()
+        assert batch.finish() == 0
         assert sorted([await nsqd.command(), await nsqd.command()]) == fins(3, 4)
-        assert batch.finish(), "there is nothing left to settle"
-        assert batch.requeue()
+        assert batch.finish() == 0, "there is nothing left to settle"
+        assert batch.requeue() == 0
         assert await nsqd.is_quiet()
         assert consumer.in_flight == 0
 
@@ -186,7 +188,7 @@ async def test_a_batch_of_a_connection_that_is_gone_cannot_be_settled(peer: Peer
         (first, _) = batch
         with pytest.raises(NotSettled, match="its connection is gone"):
             first.finish()
-        assert settle_all([batch]) == 2
+        assert settle_all([batch]) == 1, "the other one was told of already"
         assert consumer.counts["unsettled_lost"] == 2
 
 
@@ -220,7 +222,7 @@ async def test_messages_before_the_answer_to_sub_end_the_connection(
         nsqd.send(messages(1))
         again = await peer.subscribed()
         await again.expect(b"RDY 100")
-        assert not consumer.waiting
+        assert not consumer.inbox.messages
     assert not [record for record in caplog.records if record.exc_info]
 
 
@@ -525,7 +527,7 @@ async def test_handlers_finish_what_they_do_and_requeue_what_fails(peer: Peer) -
             raise ValueError("cannot")
 
     async with consumer_of(peer, default_requeue_delay="2s") as consumer:
-        running = asyncio.create_task(consumer.run(handle, concurrency=2))
+        running = asyncio.create_task(handlers.handle(consumer, handle, concurrency=2))
         nsqd = await peer.subscribed()
         await nsqd.expect(b"RDY 100")
         nsqd.send(message(1) + message(2, attempts=3) + message(3))
@@ -548,7 +550,7 @@ async def test_a_row_of_failures_backs_off_and_one_success_ends_it(peer: Peer) -
 
     consumer = consumer_of(peer, backoff_multiplier="10ms", default_requeue_delay="0s")
     async with consumer:
-        running = asyncio.create_task(consumer.run(handle))
+        running = asyncio.create_task(handlers.handle(consumer, handle))
         nsqd = await peer.subscribed()
         await nsqd.expect(b"RDY 100")
         nsqd.send(messages(1, 2))
@@ -569,7 +571,7 @@ async def test_giving_up_has_to_be_asked_for(peer: Peer) -> None:
         handled.append(one.attempts)
 
     async with consumer_of(peer, max_attempts="5") as consumer:
-        running = asyncio.create_task(consumer.run(handle))
+        running = asyncio.create_task(handlers.handle(consumer, handle))
         nsqd = await peer.subscribed()
         await nsqd.expect(b"RDY 100")
         nsqd.send(message(1, attempts=5) + message(2, attempts=6))
@@ -589,7 +591,7 @@ async def test_a_handler_whose_connection_went_away_fails_nobody_else(peer: Peer
             await until(lambda: not consumer.connections)
 
     async with consumer_of(peer) as consumer:
-        running = asyncio.create_task(consumer.run(handle))
+        running = asyncio.create_task(handlers.handle(consumer, handle))
         nsqd = await peer.subscribed()
         await nsqd.expect(b"RDY 100")
         nsqd.send(messages(1))
@@ -608,69 +610,152 @@ async def test_a_handler_whose_connection_went_away_fails_nobody_else(peer: Peer
 
 async def test_wait_returns_when_its_time_is_over(peer: Peer) -> None:
     async with consumer_of(peer) as consumer:
-        await consumer.wait(0.01)
-        assert not consumer.waiting
+        await consumer.inbox.wait(0.01)
+        assert not consumer.inbox.messages
 
 
-async def test_a_batch_is_full_when_half_of_rdy_waits(peer: Peer) -> None:
+async def test_any_number_of_tasks_may_receive(peer: Peer) -> None:
+    async with consumer_of(peer) as consumer:
+        nsqd = await peer.subscribed()
+        await nsqd.expect(b"RDY 100")
+        tasks = [asyncio.create_task(consumer.receive()) for _ in range(2)]
+        await asyncio.sleep(0)
+        nsqd.send(messages(1))
+        await until(lambda: any(task.done() for task in tasks))
+        assert sum(task.done() for task in tasks) == 1
+        nsqd.send(messages(2))
+        async with asyncio.timeout(PATIENCE_S):
+            found = await asyncio.gather(*tasks)
+        assert sorted(ids(batch for batches in found for batch in batches)) == ids_of([1, 2])
+
+
+async def test_leaving_without_a_stop_ends_who_waits(peer: Peer) -> None:
+    async with consumer_of(peer) as consumer:
+        await peer.subscribed()
+        waiting = asyncio.create_task(consumer.receive())
+        await asyncio.sleep(0)
+    async with asyncio.timeout(PATIENCE_S):
+        assert await waiting == []
+
+
+async def test_who_waits_is_woken_when_so_much_of_the_window_has_come(peer: Peer) -> None:
     async with consumer_of(peer, max_in_flight=10) as consumer:
-        assert consumer.fill == 0
+        assert consumer.inbox.fill == 0
         nsqd = await peer.subscribed()
         await nsqd.expect(b"RDY 10")
         nsqd.send(messages(1, 2, 3, 4))
-        await until(lambda: consumer.waiting == 4)
-        assert consumer.fill == 0.8
-        waiting = asyncio.create_task(consumer.wait(starved=True))
+        await until(lambda: consumer.inbox.messages == 4)
+        assert consumer.inbox.fill == 0.4
+        waiting = asyncio.create_task(consumer.inbox.wait(fill=0.5))
         nsqd.send(messages(5))
         await waiting
-        assert consumer.fill == 1
-        assert len(ids(consumer.take())) == 5
+        assert consumer.inbox.fill == 0.5
+        assert len(ids(consumer.inbox.take())) == 5
         nsqd.send(frame(0, b"OK"))  # is of no interest to anybody
         assert await nsqd.is_quiet()
 
 
-async def test_no_more_is_read_than_may_be_held(peer: Peer) -> None:
+async def test_rdy_asks_for_no_more_than_may_be_held(peer: Peer) -> None:
+    memory = ConsumerMemory(1 << 20)
+    async with consumer_of(peer, memory=memory) as consumer:
+        nsqd = await peer.subscribed()
+        await nsqd.expect(b"RDY 100")
+        nsqd.send(message(1, b"x" * (100 << 10)))
+        await nsqd.expect(b"RDY 10")
+        assert settle_all(await receive(consumer, 1)) == 0
+        await nsqd.expect(*fins(1))
+        # Small ones bring it back, little by little.
+        for number in range(2, 40):
+            nsqd.send(message(number, b"small"))
+            assert settle_all(await receive(consumer, 1)) == 0
+            await nsqd.expect(*fins(number))
+        consumer.resume()
+        assert await nsqd.command() == b"RDY 100"
+
+
+async def test_much_more_than_was_asked_for_is_not_read(peer: Peer) -> None:
+    """Sizes are known too late for what is on its way already."""
     mib = b"x" * (1 << 20)
     memory = ConsumerMemory(1 << 20)
-    async with Peer() as other, consumer_of(peer, other, memory=memory) as consumer:
+    async with consumer_of(peer, memory=memory) as consumer:
         nsqd = await peer.subscribed()
         await nsqd.expect(b"RDY 100")
         for number in range(20):
             nsqd.send(message(number, mib))
-        await until(lambda: consumer.fill == 1)
-        late = await other.subscribed()
-        assert await last_rdy(late) == b"RDY 50"
-        held = consumer.waiting
-        assert held <= 3  # one fills it, and the read that does can bring the end of another
-        late.send(message(100, mib))
-        assert await late.is_quiet()
-        assert consumer.waiting == held
+        await nsqd.expect(b"RDY 1")
+        await nsqd.expect(b"NOP")  # it does not read, and says that it is there
+        assert consumer.held_bytes <= 4 << 20
         seen: list[bytes] = []
         async with asyncio.timeout(PATIENCE_S):
-            while len(seen) < 21:
+            while len(seen) < 20:
                 batches = await consumer.receive()
                 seen += ids(batches)
                 assert settle_all(batches) == 0
-        assert sorted(seen) == ids_of([*range(20), 100])
+        assert seen == ids_of([*range(20)])
+        assert consumer.held_bytes == 0
 
 
 async def test_consumers_share_what_may_be_held(peer: Peer) -> None:
-    memory = ConsumerMemory(3 << 20)
-    body = b"x" * (1 << 20)
+    memory = ConsumerMemory(1 << 20)
     async with Peer() as other, consumer_of(peer, memory=memory) as one:
         nsqd = await peer.subscribed()
         await nsqd.expect(b"RDY 100")
         async with consumer_of(other, memory=memory):
             await other.subscribed()
-            for number in range(2):
-                nsqd.send(message(number, body))
-            await until(lambda: one.fill == 1)  # 2 MiB are more than its half of 3
-        batches = one.take()
-        assert settle_all(batches) == 0
-        # It answers the heartbeats that it does not read.
-        await nsqd.expect(b"NOP", *fins(0, 1))
-        for number in range(2, 4):
-            nsqd.send(message(number, body))
-        await until(lambda: one.waiting == 2)
-        assert one.fill < 1  # alone it may hold 3
-        assert settle_all(one.take()) == 0
+            nsqd.send(message(1, b"x" * (100 << 10)))
+            await nsqd.expect(b"RDY 5")
+        one.resume()
+        await nsqd.expect(b"RDY 10")
+
+
+async def test_what_a_lost_connection_brought_is_forgotten_unless_it_was_taken(peer: Peer) -> None:
+    """nsqd delivers it again: writing it now would make it double."""
+    async with consumer_of(peer) as consumer:
+        for round_ in range(3):
+            nsqd = await peer.subscribed()
+            await nsqd.expect(b"RDY 100")
+            nsqd.send(messages(1, 2))
+            await until(lambda: consumer.inbox.messages == 2)
+            (taken,) = consumer.inbox.take()
+            nsqd.send(messages(3, 4, 5))
+            await until(lambda: consumer.inbox.messages == 3)
+            nsqd.cut()
+            await until(lambda: not consumer.connections)
+            assert consumer.inbox.take() == []
+            assert taken.is_lost
+            assert taken.finish() == 2
+            assert consumer.held_bytes == 0
+            assert consumer.counts["untaken_lost"] == 3 * (round_ + 1)
+
+
+async def test_a_part_of_what_has_come(peer: Peer) -> None:
+    async with consumer_of(peer) as consumer:
+        nsqd = await peer.subscribed()
+        await nsqd.expect(b"RDY 100")
+        nsqd.send(b"".join(message(number, b"%d" % number) for number in range(5)))
+        await until(lambda: consumer.inbox.messages == 5)
+        (first,) = consumer.inbox.take_some(2, 1 << 20)
+        assert first.messages.bodies == [b"0", b"1"]
+        assert consumer.inbox.messages == 3
+        (second,) = consumer.inbox.take_some(100, 1)
+        assert second.messages.bodies == [b"2"], "one at least, however large"
+        assert first.finish() == 0
+        await nsqd.expect(*fins(0, 1))
+        assert first.finish() == 0, "there is nothing left to settle"
+        assert second.requeue(1.0) == 0
+        await nsqd.expect(b"REQ %b 1000" % ids_of([2])[0])
+        (third,) = consumer.inbox.take_some(100, 1 << 20)
+        assert third.finish() == 0
+        await nsqd.expect(*fins(3, 4))
+        assert (consumer.in_flight, consumer.held_bytes) == (0, 0)
+
+
+async def test_everything_can_be_given_back_at_once(peer: Peer) -> None:
+    async with consumer_of(peer) as consumer:
+        nsqd = await peer.subscribed()
+        await nsqd.expect(b"RDY 100")
+        nsqd.send(messages(1, 2))
+        await receive(consumer, 2)
+        consumer.give_back()
+        await nsqd.expect(*[b"REQ %b 0" % message_id for message_id in ids_of([1, 2])])
+        assert consumer.in_flight == 0

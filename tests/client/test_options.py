@@ -43,8 +43,8 @@ NSQ_DEFAULTS = {
     "deflate": "false",
     "deflate_level": "6",
     "snappy": "false",
-    "output_buffer_size": "16384",
-    "output_buffer_timeout": "250ms",
+    "output_buffer_size": "65536",  # NSQ: 16384
+    "output_buffer_timeout": "50ms",  # NSQ: 250ms
     "msg_timeout": "0s",
     "auth_secret": "",
 }
@@ -58,7 +58,14 @@ def consumer(*texts: str) -> tuple[ConsumerOptions, list[str]]:
 def test_nsq_names_and_defaults() -> None:
     ours = settings_of(ConsumerOptions())
     assert {key: ours.pop(key) for key in NSQ_DEFAULTS} == NSQ_DEFAULTS
-    assert ours == {"tls_min_version": "tls1.2", "max_in_flight": "200", "max_attempts": "0"}
+    assert ours == {
+        "tls_min_version": "tls1.2",
+        "max_in_flight": "200",
+        "max_attempts": "0",
+        # Flags of the programs.
+        "connections_per_nsqd": "1",
+        "lookupd_connect_timeout": "5s",
+    }
 
 
 @pytest.mark.parametrize(

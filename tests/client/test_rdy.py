@@ -45,6 +45,47 @@ def test_what_a_small_nsqd_cannot_take_goes_to_the_others() -> None:
     assert shares == {"a": 95, "b": 10, "c": 95}
 
 
+def test_rdy_goes_where_messages_are() -> None:
+    idle = [connection(f"idle-{n}", rdy=250) for n in range(9)]
+    busy = connection("busy", rdy=250, rate_per_s=200_000.0)
+    shares = share(busy, *idle, max_in_flight=2500)
+    assert shares["busy"] >= 2200
+    assert {shares[c.key] for c in idle} == {31}
+
+
+def test_one_that_was_held_back_counts_as_no_less_than_the_average() -> None:
+    busy = connection("busy", rdy=2200, rate_per_s=200_000.0)
+    waking = connection("waking", rdy=30, in_flight=30, rate_per_s=30.0)
+    shares = share(busy, waking, connection("idle", rdy=30), max_in_flight=2500)
+    assert shares["waking"] > 700
+    assert shares["idle"] < 120
+
+
+def test_rdy_does_not_follow_every_wave() -> None:
+    connections = [
+        connection("a", rdy=120, rate_per_s=1000.0),
+        connection("b", rdy=80, rate_per_s=900.0),
+    ]
+    assert share(*connections, max_in_flight=200) == {"a": 120, "b": 80}
+    assert share(*connections, max_in_flight=190) != {"a": 120, "b": 80}, "the sum would be passed"
+
+
+@given(
+    rates=st.lists(st.floats(0, 1e6), min_size=1, max_size=12),
+    limits=st.lists(st.integers(1, 3000), min_size=12, max_size=12),
+    max_in_flight=st.integers(12, 3000),
+)
+def test_shares_by_weight_use_all_there_is(
+    rates: list[float], limits: list[int], max_in_flight: int
+) -> None:
+    crowd = [
+        connection(f"{n}", rate_per_s=rate, max_rdy_count=limits[n]) for n, rate in enumerate(rates)
+    ]
+    shares = share(*crowd, max_in_flight=max_in_flight)
+    assert sum(shares.values()) == min(max_in_flight, sum(limits[: len(rates)]))
+    assert all(1 <= shares[c.key] <= c.max_rdy_count for c in crowd)
+
+
 def test_no_connections_no_shares() -> None:
     assert share(max_in_flight=10) == {}
 
@@ -69,10 +110,10 @@ def test_too_many_connections_get_rdy_1_for_some() -> None:
 @pytest.mark.parametrize(
     ("holder", "keeps"),
     [
-        ({"rdy_changed_at": 91.0, "last_message_at": 5.0}, True),
-        ({"rdy_changed_at": 80.0, "last_message_at": 91.0}, True),
-        ({"rdy_changed_at": 80.0, "last_message_at": 89.0}, False),
-        ({"rdy_changed_at": 89.0}, False),
+        ({"rdy_changed_at": 99.6, "last_message_at": 5.0}, True),
+        ({"rdy_changed_at": 80.0, "last_message_at": 99.6}, True),
+        ({"rdy_changed_at": 80.0, "last_message_at": 99.4}, False),
+        ({"rdy_changed_at": 99.4}, False),
         ({"rdy_changed_at": 71.0, "last_message_at": 75.0, "in_flight": 1}, True),
         ({"rdy_changed_at": 70.0, "last_message_at": 99.0}, False),
     ],

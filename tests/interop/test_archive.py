@@ -22,6 +22,7 @@ from tests.support.nsqd import PATIENCE_S
 from tests.support.web import post
 
 from nsqtools.archive.reader import open_archive
+from nsqtools.client import handlers
 from nsqtools.client.consumer import Consumer
 from nsqtools.client.producer import Producer
 
@@ -134,7 +135,7 @@ async def test_an_nsqd_that_is_started_again(kill: bool, nsqd: Nsqd, tmp_path: P
         await publish_by_all_means(nsqd, TEXT[:150])
         await nsqd.restart(kill=kill)
         await publish_by_all_means(nsqd, TEXT[150:])
-        await until(lambda: archiver._sum().messages >= len(TEXT))
+        await until(lambda: archiver._sum()["messages"] >= len(TEXT))
         # Some may have come twice, so there may be more to come.
         await until_stats(nsqd, lambda now: now["message_count"] >= 150 and is_empty(now), TOPIC)
     assert set(archived(folder)) == set(TEXT)
@@ -151,7 +152,7 @@ async def test_a_compressed_connection_where_nsqd_has_it(compression: str, nsqd:
             while len(seen) < len(ANY_BYTES):
                 for batch in await consumer.receive():
                     seen += batch.messages.bodies
-                    assert batch.finish()
+                    assert batch.finish() == 0
         assert await consumer.stop(PATIENCE_S)
         await consumer.close()
     assert sorted(seen) == sorted(ANY_BYTES)
@@ -174,7 +175,7 @@ async def test_handlers_that_fail_at_first(nsqd: Nsqd) -> None:
     settings = {"default_requeue_delay": "0s", "max_backoff_duration": "0s"}
     options = consumer_options(10, **settings)
     async with Consumer(TOPIC, "c", options, nsqd_addresses=[nsqd.tcp_address]) as consumer:
-        running = asyncio.create_task(consumer.run(handle, concurrency=4))
+        running = asyncio.create_task(handlers.handle(consumer, handle, concurrency=4))
         await publish_by_all_means(nsqd, TEXT[:30])
         async with asyncio.timeout(PATIENCE_S):
             await done.wait()

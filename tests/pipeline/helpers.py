@@ -14,10 +14,12 @@ from tests.support.web import channel_stats
 from nsqtools.archive.reader import open_archive
 from nsqtools.lifecycle import Lifecycle
 from nsqtools.options import load
-from nsqtools.outputs.file import FileOutput
-from nsqtools.pipeline.options import NsqToFileOptions
-from nsqtools.pipeline.run import Archiver, archive_spec
+from nsqtools.outputs.file.output import FileOutput
+from nsqtools.outputs.workers import Workers
+from nsqtools.pipeline.run import Run
 from nsqtools.pipeline.topic import TopicPipeline, TopicSpec
+from nsqtools.programs.nsq_to_file.options import NsqToFileOptions
+from nsqtools.programs.nsq_to_file.run import archive_spec, output_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
     from tests.support.nsqd import Nsqd
 
-    from nsqtools.archive.writer import Commit
+    from nsqtools.outputs.contract import Answer
     from nsqtools.wire.messages import Messages
 
 CHANNEL = "archive"
@@ -51,10 +53,10 @@ def pipeline_of(
         topic="t",
         channel=options.channel,
         consumer=options.consumer(),
-        sync_interval_s=options.sync_interval_s,
         nsqd_addresses=options.nsqd_tcp_address,
     )
-    return TopicPipeline(spec, output(archive_spec(options, "t")))
+    made = output(archive_spec(options, "t"), Workers(), sync_interval_s=options.sync_interval_s)
+    return TopicPipeline(spec, made)
 
 
 @asynccontextmanager
@@ -69,9 +71,10 @@ async def running(pipeline: TopicPipeline) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def archiving(options: NsqToFileOptions) -> AsyncIterator[Archiver]:
+async def archiving(options: NsqToFileOptions) -> AsyncIterator[Run]:
     """A whole run, without its signals."""
-    archiver = Archiver(options)
+    workers = Workers()
+    archiver = Run(options, lambda topic: output_of(options, topic, workers))
     async with Lifecycle(PATIENCE_S, handle_signals=False) as life, asyncio.TaskGroup() as group:
         task = group.create_task(archiver.run(life))
         yield archiver
@@ -143,7 +146,7 @@ class GatedOutput(FileOutput):
     gate: asyncio.Event
     reached: asyncio.Event
 
-    async def write(self, batches: Sequence[Messages]) -> Commit:
+    async def deliver(self, messages: Sequence[Messages]) -> Answer:
         self.reached.set()
         await self.gate.wait()
-        return await super().write(batches)
+        return await super().deliver(messages)

@@ -9,7 +9,7 @@ import pytest
 
 from nsqtools.errors import OptionsError
 from nsqtools.options import NAME_VALUE, load, options_of, settings_of
-from nsqtools.pipeline.options import NsqToFileOptions
+from nsqtools.programs.nsq_to_file.options import NsqToFileOptions
 
 SOUND = ["--topic=t", "--nsqd-tcp-address=127.0.0.1:4150"]
 # NSQ's flags and defaults, as its own tool shows them.
@@ -101,7 +101,7 @@ def test_without_flags_nsq_words_tell_what_is_missing() -> None:
         (["--topic=a b"], "invalid topic name"),
         (["--channel=a/b"], "invalid channel name"),
         (["--topic-pattern=("], "not a regular expression"),
-        (["--topic-pattern=x"], "leave no --topic to archive"),
+        (["--topic-pattern=x"], "leave no --topic"),
         (["--max-in-flight=0"], "should be at least 1"),
         (["--consumer-opt=msg_timeot,5s"], "invalid option msg_timeot, did you mean msg_timeout?"),
         (

@@ -32,6 +32,7 @@ from tests.support.raw import RawClient
 from tests.support.web import post, topic_stats
 
 from nsqtools import __version__
+from nsqtools.outputs.file import output as output_module
 from nsqtools.pipeline import topic as topic_module
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
     from tests.support.nsqd import Nsqd, StartNsqd
 
-    from nsqtools.pipeline.run import Archiver
+    from nsqtools.pipeline.run import Run
 
 TEN = [b"message %d" % number for number in range(10)]
 # The real nsqd keeps what a lost connection held until its time is over; ours takes it back at once.
@@ -50,6 +51,8 @@ HELD_BY_NSQD = "2s"
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(topic_module, "RETRY_FIRST_S", 0.01)
     monkeypatch.setattr(topic_module, "RETRY_MAX_S", 0.02)
+    monkeypatch.setattr(output_module, "RETRY_FIRST_S", 0.01)
+    monkeypatch.setattr(output_module, "RETRY_MAX_S", 0.02)
 
 
 # Several topics in one process
@@ -84,7 +87,7 @@ async def test_topics_do_not_wait_for_each_other(nsqd: Nsqd, tmp_path: Path) -> 
 async def test_topics_that_come_and_go(
     nsqd: Nsqd, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "nsqtools.archive")
+    caplog.set_level(logging.INFO, "nsqtools")
     folder = tmp_path / "archive"
     folder.mkdir()
     port = int(nsqd.tcp_address.rpartition(":")[2])
@@ -105,7 +108,7 @@ async def test_topics_that_come_and_go(
             fake.answers["/topics"] = topic_list("logs", "logs-new")
             await until(lambda: topics_of(archiver) == {"logs", "logs-new"})
             await publish(nsqd, b"new", topic="logs-new")
-            await until(lambda: archiver._sum().messages == 11)
+            await until(lambda: archiver._sum()["messages"] == 11)
             # nsqlookupd forgets a topic that is deleted; nsqd cuts its consumers.
             fake.answers["/topics"] = topic_list("logs-new")
             fake.answers["/lookup?topic=logs"] = UNKNOWN
@@ -118,14 +121,14 @@ async def test_topics_that_come_and_go(
             del fake.answers["/lookup?topic=logs"]
             fake.answers["/topics"] = topic_list("logs", "logs-new")
             await publish(nsqd, b"again", topic="logs")
-            await until(lambda: archiver._sum().messages == 12)
+            await until(lambda: archiver._sum()["messages"] == 12)
     assert sorted(archived(folder)) == sorted([*TEN, b"again", b"new"])
     said = [record.getMessage() for record in caplog.records]
     assert "topic is gone topic=logs" in said
 
 
-def topics_of(archiver: Archiver) -> set[str]:
-    return set(archiver._running)
+def topics_of(archiver: Run) -> set[str]:
+    return set(archiver._tasks)
 
 
 async def test_one_lookupd_that_is_down_stops_no_discovery(nsqd: Nsqd, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from tests.support.nsqd import PATIENCE_S
 
 from nsqtools import durable
 from nsqtools.archive.recovery import recover
+from nsqtools.outputs.file import output as output_module
 from nsqtools.pipeline import topic as topic_module
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ TEN = [b"message %d" % number for number in range(10)]
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(topic_module, "RETRY_FIRST_S", 0.01)
     monkeypatch.setattr(topic_module, "RETRY_MAX_S", 0.02)
-    monkeypatch.setattr(topic_module, "TICK_INTERVAL_S", 0.01)
+    monkeypatch.setattr(output_module, "RETRY_FIRST_S", 0.01)
+    monkeypatch.setattr(output_module, "RETRY_MAX_S", 0.02)
 
 
 @pytest.fixture
@@ -98,8 +100,8 @@ async def test_a_refusing_output_stops_the_flow_and_keeps_what_it_holds(
         await until_stats(nsqd, lambda now: bool(now.get("client_count")))
         monkeypatch.setattr(durable, "os", broken)
         await publish(nsqd, *TEN)
-        await until(lambda: pipeline.is_failing)
-        await until(lambda: pipeline.counts.output_failures > 3)
+        await until(lambda: bool(pipeline.trouble))
+        await until(lambda: pipeline.totals()["output_failures"] > 3)
         await publish(nsqd, b"comes later")
         # Longer than the message timeout: what is held is touched, so nothing times out.
         await asyncio.sleep(1.5)
@@ -108,7 +110,7 @@ async def test_a_refusing_output_stops_the_flow_and_keeps_what_it_holds(
         assert [client["ready_count"] for client in now["clients"]] == [0]  # type: ignore[attr-defined]
         broken.heal()
         await until_settled(nsqd, 11)
-        assert not pipeline.is_failing
+        assert not pipeline.trouble
     assert archived(folder) == [*TEN, b"comes later"]
     assert pipeline.counts.unsettled == 0
 
@@ -131,7 +133,7 @@ async def test_a_disk_that_fails_at_any_call_loses_and_doubles_nothing(
             total += 10
             await until_settled(nsqd, total)
         monkeypatch.setattr(durable, "os", os)
-    assert pipeline.counts.output_failures > 10
+    assert pipeline.totals()["output_failures"] > 10
     assert sorted(archived(folder), key=int) == [b"%d" % number for number in range(total)]
 
 
@@ -162,12 +164,12 @@ async def test_a_full_disk_waits_for_room(nsqd: Nsqd, small_disk: Path) -> None:
         await publish(nsqd, bodies[0])
         await until_settled(nsqd, 1)
         await publish(nsqd, *bodies[1:])
-        await until(lambda: pipeline.is_failing)
+        await until(lambda: bool(pipeline.trouble))
         assert await in_flight(nsqd) == 2
         ballast.unlink()
         await until_settled(nsqd, 3)
     assert archived(small_disk) == bodies
-    assert pipeline.counts.output_failures
+    assert pipeline.totals()["output_failures"]
 
 
 # Files
@@ -217,7 +219,7 @@ async def test_a_file_is_finished_when_asked_to(nsqd: Nsqd, tmp_path: Path) -> N
         await until_settled(nsqd, 2)
         assert archived(folder) == [b"one"]
     assert archived(folder) == [b"one", b"two"]
-    assert pipeline.counts.files == 2
+    assert pipeline.totals()["files"] == 2
 
 
 async def test_sync_interval_bounds_how_long_a_message_waits(nsqd: Nsqd, tmp_path: Path) -> None:
@@ -226,7 +228,7 @@ async def test_sync_interval_bounds_how_long_a_message_waits(nsqd: Nsqd, tmp_pat
     async with running(pipeline):
         published = 0
         async with asyncio.timeout(PATIENCE_S):
-            while pipeline.counts.commits < 2:
+            while pipeline.counts.deliveries < 2:
                 await publish(nsqd, b"x")
                 published += 1
                 await asyncio.sleep(0.02)
@@ -248,7 +250,7 @@ async def test_a_newline_in_a_body_is_warned_of_once(
     warnings = [record.getMessage() for record in caplog.records if "newline" in record.msg]
     assert len(warnings) == 1
     assert "framed or jsonl" in warnings[0]
-    assert pipeline.counts.ambiguous == 2
+    assert pipeline.totals()["ambiguous"] == 2
 
 
 # The end
@@ -341,7 +343,7 @@ async def test_a_run_that_is_cut_while_its_file_is_finished_leaves_no_thread(
     with monkeypatch.context() as patched:
         patched.setattr(durable, "os", FailingOs(0, failures=1_000_000, only={"link"}))
         pipeline.stop()
-        await until(lambda: pipeline.counts.output_failures > 2)
+        await until(lambda: pipeline.totals()["output_failures"] > 2)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -107,6 +107,19 @@ class PeerConnection:
             return True
         return False
 
+    async def read_some(self) -> bytes:
+        """Whatever comes next, uninterpreted."""
+        if not self._buffer:
+            await self._fill()
+        taken, self._buffer = self._buffer, b""
+        return taken
+
+    async def identify_body(self) -> dict[str, object]:
+        """What IDENTIFY asked for; it is not answered."""
+        await self.expect(b"IDENTIFY")
+        asked: dict[str, object] = json.loads(self.bodies[-1])
+        return asked
+
     async def _take(self, size: int) -> bytes:
         while len(self._buffer) < size:
             await self._fill()

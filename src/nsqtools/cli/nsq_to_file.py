@@ -11,8 +11,8 @@ PROGRAM = Program(
         "Archive NSQ topics to rotating files. A message is acknowledged only after it is durable"
         " on disk."
     ),
-    options="nsqtools.pipeline.options:NsqToFileOptions",
-    run="nsqtools.pipeline.run:run",
+    options="nsqtools.programs.nsq_to_file.options:NsqToFileOptions",
+    run="nsqtools.programs.nsq_to_file.run:run",
     examples=(
         (
             "archive one topic, hourly, as zstd-compressed text",

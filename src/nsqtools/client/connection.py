@@ -11,6 +11,7 @@ import asyncio
 import logging
 import ssl
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, cast
 
 from nsqtools.errors import (
@@ -44,9 +45,13 @@ log = logging.getLogger("nsqtools.client")
 
 # Commands that nsqd has not taken yet, beyond which `drain` waits.
 WRITE_HIGH_WATER_BYTES = 4 << 20
+# The part of a heartbeat interval for which nothing may be read from a connection.
+PAUSED_MAX = 0.8
 # How long a peer gets to close its side after we have closed ours.
 CLOSE_TIMEOUT_S = 2.0
 _SIZE_BYTES = 4
+# In nsqd's refusal of output_buffer_size and output_buffer_timeout (spec: tcp-protocol, 4.1).
+_OUTPUT_BUFFER = "output buffer"
 _TLS_VERSIONS = {
     "tls1.0": ssl.TLSVersion.TLSv1,
     "tls1.1": ssl.TLSVersion.TLSv1_1,
@@ -97,7 +102,7 @@ class Connection(asyncio.BufferedProtocol):
         self._lost = self._loop.create_future()
         self._may_write = asyncio.Event()
         self._may_write.set()
-        self._heard_s = 0.0
+        self._heard_s = self._paused_s = 0.0
         self._silence: asyncio.TimerHandle | None = None
         self._unheard: asyncio.TimerHandle | None = None
 
@@ -113,20 +118,35 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.write(data if self._codec is None else self._codec.compress(data))
 
     async def drain(self) -> None:
-        """Wait while nsqd takes less than was sent, for write_timeout_s at the most.
+        """Wait while nsqd takes less than was sent, as long as bytes flow.
 
-        Cancelling it leaves what was sent on its way. A peer that takes nothing is given up.
+        Cancelling it leaves what was sent on its way. A peer that takes not one byte for
+        write_timeout_s is given up.
         """
-        try:
-            async with asyncio.timeout(self._options.write_timeout_s):
-                await self._may_write.wait()
-        except TimeoutError:
-            self._fail(ConnectionFailed(self.address, "nsqd takes no data"))
+        unsent = self._unsent_bytes()
+        while not self._may_write.is_set():
+            try:
+                async with asyncio.timeout(self._options.write_timeout_s):
+                    await self._may_write.wait()
+            except TimeoutError:
+                before, unsent = unsent, self._unsent_bytes()
+                if unsent >= before:
+                    self._fail(ConnectionFailed(self.address, "nsqd takes no data"))
+                    return
+
+    def _unsent_bytes(self) -> int:
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
 
     def pause_reading(self) -> None:
-        """Leave what comes in the socket until `resume_reading`; nsqd hears from us all the same."""
+        """Leave what comes in the socket until `resume_reading`; nsqd hears from us all the same.
+
+        For a short time only: an nsqd that could not write for a heartbeat interval sends no message
+        on this connection any more, though it keeps it (spec: client-behaviour, part 7). So it is
+        given up before that.
+        """
         if self._transport is not None and self._transport.is_reading():
             self._transport.pause_reading()
+            self._paused_s = self._loop.time()
             self._answer_unheard()
 
     def resume_reading(self) -> None:
@@ -293,11 +313,23 @@ class Connection(asyncio.BufferedProtocol):
         self._watch_silence()
 
     async def command(self, data: bytes, what: str) -> bytes:
-        """Send one more command of the handshake (SUB) and wait for its answer."""
+        """Send one more command of the handshake (SUB) and wait for its answer.
+
+        Raises ServerError when nsqd refuses it, ConnectionFailed when there is no answer within
+        read_timeout_s.
+        """
         self._established = False
         self.send(data)
-        answer = await self._response(what)
+        try:
+            async with asyncio.timeout(self._options.read_timeout_s):
+                answer = await self._response(what)
+        except TimeoutError:
+            raise ConnectionFailed(self.address, f"no answer to {what} in time") from None
         self._established = True
+        # What came in one read with the answer, such as an error.
+        behind: list[Event] = [*self._handshake]
+        self._handshake.clear()
+        self._dispatch(behind)
         return answer
 
     async def _expect_ok(self, what: str) -> None:
@@ -336,9 +368,14 @@ class Connection(asyncio.BufferedProtocol):
         interval_s = self._options.heartbeat_interval_s or HEARTBEAT_INTERVAL_DEFAULT_MS / 1000
         if self._transport is None or self._transport.is_reading() or interval_s < 0:
             return
-        if not self._lost.done():
-            self.send(commands.NOP)
-            self._unheard = self._loop.call_later(interval_s / 2, self._answer_unheard)
+        if self._lost.done():
+            return
+        if self._loop.time() - self._paused_s >= interval_s * PAUSED_MAX:
+            reason = "what it sent could not be taken in time; it will be delivered again"
+            self._fail(ConnectionFailed(self.address, reason))
+            return
+        self.send(commands.NOP)
+        self._unheard = self._loop.call_later(interval_s * PAUSED_MAX / 2, self._answer_unheard)
 
     def _watch_silence(self) -> None:
         """Give the connection up when it was silent for read_timeout_s: heartbeats should come."""
@@ -358,9 +395,23 @@ async def connect(
 ) -> Connection:
     """Connect and shake hands, each within the options' times.
 
-    `buffer` may be shared by all connections of a loop. Raises ConnectionFailed, ServerError or
-    ProtocolError; cancelling it closes what was opened.
+    An nsqd that refuses the output buffer that we ask for is asked again for its own. `buffer` may be
+    shared by all connections of a loop. Raises ConnectionFailed, ServerError or ProtocolError;
+    cancelling it closes what was opened.
     """
+    try:
+        return await _connect(address, options, receiver, buffer)
+    except ServerError as refusal:
+        if _OUTPUT_BUFFER not in refusal.description.lower():
+            raise
+        log.info("nsqd keeps its own output buffer nsqd=%s refused=%s", address, refusal)
+    plain = replace(options, output_buffer_size=0, output_buffer_timeout_s=0.0)
+    return await _connect(address, plain, receiver, buffer)
+
+
+async def _connect(
+    address: str, options: ConnectionOptions, receiver: Receiver, buffer: memoryview
+) -> Connection:
     host, _, port = address.rpartition(":")
     loop = asyncio.get_running_loop()
     connection = Connection(address, options, receiver, buffer)

@@ -1,12 +1,13 @@
 """A consumer of one channel, over every nsqd that has the topic.
 
-The batch is the unit: `receive` gives everything that has come since it was last asked, and settling a
-batch is one write. While one batch is being worked on the next arrives; max-in-flight bounds both.
-`async for message in consumer` and `run(handler)` are made of that.
+The batch is the unit: `receive` gives everything that has come since it was last asked, and settling
+what came is one write a connection. While one batch is being worked on the next arrives; max-in-flight
+bounds both. `async for message in consumer` and `handlers.handle` are made of that.
 
-What the consumer does by itself: connect (every address, for ever, with jitter), share RDY out, answer
-heartbeats, TOUCH what is held for long, and give back nothing that was not settled. It never drops a
-message: `max_attempts` is unlimited unless it is set, and then says so.
+What the consumer does by itself: connect (`nsqds`), share RDY out (`rdy`), answer heartbeats, TOUCH
+what is held for long, ask for no more than memory allows, and give back nothing that was not settled.
+It never drops a message; what came by a connection that is lost is forgotten unless it was taken,
+because nsqd delivers it again.
 """
 
 from __future__ import annotations
@@ -17,23 +18,23 @@ import random
 from collections import Counter
 from typing import TYPE_CHECKING, Self
 
-from nsqtools.client.backoff import Backoff, BackoffOptions, ReconnectDelay
 from nsqtools.client.connection import connect
-from nsqtools.client.memory import ConsumerMemory
-from nsqtools.client.rdy import LowRdyTiming, share_rdy
+from nsqtools.client.inbox import Inbox
+from nsqtools.client.memory import READ_AHEAD, ConsumerMemory
+from nsqtools.client.nsqds import Nsqds
+from nsqtools.client.rdy import CHANGE_MIN, PROBE_S, LowRdyTiming, share_rdy
 from nsqtools.client.subscription import Subscription
-from nsqtools.errors import ConnectionFailed, NotSettled, NsqToolsError, OptionsError
+from nsqtools.errors import ConnectionFailed, NsqToolsError, OptionsError
 from nsqtools.wire import commands
 from nsqtools.wire.frames import CLOSE_WAIT, OK
 from nsqtools.wire.names import is_valid_name
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+    from collections.abc import AsyncIterator, Iterable, Sequence
     from types import TracebackType
 
     from nsqtools.client.batch import Batch, Message
     from nsqtools.client.connection import Connection
-    from nsqtools.client.lookup import LookupPoller
     from nsqtools.client.options import ConsumerOptions
     from nsqtools.errors import ServerError
     from nsqtools.wire.messages import Messages
@@ -42,15 +43,18 @@ log = logging.getLogger("nsqtools.client")
 
 # How often held messages are looked at; a small part of the shortest msg_timeout (1 s).
 TOUCH_INTERVAL_S = 0.2
-# nsqlookupd is asked no more often than every second, and needs some time to answer.
-ASK_FIRST_S = 2.0
+# How soon RDY is shared anew when some nsqd may send nothing more.
+SHARE_AGAIN_S = 0.1
+# The part that the newest batch has in what a message is taken to cost.
+_COST_WEIGHT = 0.1
 
 
 class Consumer:
     """See the module. Use as `async with`; leaving it closes every connection at once.
 
     Give `nsqd_addresses`, or `lookupd_addresses`, or both. A graceful end is `stop()`, then settling
-    what `receive` still gives, then leaving.
+    what `receive` still gives, then leaving. `inbox` is what has come, for those who decide how much
+    of it to take.
     """
 
     def __init__(
@@ -75,31 +79,29 @@ class Consumer:
         self.channel = channel
         self.options = options
         self.counts: Counter[str] = Counter()
-        self._nsqd_addresses = tuple(nsqd_addresses)
-        self._lookupd_addresses = tuple(lookupd_addresses)
+        self.inbox = Inbox()
+        self.last_failures: dict[str, str] = {}
+        """Why each nsqd that is not connected now is not, by address."""
         self._rng = rng or random.Random()  # noqa: S311 - jitter
         self._memory = memory or ConsumerMemory()
         self._subscriptions: dict[Connection, Subscription] = {}
-        self._keepers: dict[str, asyncio.Task[None]] = {}
-        self._listed: frozenset[str] = frozenset()
-        self._poller: LookupPoller | None = None
-        self._arrived: list[Batch] = []
-        self._waiting_messages = 0
-        self.first_arrival_s = self.last_arrival_s = 0.0
-        self._waiter: asyncio.Future[None] | None = None
-        self._paused = False
-        self._is_full = False
-        self._stopping = False
-        self._waits_for_starved = False
-        self._all_closed = asyncio.Event()
-        self._backoff = Backoff(
-            BackoffOptions(
-                strategy=options.backoff_strategy,
-                max_backoff_duration_s=options.max_backoff_duration_s,
-                multiplier_s=options.backoff_multiplier_s,
-            ),
-            self._rng,
+        self._nsqds = Nsqds(
+            topic,
+            options,
+            nsqd_addresses=nsqd_addresses,
+            lookupd_addresses=lookupd_addresses,
+            connect_once=self._connect_once,
+            rng=self._rng,
         )
+        self._allowance = options.max_in_flight
+        self._paused = False
+        self._held_bytes = 0
+        self._message_bytes = 0.0
+        self._reads_nothing = False
+        self._shared_s = 0.0
+        self._stopping = False
+        self._all_closed = asyncio.Event()
+        self._holds = asyncio.Event()
         self._timing = LowRdyTiming(
             low_rdy_idle_timeout_s=options.low_rdy_idle_timeout_s,
             low_rdy_timeout_s=options.low_rdy_timeout_s,
@@ -110,14 +112,9 @@ class Consumer:
         self._memory.enter()
         self._tasks = asyncio.TaskGroup()
         await self._tasks.__aenter__()
-        for address in self._nsqd_addresses:
-            self._keep(address)
-        self._chores = [
-            self._tasks.create_task(self._touch_held()),
-            self._tasks.create_task(self._redistribute()),
-        ]
-        if self._lookupd_addresses:
-            self._chores.append(self._tasks.create_task(self._discover()))
+        self._nsqds.start(self._tasks)
+        self._touching = self._tasks.create_task(self._touch_held())
+        self._sharing = self._tasks.create_task(self._redistribute())
         return self
 
     async def __aexit__(
@@ -127,9 +124,11 @@ class Consumer:
         traceback: TracebackType | None,
     ) -> None:
         self._stopping = True
-        self._wake()
-        for task in (*self._chores, *self._keepers.values()):
-            task.cancel()
+        self._all_closed.set()
+        self.inbox.end()
+        self._nsqds.close()
+        self._touching.cancel()
+        self._sharing.cancel()
         self._memory.leave()
         await self._tasks.__aexit__(None, None, None)
 
@@ -137,24 +136,23 @@ class Consumer:
 
     @property
     def connections(self) -> int:
-        """How many nsqds are connected and subscribed."""
+        """How many connections are subscribed."""
         return len(self._subscriptions)
 
     @property
-    def waiting(self) -> int:
-        """Messages that have come and were not taken with `receive`."""
-        return self._waiting_messages
+    def unconnected(self) -> dict[str, str]:
+        """Every nsqd that should be subscribed and is not, with the reason; "" as long as none is
+        known, and as key where no nsqd is known yet."""
+        wanted = self._nsqds.wanted
+        if not wanted:
+            return {"": "no nsqd is known to have the topic"}
+        here = {subscription.address for subscription in self._subscriptions.values()}
+        return {address: self.last_failures.get(address, "") for address in sorted(wanted - here)}
 
     @property
-    def fill(self) -> float:
-        """How much of a full batch waits, of the fullest connection.
-
-        From 1 on, some nsqd has little left to send until messages are settled, or so many bytes are
-        held that no more are read.
-        """
-        if self._is_full:
-            return 1.0
-        return max((s.fill for s in self._subscriptions.values()), default=0.0)
+    def failing_lookupds(self) -> dict[str, int]:
+        """How many times in a row each nsqlookupd that is failing now has failed."""
+        return self._nsqds.failing_lookupds
 
     @property
     def in_flight(self) -> int:
@@ -162,94 +160,26 @@ class Consumer:
         return sum(s.in_flight for s in self._subscriptions.values())
 
     @property
+    def held_bytes(self) -> int:
+        """What the messages that are not settled take in memory, roughly."""
+        return self._held_bytes
+
+    @property
     def ended(self) -> bool:
         """Whether no message will come any more."""
         return self._stopping and self._all_closed.is_set()
 
-    def take(self) -> list[Batch]:
-        """Everything that has come and was not taken; may be nothing."""
-        batches, self._arrived = self._arrived, []
-        self._waiting_messages = 0
-        for subscription in self._subscriptions.values():
-            subscription.taken(subscription.waiting)
-        return batches
-
-    async def wait(self, timeout_s: float | None = None, *, starved: bool = False) -> None:
-        """Wait until something has come, or with `starved` until so much has that nsqd must wait.
-
-        Returns at once when that is so, and when the consumer has ended; after `timeout_s` in any case.
-        Cancelling it changes nothing.
-        """
-        if self.ended or (self.fill >= 1.0 if starved else self._arrived):
-            return
-        self._waiter = self._loop.create_future()
-        self._waits_for_starved = starved
-        timer = None if timeout_s is None else self._loop.call_later(timeout_s, self._wake)
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-            if timer is not None:
-                timer.cancel()
-
     async def receive(self) -> list[Batch]:
         """Everything that has come, waiting for the first; [] when the consumer has ended."""
-        while not self._arrived and not self.ended:
-            await self.wait()
-        return self.take()
+        while not self.inbox.batches and not self.ended:
+            await self.inbox.wait()
+        return self.inbox.take()
 
     async def __aiter__(self) -> AsyncIterator[Message]:
         while batches := await self.receive():
             for batch in batches:
                 for message in batch:
                     yield message
-
-    async def run(
-        self, handler: Callable[[Message], Awaitable[None]], *, concurrency: int = 1
-    ) -> None:
-        """Call `handler` for every message: FIN when it returns, REQ and backoff when it raises.
-
-        Up to `concurrency` handlers run at a time. Returns when the consumer has ended; cancelling it
-        cancels the handlers and leaves their messages to nsqd.
-        """
-        queue: asyncio.Queue[Message | None] = asyncio.Queue(maxsize=concurrency)
-        async with asyncio.TaskGroup() as group:
-            for _ in range(concurrency):
-                group.create_task(self._work(handler, queue))
-            async for message in self:
-                await queue.put(message)
-            for _ in range(concurrency):
-                await queue.put(None)
-
-    async def _work(
-        self, handler: Callable[[Message], Awaitable[None]], queue: asyncio.Queue[Message | None]
-    ) -> None:
-        while (message := await queue.get()) is not None:
-            limit = self.options.max_attempts
-            try:
-                if limit and message.attempts > limit:
-                    self.counts["given_up"] += 1
-                    log.warning(
-                        "giving up id=%s attempts=%d", message.id.decode(), message.attempts
-                    )
-                else:
-                    await handler(message)
-                message.finish()
-                self._report(self._backoff.succeeded(message.received_s))
-            except NotSettled:
-                self.counts["not_settled"] += 1
-            except Exception as error:  # noqa: BLE001 - whatever a handler raises is its failure
-                self._failed(message, error)
-
-    def _failed(self, message: Message, error: Exception) -> None:
-        self.counts["handler_failed"] += 1
-        log.error("handler failed id=%s error=%r", message.id.decode(), error)
-        delay_s = self.options.default_requeue_delay_s * message.attempts
-        try:
-            message.requeue(min(delay_s, self.options.max_requeue_delay_s))
-        except NotSettled:
-            self.counts["not_settled"] += 1
-        self._report(self._backoff.failed(message.received_s, self._loop.time()))
 
     # Flow control
 
@@ -262,15 +192,20 @@ class Consumer:
         self._paused = False
         self._share()
 
+    def allow(self, messages: int) -> None:
+        """At most so many in flight from now on, up to max-in-flight: what backoff decides."""
+        self._allowance = min(messages, self.options.max_in_flight)
+        self._share()
+
     async def stop(self, timeout_s: float) -> bool:
         """CLS everywhere, and wait until every nsqd has said CLOSE_WAIT; False when one did not.
 
-        What has come until then is to be taken with `take` and settled. Cancelling it leaves the
-        consumer stopping.
+        What has come until then is to be taken and settled. Cancelling it leaves the consumer
+        stopping.
         """
         self._stopping = True
-        for chore in self._chores[1:]:
-            chore.cancel()
+        self._nsqds.stop()
+        self._sharing.cancel()
         for subscription in self._subscriptions.values():
             subscription.close_wait()
         self._check_all_closed()
@@ -279,14 +214,21 @@ class Consumer:
                 await self._all_closed.wait()
         except TimeoutError:
             self._all_closed.set()
-            self._wake()
+            self.inbox.end()
             return False
         return True
 
     async def close(self) -> None:
         """After `stop` and settling: send what is buffered and close every connection."""
+        for subscription in self._subscriptions.values():
+            subscription.flush()
         connections = list(self._subscriptions)
         await asyncio.gather(*(connection.close() for connection in connections))
+
+    def give_back(self) -> None:
+        """REQ for everything that is not settled, so that nsqd need not wait for its time to be over."""
+        for subscription in self._subscriptions.values():
+            subscription.give_back()
 
     # Receiver
 
@@ -296,15 +238,19 @@ class Consumer:
         if subscription is None:
             connection.abort(ConnectionFailed(connection.address, "messages before RDY"))
             return
-        if not self._arrived:
-            self.first_arrival_s = now_s
-        self.last_arrival_s = now_s
-        self._arrived.append(subscription.receive(messages, now_s))
-        self._waiting_messages += len(messages)
+        batch = subscription.receive(messages, now_s)
         self.counts["received"] += len(messages)
+        self._held_bytes += batch.size_bytes
+        self._holds.set()
+        self._weigh(batch)
         self._bound_memory()
-        if self._waiter is not None and (not self._waits_for_starved or self.fill >= 1.0):
-            self._wake()
+        self.inbox.put(batch, subscription, now_s)
+        if (
+            subscription.in_flight >= subscription.rdy
+            and len(self._subscriptions) > 1
+            and now_s - self._shared_s >= SHARE_AGAIN_S
+        ):
+            self._share()
 
     def response_received(self, connection: Connection, data: bytes) -> None:
         subscription = self._subscriptions.get(connection)
@@ -317,57 +263,36 @@ class Consumer:
     def error_received(self, connection: Connection, error: ServerError) -> None:
         self.counts[error.code] += 1
         if error.fatal:
-            log.error("nsqd refused nsqd=%s error=%s", connection.address, error)
+            log.error("nsqd refused %s error=%s", self._place(connection.address), error)
         else:
-            log.debug("nsqd refused nsqd=%s error=%s", connection.address, error)
+            log.debug("nsqd refused %s error=%s", self._place(connection.address), error)
 
     def connection_lost(self, connection: Connection, cause: NsqToolsError) -> None:
         subscription = self._subscriptions.pop(connection, None)
         if subscription is None:
             return
+        self.counts["connections_lost"] += 1
         self.counts["unsettled_lost"] += subscription.in_flight
+        self.counts["untaken_lost"] += self.inbox.drop(subscription)
+        self.last_failures[connection.address] = str(cause)
         if not self._stopping:
             log.warning(
-                "connection lost nsqd=%s in_flight=%d error=%s",
-                connection.address,
+                "connection lost %s in_flight=%d error=%s",
+                self._place(connection.address),
                 subscription.in_flight,
                 cause,
             )
         self._bound_memory()
         self._check_all_closed()
-        if self._poller is not None:
-            self._poller.poke()
+        self._nsqds.lost()
         self._share()
 
     # Connections
 
-    def _keep(self, address: str) -> None:
-        if address not in self._keepers and not self._stopping:
-            self._keepers[address] = self._tasks.create_task(self._keep_connected(address))
-
-    async def _keep_connected(self, address: str) -> None:
-        """Connect, subscribe, and do so again whenever the connection ends."""
-        delay = ReconnectDelay(self._rng, max_s=self.options.lookupd_poll_interval_s)
-        try:
-            while not self._stopping and self._wanted(address):
-                lived_s = await self._connect_once(address)
-                if not self._stopping:
-                    await asyncio.sleep(max(delay.after(lived_s), self._ask_first_s(address)))
-        finally:
-            self._keepers.pop(address, None)
-
-    def _ask_first_s(self, address: str) -> float:
-        """How long nsqlookupd, which is asked when a connection is lost, gets to take it off its list."""
-        if address in self._nsqd_addresses:
-            return 0.0
-        return min(ASK_FIRST_S, 2 * self.options.lookupd_poll_interval_s)
-
-    def _wanted(self, address: str) -> bool:
-        """One that nsqlookupd no longer lists is not: that would make a deleted topic anew."""
-        return address in self._nsqd_addresses or address in self._listed
+    def _place(self, address: str) -> str:
+        return f"topic={self.topic} channel={self.channel} nsqd={address}"
 
     async def _connect_once(self, address: str) -> float:
-        """Gives how long the connection lived, in seconds."""
         began_s = self._loop.time()
         connection = None
         try:
@@ -379,8 +304,7 @@ class Consumer:
             self._subscribed(connection)
             await connection.ended()
         except NsqToolsError as failure:
-            self.counts["connect_failed"] += 1
-            log.error("not connected nsqd=%s error=%s", address, failure)
+            self._not_connected(address, failure)
             if connection is not None:
                 connection.abort(failure)
             return 0.0
@@ -390,109 +314,109 @@ class Consumer:
             raise
         return self._loop.time() - began_s
 
+    def _not_connected(self, address: str, failure: NsqToolsError) -> None:
+        self.counts["connect_failed"] += 1
+        self.last_failures[address] = str(failure)
+        log.error("not connected %s error=%s", self._place(address), failure)
+
     def _subscribed(self, connection: Connection) -> None:
-        now_s = self._loop.time()
-        self._subscriptions[connection] = Subscription(connection, now_s, self._settled)
-        log.info(
-            "subscribed topic=%s channel=%s nsqd=%s", self.topic, self.channel, connection.address
+        self.last_failures.pop(connection.address, None)
+        subscription = self._subscriptions[connection] = Subscription(
+            connection, self._loop.time(), settled=self._settled, released=self._released
         )
+        log.info("subscribed %s", self._place(connection.address))
         if self._stopping:
-            self._subscriptions[connection].close_wait()
-        if self._is_full:
+            subscription.close_wait()
+        if self._reads_nothing:
             connection.pause_reading()
         self._share()
-
-    async def _discover(self) -> None:
-        from nsqtools.client.lookup import LookupOptions, LookupPoller  # HTTP loads slowly
-
-        options = self.options
-        self._poller = LookupPoller(
-            self._lookupd_addresses,
-            self.topic,
-            rng=self._rng,
-            options=LookupOptions(
-                lookupd_poll_interval_s=options.lookupd_poll_interval_s,
-                lookupd_poll_jitter=options.lookupd_poll_jitter,
-                lookupd_poll_timeout_s=options.lookupd_poll_timeout_s,
-                auth_secret=options.auth_secret,
-            ),
-        )
-        await self._poller.run(self._found)
-
-    def _found(self, producers: frozenset[str]) -> None:
-        self._listed = producers
-        for address in sorted(producers):
-            self._keep(address)
 
     # Chores
 
     async def _touch_held(self) -> None:
         while True:
+            await self._holds.wait()
             await asyncio.sleep(TOUCH_INTERVAL_S)
             now_s = self._loop.time()
             for subscription in list(self._subscriptions.values()):
                 self.counts["too_old_to_touch"] += subscription.touch_due(now_s)
+            if not self._held_bytes:
+                self._holds.clear()
 
     async def _redistribute(self) -> None:
         while True:
-            await asyncio.sleep(self.options.rdy_redistribute_interval_s)
+            interval_s = self.options.rdy_redistribute_interval_s
+            if len(self._subscriptions) > self.options.max_in_flight:
+                interval_s = min(interval_s, PROBE_S)
+            await asyncio.sleep(interval_s)
             self._share()
-
-    def _report(self, changed: bool) -> None:
-        if not changed:
-            return
-        pause_ends_s = self._backoff.pause_ends_at
-        if pause_ends_s is not None and pause_ends_s > self._loop.time():
-            log.warning("backing off level=%d", self._backoff.level)
-            self._loop.call_at(pause_ends_s, self._share)
-        self._share()
 
     def _share(self) -> None:
         """Give every connection the RDY that it should have now."""
         if self._stopping:
             return
-        now_s = self._loop.time()
-        by_address = {s.address: s for s in self._subscriptions.values()}
-        limit = 0 if self._paused else self._backoff.allowance(self.options.max_in_flight, now_s)
+        self._shared_s = now_s = self._loop.time()
+        by_key = {s.key: s for s in self._subscriptions.values()}
         shares = share_rdy(
-            [s.snapshot() for s in by_address.values()],
-            max_in_flight=limit,
+            [s.snapshot(now_s) for s in by_key.values()],
+            max_in_flight=self._limit(),
             now=now_s,
             rng=self._rng,
             timing=self._timing,
         )
-        for address, rdy in shares.items():
-            by_address[address].set_rdy(rdy, now_s)
+        for key, rdy in shares.items():
+            by_key[key].set_rdy(rdy, now_s)
+        self.inbox.window = sum(shares.values())
+
+    def _limit(self) -> int:
+        """How many messages to ask for: what is allowed, and fits in memory."""
+        if self._paused:
+            return 0
+        share_bytes = self._memory.share_bytes
+        if self._allowance * self._message_bytes <= share_bytes:
+            return self._allowance
+        return min(self._allowance, max(1, int(share_bytes / self._message_bytes)))
+
+    def _weigh(self, batch: Batch) -> None:
+        """Learn what a message costs: at once when it is more than was thought, else little by
+        little."""
+        cost_bytes = batch.size_bytes / len(batch)
+        before = self._message_bytes
+        if cost_bytes <= before * CHANGE_MIN:
+            self._message_bytes = before + (cost_bytes - before) * _COST_WEIGHT
+            return
+        self._message_bytes = cost_bytes
+        if self._allowance * cost_bytes > self._memory.share_bytes:
+            self._share()
 
     def _bound_memory(self) -> None:
-        """Read no more while much is held; go on when half of it is settled."""
-        held_bytes = sum(s.held_bytes for s in self._subscriptions.values())
-        if held_bytes > self._memory.share_bytes and not self._is_full:
-            self._is_full = True
+        """Read no more while much more is held than was meant; go on when that is over."""
+        share_bytes = self._memory.share_bytes
+        if not self._reads_nothing and self._held_bytes > READ_AHEAD * share_bytes:
+            self._reads_nothing = True
             for connection in self._subscriptions:
                 connection.pause_reading()
-        elif self._is_full and held_bytes <= self._memory.share_bytes // 2:
-            self._is_full = False
+        elif self._reads_nothing and self._held_bytes <= share_bytes:
+            self._reads_nothing = False
             for connection in self._subscriptions:
                 connection.resume_reading()
 
+    def _released(self, size_bytes: int) -> None:
+        self._held_bytes -= size_bytes
+        if self._reads_nothing:
+            self._bound_memory()
+
     def _settled(self, subscription: Subscription) -> None:
         """With more connections than max-in-flight, an empty place is given to another."""
-        if self._is_full:
-            self._bound_memory()
         if not subscription.rdy and not subscription.in_flight and not self._paused:
             self._share()
 
     def _check_all_closed(self) -> None:
         if self._stopping and all(s.silent for s in self._subscriptions.values()):
             self._all_closed.set()
-            self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+            self.inbox.end()
 
 
 def settle_all(batches: Sequence[Batch]) -> int:
     """FIN for whole batches; gives how many messages could not be settled any more."""
-    return sum(len(batch) for batch in batches if not batch.finish())
+    return sum(batch.finish() for batch in batches)

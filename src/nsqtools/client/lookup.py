@@ -14,6 +14,7 @@ answers is used when it comes, and one that is dead, hung or lying delays and hi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -40,6 +41,9 @@ STRAGGLERS_S = 2.0
 # However often connections close, no nsqlookupd is asked more often than this.
 POKE_SPACING_S = 1.0
 REDIRECTS_MAX = 3
+# How soon one that has not answered yet is asked again; the time doubles up to the poll interval.
+FIRST_ANSWER_S = 1.0
+_DOUBLINGS_MAX = 10
 
 log = logging.getLogger("nsqtools.lookup")
 
@@ -54,6 +58,7 @@ class LookupOptions:
     lookupd_poll_interval_s: float = LOOKUPD_POLL_INTERVAL_S
     lookupd_poll_jitter: float = LOOKUPD_POLL_JITTER
     lookupd_poll_timeout_s: float = LOOKUPD_POLL_TIMEOUT_S
+    connect_timeout_s: float = CONNECT_TIMEOUT_S
     stragglers_s: float = STRAGGLERS_S
     poke_spacing_s: float = POKE_SPACING_S
     auth_secret: str = ""
@@ -168,7 +173,7 @@ async def _answer(
         session,
         question.url(lookupd),
         lookupd.text,
-        connect_timeout_s=CONNECT_TIMEOUT_S,
+        connect_timeout_s=options.connect_timeout_s,
         timeout_s=options.lookupd_poll_timeout_s,
         redirects_max=REDIRECTS_MAX,
         secret=options.auth_secret,
@@ -266,6 +271,9 @@ class LookupPoller:
         self._pokes = [asyncio.Event() for _ in self._lookupds]
         self._answers: dict[str, Answer] = {}
         self._failures: dict[str, int] = {}
+        self._asked = [0] * len(self._lookupds)
+        self._heard = [0] * len(self._lookupds)
+        self._round_ended = asyncio.Event()
 
     @property
     def producers(self) -> frozenset[str]:
@@ -282,6 +290,19 @@ class LookupPoller:
         for poke in self._pokes:
             poke.set()
 
+    async def ask_now(self, timeout_s: float) -> None:
+        """Have all asked, and wait until each has answered, or failed, a question put after this call.
+
+        Returns after `timeout_s` in any case. Cancelling it changes nothing.
+        """
+        self.poke()
+        wanted = [asked + 1 for asked in self._asked]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while any(now < then for now, then in zip(self._heard, wanted, strict=True)):
+                    self._round_ended.clear()
+                    await self._round_ended.wait()
+
     async def run(self, found: Callable[[frozenset[str]], None]) -> None:
         """Poll until cancelled, which leaves nothing behind.
 
@@ -291,18 +312,19 @@ class LookupPoller:
         async with AsyncExitStack() as stack:
             session = await _session_in(stack, self._session)
             async with asyncio.TaskGroup() as group:
-                for lookupd, poke in zip(self._lookupds, self._pokes, strict=True):
-                    group.create_task(self._poll(lookupd, poke, session, found))
+                for number in range(len(self._lookupds)):
+                    group.create_task(self._poll(number, session, found))
 
     async def _poll(
         self,
-        lookupd: Lookupd,
-        poke: asyncio.Event,
+        number: int,
         session: aiohttp.ClientSession,
         found: Callable[[frozenset[str]], None],
     ) -> None:
+        lookupd, poke = self._lookupds[number], self._pokes[number]
         while True:
             poke.clear()
+            self._asked[number] += 1
             try:
                 answer = await _answer(lookupd, self._question, self._options, session)
             except ConnectionFailed as error:
@@ -310,11 +332,20 @@ class LookupPoller:
             else:
                 self._note_answer(lookupd.text, answer)
                 found(self.producers)
-            await self._wait(poke)
+            self._heard[number] = self._asked[number]
+            self._round_ended.set()
+            await self._wait(poke, self._interval_s(lookupd.text))
 
-    async def _wait(self, poke: asyncio.Event) -> None:
-        jitter = self._options.lookupd_poll_jitter * (self._rng.random() - 0.5)
-        interval_s = self._options.lookupd_poll_interval_s * (1 + jitter)
+    def _interval_s(self, address: str) -> float:
+        """One that has not answered yet is asked again soon: at a start it may come up after us."""
+        interval_s = self._options.lookupd_poll_interval_s
+        if address not in self._answers:
+            failures = min(self._failures.get(address, 1), _DOUBLINGS_MAX)
+            interval_s = min(interval_s, FIRST_ANSWER_S * 2 ** (failures - 1))
+        return interval_s
+
+    async def _wait(self, poke: asyncio.Event, interval_s: float) -> None:
+        interval_s *= 1 + self._options.lookupd_poll_jitter * (self._rng.random() - 0.5)
         spacing_s = min(self._options.poke_spacing_s, interval_s)
         await asyncio.sleep(spacing_s)
         try:

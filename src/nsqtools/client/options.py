@@ -1,9 +1,10 @@
 """What `--consumer-opt` and `--producer-opt` can set (spec: client-behaviour, part 1).
 
 Names, units and bounds are those of NSQ's own client library, so that settings can be carried
-over. Three defaults differ, each because the other one loses data or safety: `max_attempts` is
-unlimited (NSQ's client drops a message after five deliveries), `tls_min_version` is 1.2, and a
-setting that is misspelt or cannot be honoured is a mistake, not a silence.
+over. Some defaults differ: `max_attempts` is
+unlimited (NSQ's client drops a message after five deliveries), `tls_min_version` is 1.2,
+`output_buffer_size` and `output_buffer_timeout` are made for speed. A setting that is misspelt, or cannot
+be honoured, is a mistake, not a silence.
 """
 
 # ruff: noqa: RUF009 - option() makes a dataclass field
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from nsqtools.options import (
@@ -30,9 +32,10 @@ from nsqtools.options import (
 from nsqtools.wire.names import is_valid_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from nsqtools.client.lookup import LookupOptions
     from nsqtools.options import Setting
 
 BackoffStrategy = Literal["exponential", "full_jitter"]
@@ -42,6 +45,7 @@ BACKOFF_STRATEGY: Kind[BackoffStrategy] = Choice(
 TLS_VERSION: Kind[str] = Choice(("tls1.0", "tls1.1", "tls1.2", "tls1.3"))
 # A bound on memory: each message in flight is held until it is durable.
 MAX_IN_FLIGHT_MAX = 100_000
+CONNECTIONS_PER_NSQD_MAX = 16
 _OFF = "-1ns"
 
 
@@ -90,10 +94,14 @@ class ConnectionOptions:
         Duration(minimum=_OFF), default="30s", help="-1ns disables heartbeats"
     )
     output_buffer_size: int = option(
-        Int(minimum=-1), default="16384", help="bytes that nsqd gathers for us, -1 for none"
+        Int(minimum=-1),
+        default="65536",  # what nsqd allows; NSQ's 16384 costs a consumer four times the reads
+        help="bytes that nsqd gathers for us, -1 for none",
     )
     output_buffer_timeout_s: float = option(
-        Duration(minimum=_OFF), default="250ms", help="how long nsqd gathers, -1ns for not at all"
+        Duration(minimum=_OFF),
+        default="50ms",  # NSQ: 250ms, for which the last messages of a backlog then wait
+        help="how long nsqd gathers, -1ns for not at all",
     )
     tls_v1: bool = option(BOOL, default="false", help="speak TLS")
     tls_root_ca_file: Path | None = option(PATH, help="certificates to trust, PEM")
@@ -191,6 +199,27 @@ class ConsumerOptions(ConnectionOptions):
         Duration(minimum="1ms", maximum="5s"), default="5s", help="time between two such rounds"
     )
 
+    lookupd_connect_timeout_s: float = option(
+        Duration(minimum="1ms"), default="5s", help="time for a connection to nsqlookupd to be made"
+    )
+    connections_per_nsqd: int = option(
+        Int(minimum=1, maximum=CONNECTIONS_PER_NSQD_MAX),
+        default="1",
+        help="connections to each nsqd, which share max-in-flight",
+    )
+
+    def lookup(self) -> LookupOptions:
+        """How to ask nsqlookupd."""
+        from nsqtools.client.lookup import LookupOptions  # HTTP loads slowly
+
+        return LookupOptions(
+            lookupd_poll_interval_s=self.lookupd_poll_interval_s,
+            lookupd_poll_jitter=self.lookupd_poll_jitter,
+            lookupd_poll_timeout_s=self.lookupd_poll_timeout_s,
+            connect_timeout_s=self.lookupd_connect_timeout_s,
+            auth_secret=self.auth_secret,
+        )
+
     @property
     def msg_timeout_ms(self) -> int:
         """As IDENTIFY wants it: milliseconds, 0 for the server's own."""
@@ -202,30 +231,57 @@ class ProducerOptions(ConnectionOptions):
     """A producer: nothing beyond its connections."""
 
 
-# Settings of NSQ's library that cannot be honoured: saying nothing would be worse.
+# Settings of NSQ's library that cannot be honoured, or have a flag: saying nothing would be worse.
 _REFUSED = {
     "max_in_flight": "use --max-in-flight",
+    "connections_per_nsqd": "use --connections-per-nsqd",
+    "lookupd_connect_timeout": "use --http-client-connect-timeout",
     "local_addr": "not supported",
     "skip_lookupd_authorization": "not supported",
 }
+_NEVER_GIVEN_UP = (
+    "it has no effect: no message is given up, and a failing output makes its topic wait"
+)
+# Those of handlers, which no program has that takes batches.
+HANDLER_SETTINGS = {
+    "max_attempts": _NEVER_GIVEN_UP,
+    "default_requeue_delay": _NEVER_GIVEN_UP,
+    "max_requeue_delay": _NEVER_GIVEN_UP,
+    "backoff_strategy": _NEVER_GIVEN_UP,
+    "max_backoff_duration": _NEVER_GIVEN_UP,
+    "backoff_multiplier": _NEVER_GIVEN_UP,
+}
+# What some scripts set because NSQ's client needs it, and what is so here anyway.
+_ALWAYS_SO = {("max_attempts", "0")}
 
 
 def consumer_options(
-    settings: Sequence[Setting], *, max_in_flight: int, auth_secret: str, user_agent: str
+    settings: Sequence[Setting],
+    *,
+    auth_secret: str,
+    user_agent: str,
+    refused: Mapping[str, str] = MappingProxyType({}),
+    **flags: float,
 ) -> tuple[ConsumerOptions, list[str]]:
-    """A consumer's options from `--consumer-opt`, and every mistake found in them."""
+    """A consumer's options from `--consumer-opt`, and every mistake found in them.
+
+    `refused` names further settings that cannot be set, and why; `flags` are fields that have flags
+    of their own.
+    """
+    unusable = {**_REFUSED, **refused}
+    asked = [s for s in settings if (s.name, s.value) not in _ALWAYS_SO or s.name not in unusable]
     problems = [
-        f"option {setting.name} cannot be set here: {_REFUSED[setting.name]}"
-        for setting in settings
-        if setting.name in _REFUSED
+        f"option {setting.name} cannot be set here: {unusable[setting.name]}"
+        for setting in asked
+        if setting.name in unusable
     ]
-    rest = [setting for setting in settings if setting.name not in _REFUSED]
+    rest = [setting for setting in asked if setting.name not in unusable]
     options, more = load_settings(ConsumerOptions, rest)
     options = replace(
         options,
-        max_in_flight=max_in_flight,
         auth_secret=auth_secret or options.auth_secret,
         user_agent=options.user_agent or user_agent,
+        **flags,  # type: ignore[arg-type]  # each has the type of its field
     )
     return options, problems + more
 

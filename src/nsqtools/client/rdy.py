@@ -1,23 +1,27 @@
 """Which RDY each connection should have: a decision, taken anew whenever something changes.
 
 The driver calls `share_rdy` when a connection comes or goes, when `max_in_flight` changes, when
-backoff changes what is allowed, every REDISTRIBUTE_INTERVAL_S, and, while there are more
-connections than `max_in_flight`, when a connection at RDY 0 has its last message answered. It
-sends `RDY n` to those whose number differs from the last one sent, in the order of the answer:
-lowered ones first, so that the sum is not passed on the way.
+backoff changes what is allowed, every REDISTRIBUTE_INTERVAL_S, soon after a connection had as many
+messages in flight as it may, and, while there are more connections than `max_in_flight`, when a
+connection at RDY 0 has its last message answered. It sends `RDY n` to those whose number differs from
+the last one sent, in the order of the answer: lowered ones first, so that the sum is not passed on
+the way.
 
 Rules
 - The sum never exceeds `max_in_flight`, and no connection gets more than its nsqd allows.
-- With at most `max_in_flight` connections everyone gets an equal share of at least 1; the
-  remainder, and what a small `max_rdy_count` leaves over, goes to the others. The shares follow
-  from who is connected, so a connection that goes away leaves its share to the survivors at once
-  (NSQ's own client raises them only at the next connect; spec: client-behaviour, 4.5 and part 6).
+- With at most `max_in_flight` connections an eighth is shared out evenly, at least 1 each, and the
+  rest goes where messages come from, in proportion to what came of late; evenly as long as nothing
+  has come. What a small `max_rdy_count` leaves over goes to the others. A connection that goes away
+  leaves its share to the survivors at once (NSQ's own client raises them only at the next connect,
+  and shares evenly between busy and idle; spec: client-behaviour, 4.5 and part 6). One that had all
+  of its RDY in flight may be worth more than it could show: it counts as no less than the average.
+- Shares that would change little stay as they are: RDY need not follow every wave.
 - With more connections than `max_in_flight`, RDY 1 goes round. A holder gives it up when it was
-  idle for `low_rdy_idle_timeout_s`, or after `low_rdy_timeout_s` in any case. A message still in
-  flight on a connection that gave up occupies its place until it is answered. Places go to
-  connections at random, so that many consumers of one channel do not march in step; but one that
-  waited longer than a whole round comes first, the longest wait first. So everyone is served
-  within two rounds.
+  idle for `low_rdy_idle_timeout_s`, or, while others wait, for PROBE_S (an nsqd that has a message
+  sends it at once), and after `low_rdy_timeout_s` in any case. A message still in flight on a
+  connection that gave up occupies its place until it is answered. Places go to connections at
+  random, so that many consumers of one channel do not march in step; but one that waited longer
+  than a whole round comes first, the longest wait first. So everyone is served within two rounds.
 - Backoff needs no rule of its own: `max_in_flight` 0 is a pause, 1 is the test with one message.
 """
 
@@ -33,6 +37,14 @@ if TYPE_CHECKING:
 REDISTRIBUTE_INTERVAL_S = 5.0
 LOW_RDY_IDLE_TIMEOUT_S = 10.0
 LOW_RDY_TIMEOUT_S = 30.0
+# How long a connection may keep RDY 1 without a message while others wait for their turn.
+PROBE_S = 0.5
+# The part of max-in-flight that is shared evenly, so that an idle nsqd can begin at once.
+EVEN_PART = 8
+# From so many messages a second for each place on, where RDY goes makes a difference.
+RATE_MATTERS = 10
+# Shares that all stay within this factor are not worth new RDYs.
+CHANGE_MIN = 1.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +53,7 @@ class ConnectionRdy:
 
     `rdy` is the number last sent, `rdy_changed_at` when it was sent (at first: when the connection
     became ready for it). `last_message_at` is None before the first message. `in_flight` are the
-    messages received on it and not answered yet.
+    messages received on it and not answered yet, `rate_per_s` is how many came a second of late.
     """
 
     key: str
@@ -50,6 +62,12 @@ class ConnectionRdy:
     in_flight: int
     rdy_changed_at: float
     last_message_at: float | None = None
+    rate_per_s: float = 0.0
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether its nsqd may send nothing more."""
+        return 0 < self.rdy <= self.in_flight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +89,7 @@ def share_rdy(
     """The RDY every connection should have, by key; to be sent in the order of the dictionary."""
     ready = sorted((c for c in connections if c.max_rdy_count > 0), key=lambda c: c.key)
     if max_in_flight <= 0 or len(ready) <= max_in_flight:
-        shares = _equal_shares(ready, max(0, max_in_flight))
+        shares = _keep_if_alike(ready, _shares(ready, max(0, max_in_flight)), max_in_flight)
     else:
         shares = _rotate(ready, max_in_flight, now, rng, timing or LowRdyTiming())
     return {
@@ -80,15 +98,59 @@ def share_rdy(
     }
 
 
-def _equal_shares(ready: Sequence[ConnectionRdy], left: int) -> dict[str, int]:
-    """Fill the smallest limits first: what one cannot take is shared by those after it."""
+def _shares(ready: Sequence[ConnectionRdy], places: int) -> dict[str, int]:
+    """An even part for everyone, and the rest by weight."""
+    weights = _weights(ready, places)
+    even = min(places // len(ready), max(1, places // (EVEN_PART * len(ready)))) if ready else 0
     shares: dict[str, int] = {}
-    by_limit = sorted(ready, key=lambda c: c.max_rdy_count)
-    for position, connection in enumerate(by_limit):
-        fair = -(-left // (len(by_limit) - position))
-        shares[connection.key] = min(fair, connection.max_rdy_count)
-        left -= shares[connection.key]
+    left = places
+    left_weight = sum(weights.values())
+    # The smallest limits in relation to their weight first: what one cannot take is for those after it.
+    order = sorted(ready, key=lambda c: c.max_rdy_count / weights[c.key])
+    for position, connection in enumerate(order):
+        others = len(order) - position - 1
+        more = max(0, left - even * (others + 1))
+        part = even + -(-more * weights[connection.key] // left_weight)
+        share = min(int(part), connection.max_rdy_count, left - even * others)
+        shares[connection.key] = share
+        left -= share
+        left_weight -= weights[connection.key]
+    for connection in order:
+        more = min(left, connection.max_rdy_count - shares[connection.key])
+        shares[connection.key] += more
+        left -= more
     return shares
+
+
+def _weights(ready: Sequence[ConnectionRdy], places: int) -> dict[str, int]:
+    """Whole numbers, so that sums are exact; all the same while RDY holds nobody back."""
+    rates = {c.key: round(c.rate_per_s) for c in ready}
+    busy = [rate for rate in rates.values() if rate]
+    matters = sum(busy) >= RATE_MATTERS * places or any(c.is_exhausted for c in ready)
+    if not busy or not matters:
+        return dict.fromkeys(rates, 1)
+    average = sum(busy) // len(busy)
+    for connection in ready:
+        if connection.is_exhausted:
+            rates[connection.key] = max(rates[connection.key], average)
+    return {key: max(1, rate) for key, rate in rates.items()}
+
+
+def _keep_if_alike(
+    ready: Sequence[ConnectionRdy], shares: dict[str, int], places: int
+) -> dict[str, int]:
+    """The present RDYs, when no new one is much larger or smaller and they use the whole."""
+    if not any(c.rate_per_s for c in ready) or len(ready) == 1:
+        return shares
+    present = {c.key: c.rdy for c in ready}
+    wasted = sum(shares.values()) - sum(present.values())
+    if sum(present.values()) > places or wasted * EVEN_PART > places:
+        return shares
+    for connection in ready:
+        new, old = shares[connection.key], connection.rdy
+        if old > connection.max_rdy_count or new > old * CHANGE_MIN or old > new * CHANGE_MIN:
+            return shares
+    return present
 
 
 def _rotate(
@@ -98,6 +160,7 @@ def _rotate(
     rng: random.Random,
     timing: LowRdyTiming,
 ) -> dict[str, int]:
+    # Some always wait here: there are more connections than places.
     keeping = [c for c in ready if c.rdy > 0 and not _gives_up(c, now, timing)]
     # More can be holding than there are places when max_in_flight was lowered.
     keeping = rng.sample(keeping, min(places, len(keeping)))
@@ -114,7 +177,8 @@ def _gives_up(connection: ConnectionRdy, now: float, timing: LowRdyTiming) -> bo
         return held_s >= timing.low_rdy_timeout_s
     # Not only the last message counts: it may be long past when RDY has just been given.
     idle_since = max(connection.rdy_changed_at, connection.last_message_at or 0.0)
-    return held_s >= timing.low_rdy_timeout_s or now - idle_since >= timing.low_rdy_idle_timeout_s
+    idle_max_s = min(timing.low_rdy_idle_timeout_s, PROBE_S)
+    return held_s >= timing.low_rdy_timeout_s or now - idle_since >= idle_max_s
 
 
 def _in_turn(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 from typing import TYPE_CHECKING
 
 from nsqtools.client.batch import Batch
@@ -16,63 +18,94 @@ if TYPE_CHECKING:
 
 # A message is touched when this part of its time is over.
 TOUCH_AFTER = 0.5
-# Holding this part of its RDY makes a connection starved: soon nsqd can send nothing more.
-STARVED_AT = 0.5
+# How much of what was counted before the last look counts still.
+_RATE_MEMORY = 0.5
+
+
+# There can be several connections to one nsqd.
+_numbers = itertools.count()
 
 
 class Subscription:
-    """A subscribed connection: its RDY, its unsettled batches, and when they must be touched."""
+    """A subscribed connection: its RDY, its unsettled batches, and when they must be touched.
+
+    `settled` is called when messages were answered, `released` with the bytes of a batch that is held
+    no longer.
+    """
 
     def __init__(
-        self, connection: Connection, now_s: float, settled: Callable[[Subscription], None]
+        self,
+        connection: Connection,
+        now_s: float,
+        *,
+        settled: Callable[[Subscription], None],
+        released: Callable[[int], None],
     ) -> None:
         self.connection = connection
         self.address = connection.address
+        self.key = f"{connection.address} {next(_numbers)}"
         self.rdy = 0
         self.rdy_changed_s = now_s
         self.last_message_s: float | None = None
         self.in_flight = 0
-        self.held_bytes = 0
         self.waiting = 0
         self.closing = False  # CLS was sent
         self.silent = False  # and CLOSE_WAIT has come
         self._settled = settled
+        self._released = released
+        self._rate = 0.0
+        self._received = 0
+        self._rated_s = now_s
         # In the order in which they must be touched.
         self._held: dict[Batch, None] = {}
+        self._unsent: list[bytes] = []
+
+    @property
+    def is_open(self) -> bool:
+        return self.connection.is_open
+
+    @property
+    def max_msg_timeout_s(self) -> float:
+        return self.connection.reply.max_msg_timeout_ms / 1000
 
     def receive(self, messages: Messages, now_s: float) -> Batch:
         batch = Batch(self, messages, now_s)
         self._held[batch] = None
         self.in_flight += len(messages)
-        self.held_bytes += messages.size_bytes
-        self.waiting += len(messages)
+        self._received += len(messages)
         self.last_message_s = now_s
         return batch
 
-    @property
-    def fill(self) -> float:
-        """How much of a full batch waits to be taken: at 1, nsqd has little left to send."""
-        full = self.rdy * STARVED_AT
-        return self.waiting / full if full else float(self.waiting > 0)
-
-    def taken(self, count: int) -> None:
-        self.waiting -= count
-
     # Settler
 
-    def settle(self, batch: Batch, data: bytes, count: int) -> bool:
-        if not self.connection.is_open:
-            return False
+    def settle(self, data: bytes, count: int) -> None:
+        """What is settled within one turn of the loop goes out in one write."""
         self.in_flight -= count
-        if not batch.unsettled and batch in self._held:
-            del self._held[batch]
-            self.held_bytes -= batch.messages.size_bytes
-        self.connection.send(data)
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self.flush)
+        self._unsent.append(data)
         self._settled(self)
-        return True
+
+    def release(self, batch: Batch) -> None:
+        if batch in self._held:
+            del self._held[batch]
+            self._released(batch.size_bytes)
 
     def send(self, data: bytes) -> None:
+        self.flush()
         self.connection.send(data)
+
+    def flush(self) -> None:
+        """Send the answers that wait for the end of this turn."""
+        if self._unsent:
+            data, self._unsent = self._unsent, []
+            self.connection.send(b"".join(data))
+
+    def give_back(self) -> None:
+        """REQ for everything that is held, to be delivered again at once."""
+        for batch in list(self._held):
+            batch.requeue()
+        self.flush()
 
     # RDY and TOUCH
 
@@ -80,14 +113,14 @@ class Subscription:
         if rdy != self.rdy and not self.closing:
             self.rdy = rdy
             self.rdy_changed_s = now_s
-            self.connection.send(commands.rdy(rdy))
+            self.send(commands.rdy(rdy))
 
     def close_wait(self) -> None:
         """CLS: nsqd sends no more messages, and says when."""
         if not self.closing:
             self.closing = True
             self.rdy = 0
-            self.connection.send(commands.CLS)
+            self.send(commands.CLS)
 
     def touch_due(self, now_s: float) -> int:
         """Touch what has used half of its time; gives how many were too old to be touched.
@@ -96,9 +129,10 @@ class Subscription:
         to somebody else, whatever we do (spec: tcp-protocol, 6.3).
         """
         timeout_s = self.connection.reply.msg_timeout_ms / 1000
-        limit_s = self.connection.reply.max_msg_timeout_ms / 1000
+        limit_s = self.max_msg_timeout_s
         too_old = 0
-        for batch in list(self._held):
+        while self._held:
+            batch = next(iter(self._held))
             if now_s - batch.touched_s < timeout_s * TOUCH_AFTER:
                 break
             del self._held[batch]
@@ -110,12 +144,23 @@ class Subscription:
                 batch.touch(now_s)
         return too_old
 
-    def snapshot(self) -> ConnectionRdy:
+    def rate_per_s(self, now_s: float) -> float:
+        """How many messages a second came of late."""
+        passed_s = now_s - self._rated_s
+        if passed_s > 0:
+            rate = self._received / passed_s
+            self._rate = rate + (self._rate - rate) * _RATE_MEMORY
+            self._received = 0
+            self._rated_s = now_s
+        return self._rate
+
+    def snapshot(self, now_s: float) -> ConnectionRdy:
         return ConnectionRdy(
-            key=self.address,
+            key=self.key,
             max_rdy_count=0 if self.closing else self.connection.reply.max_rdy_count,
             rdy=self.rdy,
             in_flight=self.in_flight,
             rdy_changed_at=self.rdy_changed_s,
             last_message_at=self.last_message_s,
+            rate_per_s=self.rate_per_s(now_s),
         )

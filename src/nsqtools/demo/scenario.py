@@ -30,7 +30,8 @@ from nsqtools.demo.log_input import LINE_BYTES_MAX, LogInput, choose_input
 from nsqtools.demo.stages import BodyDigest, Stage, print_stages
 from nsqtools.errors import OptionsError
 from nsqtools.observe.log import configure
-from nsqtools.outputs.file import FileOutput
+from nsqtools.outputs.file.output import FileOutput
+from nsqtools.outputs.workers import Workers
 from nsqtools.pipeline.topic import TopicPipeline, TopicSpec
 from nsqtools.replay.chunks import ChunkLimits, chunks, sort_out
 from nsqtools.replay.player import Player
@@ -193,10 +194,11 @@ class Demo:
             topic=TOPIC,
             channel=CHANNEL,
             consumer=_consumer_options(),
-            sync_interval_s=SYNC_INTERVAL_S,
             nsqd_addresses=(nsqd,),
         )
-        pipeline = TopicPipeline(topic, FileOutput(spec))
+        workers = Workers()
+        output = FileOutput(spec, workers, sync_interval_s=SYNC_INTERVAL_S)
+        pipeline = TopicPipeline(topic, output)
         running = asyncio.create_task(pipeline.run())
         told = 0
         while pipeline.counts.messages < self._sent.messages and not running.done():
@@ -205,6 +207,7 @@ class Demo:
             told = pipeline.counts.body_bytes
         pipeline.stop()
         await running
+        workers.close()
         counts = pipeline.counts
         return Stage(
             name="archive",
@@ -241,8 +244,8 @@ class Demo:
 
     async def _take_back(self, consumer: Consumer, wait_s: float) -> int:
         """What comes next, within `wait_s`, into the digest; how many."""
-        await consumer.wait(wait_s)
-        batches = consumer.take()
+        await consumer.inbox.wait(wait_s)
+        batches = consumer.inbox.take()
         for batch in batches:
             self._came_back.add(batch.messages.bodies)
             self.progress("verify", batch.messages.size_bytes)

@@ -1,128 +1,150 @@
-"""nsq_to_file: recover what a dead run left, then one pipeline a topic until told to stop."""
+"""The run of a consuming tool: one pipeline a topic, each its own task, until told to stop.
+
+Topics are given, or those that nsqlookupd names. Whatever happens to one of them, its output
+included, is its own affair: it is told, and tried again, and the others go on.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from nsqtools import durable
-from nsqtools.archive.naming import FileNaming, host_identifier
-from nsqtools.archive.recovery import recover
-from nsqtools.archive.rotation import RotationPolicy
-from nsqtools.archive.writer import DIRECTORY_MODE, ArchiveSpec
 from nsqtools.client.memory import ConsumerMemory
 from nsqtools.clock import SystemClock
 from nsqtools.errors import ConnectionFailed, NsqToolsError
-from nsqtools.lifecycle import Lifecycle
-from nsqtools.observe.log import Repeated, configure, get_log
-from nsqtools.outputs.file import FileOutput
-from nsqtools.pipeline.topic import TopicCounts, TopicPipeline, TopicSpec
+from nsqtools.observe.log import Repeated, get_log
+from nsqtools.pipeline.topic import TopicPipeline, TopicSpec
 from nsqtools.wire.names import is_ephemeral
 
 if TYPE_CHECKING:
-    from nsqtools.pipeline.options import NsqToFileOptions
+    from collections.abc import Callable
 
-log = get_log("archive")
+    from nsqtools.lifecycle import Lifecycle
+    from nsqtools.outputs.contract import Output
+    from nsqtools.pipeline.options import ConsumingOptions
+
+log = get_log("pipeline")
 
 SUMMARY_INTERVAL_S = 60.0
 # A topic that nsqlookupd has not named for so many rounds, and that no nsqd serves, is gone.
 GONE_AFTER_ROUNDS = 3
+# How long a topic whose pipeline failed is left alone.
+TOPIC_RETRY_S = 30.0
+# How soon the list of topics is asked for again while there has been none; the time doubles.
+FIRST_LIST_S = 1.0
 
 
-async def run(options: NsqToFileOptions) -> int:
-    """Archive until SIGTERM or SIGINT; 0 when everything taken was made durable and acknowledged.
+class Run:
+    """The pipelines of one run. `output_of` makes the output of a topic; what it raises stops that
+    topic alone, unless it is so for every topic that was asked for by name. `done` is the word for
+    what happened to messages in log lines."""
 
-    Raises StorageError when a folder cannot be written, ArchiveError for a name that cannot be.
-    """
-    configure(options.log_level, options.log_prefix)
-    await asyncio.to_thread(_prepare, options)
-    async with Lifecycle(options.shutdown_timeout_s) as life:
-        archiver = Archiver(options)
-        life.on_reload(archiver.rotate)
-        return 0 if await archiver.run(life) else 1
-
-
-def _prepare(options: NsqToFileOptions) -> None:
-    """Folders that can be written, and files of dead writers finished."""
-    for folder in (options.output_dir, options.effective_work_dir):
-        durable.make_directories(folder, DIRECTORY_MODE)
-        durable.check_writable(folder)
-    naming = archive_naming(options)
-    for found in recover(options.effective_work_dir, options.output_dir, naming=naming):
-        what = "recovered a file of a run that did not end"
-        if found.published is None:
-            what = "a file of no living run is not published"
-        log.warning(
-            what,
-            path=found.path,
-            published=found.published or "-",
-            records=found.records,
-            cut_bytes=found.cut_bytes,
-            reason=found.reason,
-        )
-
-
-class Archiver:
-    """The pipelines of one run: one a topic, each its own task."""
-
-    def __init__(self, options: NsqToFileOptions) -> None:
+    def __init__(
+        self,
+        options: ConsumingOptions,
+        output_of: Callable[[str], Output],
+        *,
+        done: str = "delivered",
+    ) -> None:
+        self._done = done
         self._options = options
-        self._running: dict[str, tuple[TopicPipeline, asyncio.Task[None]]] = {}
-        self._totals = TopicCounts()
+        self._output_of = output_of
+        self._pipelines: dict[str, TopicPipeline] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._totals: Counter[str] = Counter()
         self._missing: Counter[str] = Counter()
         self._memory = ConsumerMemory()
 
     async def run(self, life: Lifecycle) -> bool:
-        """Archive until `life` stops; whether everything ended in order."""
+        """Consume until `life` stops; whether everything ended in order.
+
+        Raises what `output_of` raised when it did so for every topic that was asked for.
+        """
+        options = self._options
+        if not options.is_discovering:
+            self._check_outputs()
         async with asyncio.TaskGroup() as group:
-            if not self._options.is_discovering:
-                for topic in dict.fromkeys(self._options.topic):
-                    if self._options.wants_topic(topic):
-                        self._start(topic, group)
+            if not options.is_discovering:
+                for topic in self._named():
+                    self._start(topic, group)
             chores = [group.create_task(self._summaries())]
-            if self._options.is_discovering:
+            if options.is_discovering:
                 chores.append(group.create_task(self._discover(group)))
-            life.ready("archiving")
+            life.ready("consuming")
             await life.stopping.wait()
             for chore in chores:
                 chore.cancel()
-            ended = await life.drain(self._drain(), what="making durable what is in flight")
-        self._summarize("archived")
+            ended = await life.drain(self._drain(), what="delivering what is in flight")
+        self._summarize()
         return ended
 
     def rotate(self) -> None:
-        """Every topic finishes its open file (SIGHUP)."""
-        for pipeline, _ in self._running.values():
+        """Every topic's output finishes what it is filling (SIGHUP)."""
+        for pipeline in self._pipelines.values():
             pipeline.rotate()
 
+    def _named(self) -> list[str]:
+        wanted = dict.fromkeys(self._options.topic)
+        return [topic for topic in wanted if self._options.wants_topic(topic)]
+
+    def _check_outputs(self) -> None:
+        failures: list[NsqToolsError] = []
+        for topic in self._named():
+            try:
+                self._output_of(topic)
+            except NsqToolsError as failure:
+                failures.append(failure)
+        if failures and len(failures) == len(self._named()):
+            raise failures[0]
+
     def _start(self, topic: str, group: asyncio.TaskGroup) -> None:
+        self._tasks[topic] = group.create_task(self._keep(topic))
+
+    async def _keep(self, topic: str) -> None:
+        """One topic, for as long as it is wanted; it is begun anew when it fails."""
+        trouble = Repeated(log, "topic stands still", clock=SystemClock())
+        try:
+            while True:
+                try:
+                    await self._run_one(topic)
+                except NsqToolsError as failure:
+                    trouble.failed(failure, topic=topic)
+                except Exception as failure:
+                    trouble.failed(failure, topic=topic)
+                    logging.getLogger("nsqtools.pipeline").error("a fault", exc_info=failure)
+                else:
+                    return
+                await asyncio.sleep(TOPIC_RETRY_S)
+        finally:
+            self._tasks.pop(topic, None)
+
+    async def _run_one(self, topic: str) -> None:
         options = self._options
         spec = TopicSpec(
             topic=topic,
             channel=options.channel,
             consumer=options.consumer(),
-            sync_interval_s=options.sync_interval_s,
             nsqd_addresses=options.nsqd_tcp_address,
             lookupd_addresses=options.lookupd_http_address,
             memory=self._memory,
         )
-        pipeline = TopicPipeline(spec, FileOutput(archive_spec(options, topic)))
-        task = group.create_task(self._run_one(pipeline))
-        self._running[topic] = pipeline, task
-
-    async def _run_one(self, pipeline: TopicPipeline) -> None:
+        pipeline = self._pipelines[topic] = TopicPipeline(spec, self._output_of(topic))
         try:
             await pipeline.run()
         finally:
-            self._totals.add(pipeline.counts)
-            self._running.pop(pipeline.topic, None)
+            self._totals.update(pipeline.totals())
+            del self._pipelines[topic]
 
     async def _drain(self) -> None:
-        running = list(self._running.values())
-        for pipeline, _ in running:
-            pipeline.stop()
-        tasks = [task for _, task in running]
+        tasks = list(self._tasks.values())
+        for topic, task in list(self._tasks.items()):
+            pipeline = self._pipelines.get(topic)
+            if pipeline is None:
+                task.cancel()
+            else:
+                pipeline.stop()
         try:
             if tasks:
                 await asyncio.wait(tasks)
@@ -132,97 +154,65 @@ class Archiver:
             raise
 
     async def _discover(self, group: asyncio.TaskGroup) -> None:
-        """Archive what nsqlookupd names, at once and every topic_refresh_s (spec: tools, 1.2)."""
-        from nsqtools.client.lookup import LookupOptions, topics
+        """Take what nsqlookupd names, at once and every topic_refresh_s (spec: tools, 1.2)."""
+        from nsqtools.client.lookup import topics  # HTTP loads slowly
 
         trouble = Repeated(log, "could not retrieve the list of topics", clock=SystemClock())
-        lookup = LookupOptions(
-            lookupd_poll_timeout_s=self._options.http_client_request_timeout_s,
-            auth_secret=self._options.auth_secret,
-        )
+        lookup = self._options.topic_lookup()
+        first_s = FIRST_LIST_S
         while True:
+            wait_s = self._options.topic_refresh_s
             try:
                 found = await topics(self._options.lookupd_http_address, options=lookup)
             except ConnectionFailed as failure:
                 trouble.failed(failure)
+                wait_s = min(first_s, wait_s)
+                first_s *= 2
             else:
                 trouble.recovered("the list of topics can be retrieved again")
                 self._take_over(found, group)
-            await asyncio.sleep(self._options.topic_refresh_s)
+                first_s = wait_s
+            await asyncio.sleep(wait_s)
 
     def _take_over(self, found: set[str], group: asyncio.TaskGroup) -> None:
         wanted = {t for t in found if self._options.wants_topic(t) and not is_ephemeral(t)}
-        for topic in sorted(wanted - self._running.keys()):
+        for topic in sorted(wanted - self._tasks.keys()):
             log.info("new topic", topic=topic)
-            try:
-                self._start(topic, group)
-            except NsqToolsError as failure:
-                log.error("topic cannot be archived", topic=topic, error=failure)
-        for topic, (pipeline, _) in self._running.items():
-            gone = topic not in wanted and not pipeline.consumer.connections
+            self._start(topic, group)
+        for topic in list(self._tasks):
+            pipeline = self._pipelines.get(topic)
+            connected = pipeline is not None and pipeline.consumer.connections
+            gone = topic not in wanted and not connected
             self._missing[topic] = self._missing[topic] + 1 if gone else 0
             if self._missing[topic] >= GONE_AFTER_ROUNDS:
-                log.info("topic is gone", topic=topic)
-                pipeline.stop()
+                self._let_go(topic)
+
+    def _let_go(self, topic: str) -> None:
+        log.info("topic is gone", topic=topic)
+        del self._missing[topic]
+        pipeline = self._pipelines.get(topic)
+        if pipeline is not None:
+            pipeline.stop()
+        else:
+            self._tasks[topic].cancel()
 
     async def _summaries(self) -> None:
         """One line a minute, when there is something to tell."""
         told = 0
         while True:
             await asyncio.sleep(SUMMARY_INTERVAL_S)
-            messages = self._sum().messages
+            messages = self._sum()["messages"]
             if messages != told:
-                self._summarize("archiving")
+                self._summarize()
                 told = messages
 
-    def _sum(self) -> TopicCounts:
-        total = TopicCounts()
-        total.add(self._totals)
-        for pipeline, _ in self._running.values():
-            total.add(pipeline.counts)
+    def _sum(self) -> Counter[str]:
+        total = Counter(self._totals)
+        for pipeline in self._pipelines.values():
+            total.update(pipeline.totals())
         return total
 
-    def _summarize(self, what: str) -> None:
+    def _summarize(self) -> None:
         total = self._sum()
-        log.info(
-            what,
-            messages=total.messages,
-            body_bytes=total.body_bytes,
-            disk_bytes=total.disk_bytes,
-            commits=total.commits,
-            files=total.files,
-            possible_duplicates=total.unsettled + total.fin_failed,
-            output_failures=total.output_failures,
-        )
-
-
-def archive_naming(options: NsqToFileOptions) -> FileNaming:
-    """How the files of this run are named."""
-    return FileNaming(
-        host=host_identifier(options.host_identifier),
-        filename_format=options.filename_format,
-        datetime_format=options.datetime_format,
-        utc=options.utc,
-    )
-
-
-def archive_spec(options: NsqToFileOptions, topic: str) -> ArchiveSpec:
-    """Where and how one topic is archived."""
-    naming = archive_naming(options)
-    return ArchiveSpec(
-        topic=topic,
-        channel=options.channel,
-        host=naming.host,
-        output_dir=options.output_dir,
-        work_dir=options.effective_work_dir,
-        naming=naming,
-        record_format=options.record_format,
-        compression=options.compression,
-        level=options.compression_level if options.compression != "none" else None,
-        rotation=RotationPolicy(
-            rotate_interval_s=options.rotate_interval_s,
-            rotate_size_bytes=options.rotate_size_bytes,
-            rotate_records=options.rotate_records,
-            rotate_idle_s=options.rotate_idle_s,
-        ),
-    )
+        duplicates = total.pop("unsettled", 0) + total.pop("fin_failed", 0)
+        log.info(self._done, **total, possible_duplicates=duplicates)

@@ -1,71 +1,52 @@
-"""One topic's way from its channel to the disk: gather, make durable, acknowledge.
+"""One topic's way from its channel to its output: gather, deliver, settle.
 
-Rules. (1) FIN only after the output has said that the batch is durable. (2) An output that fails stops
-this topic and no other: RDY 0, what is held is touched, and the same batch is tried again until it
-goes in. (3) The end is in order: CLS, commit what has come, FIN, close the connections, finish the
-file. What does not go in before the deadline is left to nsqd, which delivers it again.
+Rules. (1) FIN only for what the output has said is done. (2) An output that stands still stops this
+topic and no other: RDY 0, what is held is touched, and the same messages are delivered again until
+they go in, unless nsqd has taken them back meanwhile. (3) The end is in order: CLS, deliver what has
+come, settle it, close the connections, close the output. What does not go in before the deadline is
+given back to nsqd, which delivers it again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, TypeVar
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from nsqtools.client.consumer import Consumer, settle_all
+from nsqtools.client.consumer import Consumer
 from nsqtools.clock import SystemClock
-from nsqtools.errors import StorageError
+from nsqtools.errors import NsqToolsError
 from nsqtools.observe.log import Repeated, get_log
-from nsqtools.pipeline.gather import GatherPolicy, gather
+from nsqtools.outputs.contract import Again
+from nsqtools.pipeline.delivery import Counts, Settlement, Waiting
+from nsqtools.pipeline.gather import Pace, gather
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Sequence
 
-    from nsqtools.archive.writer import Commit, Published
-    from nsqtools.client.batch import Batch
+    from nsqtools.client.batch import Batch, Part
     from nsqtools.client.memory import ConsumerMemory
     from nsqtools.client.options import ConsumerOptions
     from nsqtools.clock import Clock
-    from nsqtools.outputs.file import FileOutput
-
-T = TypeVar("T")
+    from nsqtools.outputs.contract import Answer, Output
 
 RETRY_FIRST_S = 0.5
 RETRY_MAX_S = 30.0
-TICK_INTERVAL_S = 0.5
 # Part of the deadline that waiting for CLOSE_WAIT may take.
 CLOSE_WAIT_S = 5.0
 
 
-@dataclass(slots=True, kw_only=True)
-class TopicCounts:
-    """What went through a topic since the start."""
-
-    messages: int = 0
-    body_bytes: int = 0
-    disk_bytes: int = 0
-    commits: int = 0
-    files: int = 0
-    ambiguous: int = 0
-    unsettled: int = 0
-    fin_failed: int = 0
-    output_failures: int = 0
-
-    def add(self, other: TopicCounts) -> None:
-        for one in fields(self):
-            setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopicSpec:
-    """Which topic, from where, and how; `memory` is shared by the topics of a process."""
+    """Which topic, and from where; `memory` is shared by the topics of a process."""
 
     topic: str
     channel: str
     consumer: ConsumerOptions
-    sync_interval_s: float
     nsqd_addresses: tuple[str, ...] = ()
     lookupd_addresses: tuple[str, ...] = ()
     memory: ConsumerMemory | None = None
@@ -75,19 +56,27 @@ class TopicSpec:
 class TopicPipeline:
     """See the module. `run` is the whole life; `stop` asks it to end."""
 
-    def __init__(self, spec: TopicSpec, output: FileOutput) -> None:
+    def __init__(self, spec: TopicSpec, output: Output) -> None:
         self.topic = spec.topic
-        self.counts = TopicCounts()
-        self._spec = spec
-        self._output = output
+        self.output = output
+        self.counts = Counts()
+        self.last_delivery_s: float | None = None
+        """When messages were last delivered, in seconds of the monotonic clock."""
+        self.is_open = False
+        """Whether the output is ready, and the topic is consumed."""
+        self.trouble = ""
+        """Why the topic stands still; nothing while it does not."""
         self._clock = spec.clock
-        self._policy = GatherPolicy(sync_interval_s=spec.sync_interval_s)
+        self._pace = Pace()
         self._stop = asyncio.Event()
-        self._rotate = asyncio.Event()
-        self._log = get_log("archive")
-        self._trouble = Repeated(
-            self._log, "output failed, the topic waits and is not acknowledged", clock=self._clock
-        )
+        self._flows = asyncio.Event()
+        self._flows.set()
+        self._turn = asyncio.Lock()
+        self._waiting = Waiting()
+        self._settlement = Settlement(self.counts, self._waiting)
+        self._log = get_log("pipeline")
+        self._failed = Repeated(self._log, "output failed", clock=self._clock)
+        self._ended_s = 0.0
         self.consumer = Consumer(
             spec.topic,
             spec.channel,
@@ -97,34 +86,78 @@ class TopicPipeline:
             memory=spec.memory,
         )
 
+    def totals(self) -> Counter[str]:
+        """What was done since the start, by name; `fin_failed` are FINs that nsqd refused, because it
+        had given the message to somebody else by then, or to us again."""
+        total = Counter(self.counts.totals())
+        total["fin_failed"] = self.consumer.counts["E_FIN_FAILED"]
+        total.update(self.output.counts())
+        return total
+
     def stop(self) -> None:
         """Ask the topic to end in order; `run` returns when it has."""
         self._stop.set()
 
     def rotate(self) -> None:
-        """Finish the open file soon."""
-        self._rotate.set()
-
-    @property
-    def is_failing(self) -> bool:
-        """Whether the output refuses, and the topic stands still."""
-        return self._trouble.is_failing
+        """Have the output finish what it is filling."""
+        self.output.rotate()
 
     async def run(self) -> None:
-        """Archive until `stop`, then end in order. Cancelling it leaves what is not acknowledged to
-        nsqd, and the open file to the recovery of the next start."""
+        """Consume until `stop`, then end in order. Cancelling it gives what is not acknowledged back to
+        nsqd, and leaves what is open to the output's next start."""
         try:
-            async with self.consumer, asyncio.TaskGroup() as chores:
-                tasks = [chores.create_task(self._tick()), chores.create_task(self._end_in_order())]
-                while batches := await gather(self.consumer, self._policy, self._clock):
-                    await self._commit(batches)
-                for task in tasks:
-                    task.cancel()
-                await self.consumer.close()
-            self._report(await self._retry(self._output.close))
+            if await self._open():
+                async with self.consumer:
+                    await self._consume()
+            await self._close()
         except BaseException:
-            with contextlib.suppress(StorageError):
-                await self._output.abandon()
+            with contextlib.suppress(NsqToolsError):
+                await self.output.abandon()
+            raise
+
+    async def _open(self) -> bool:
+        """Whether the output got ready before the topic was stopped."""
+        retry = _Retry()
+        while not self._stop.is_set():
+            try:
+                await self.output.open()
+            except Exception as failure:  # noqa: BLE001 - this topic waits, the others go on
+                self._note_failure(failure)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(retry.next_s()):
+                        await self._stop.wait()
+            else:
+                self._note_success()
+                self.is_open = True
+                return True
+        return False
+
+    async def _close(self) -> None:
+        retry = _Retry()
+        while True:
+            try:
+                await self.output.close()
+            except Exception as failure:  # noqa: BLE001 - the deadline of the run bounds it
+                self._note_failure(failure)
+                await self._clock.sleep(retry.next_s())
+            else:
+                self._note_success()
+                return
+
+    async def _consume(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                ender = tasks.create_task(self._end_in_order())
+                workers = [
+                    tasks.create_task(self._work())
+                    for _ in range(self.output.feeding.deliveries_max)
+                ]
+                await asyncio.wait(workers)
+                ender.cancel()
+            self._give_back(self._waiting.take_all())
+            await self.consumer.close()
+        except BaseException:
+            self.consumer.give_back()
             raise
 
     async def _end_in_order(self) -> None:
@@ -132,70 +165,93 @@ class TopicPipeline:
         if not await self.consumer.stop(CLOSE_WAIT_S):
             self._log.warning("an nsqd did not answer CLS in time", topic=self.topic)
 
-    async def _commit(self, batches: Sequence[Batch]) -> None:
-        messages = [batch.messages for batch in batches]
-        commit: Commit = await self._retry(lambda: self._output.write(messages))
-        unsettled = settle_all(batches)
-        self._count(commit, unsettled)
-        if commit.created is not None:
-            self._log.info("opened", topic=self.topic, path=commit.created)
-        self._report(commit.published)
+    def _give_back(self, held: Sequence[Batch | Part]) -> None:
+        for one in held:
+            self.counts.requeued += len(one)
+            one.requeue()
 
-    def _count(self, commit: Commit, unsettled: int) -> None:
-        counts = self.counts
-        if commit.ambiguous and not counts.ambiguous:
-            self._log.warning(
-                "a message holds a newline: as lines it cannot be told apart on replay; use"
-                " --format=framed or jsonl",
-                topic=self.topic,
+    # Delivering
+
+    async def _work(self) -> None:
+        while delivery := await self._next():
+            await self._deliver(delivery)
+
+    async def _next(self) -> Sequence[Batch | Part]:
+        """What is to be delivered next: what waited for its time, or what has come. One worker at a
+        time; nothing when the consumer has ended."""
+        async with self._turn:
+            while True:
+                await self._flows.wait()
+                now_s = self._clock.monotonic()
+                if (due := self._waiting.take_due(now_s)) is not None:
+                    return due
+                due_s = self._waiting.due_s
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(None if due_s is None else due_s - now_s):
+                        return await gather(
+                            self.consumer, self.output.feeding, self._pace, self._clock
+                        )
+
+    async def _deliver(self, delivery: Sequence[Batch | Part]) -> None:
+        began_s = self._clock.monotonic()
+        gathered_s = began_s - self._ended_s
+        while delivery := self._settlement.without_lost(delivery, self._clock.monotonic()):
+            answer = await self._ask(delivery)
+            if not isinstance(answer, Again) or not answer.stands:
+                break
+            await self._stand(answer)
+        else:
+            # Nothing is left of it: let something come, to see whether the output works again.
+            self._flow()
+            return
+        self._note_success()
+        self._ended_s = self.last_delivery_s = now_s = self._clock.monotonic()
+        used = self.consumer.in_flight / (self.consumer.inbox.window or 1)
+        self._settlement.settle(delivery, answer, now_s)
+        self.counts.deliveries += 1
+        self._pace.delivered(took_s=now_s - began_s, gathered_s=gathered_s, used=used)
+
+    async def _ask(self, delivery: Sequence[Batch | Part]) -> Answer | Sequence[Answer]:
+        try:
+            return await self.output.deliver([held.messages for held in delivery])
+        except Exception as failure:  # noqa: BLE001 - whatever it raises stops this topic alone
+            self._note_failure(failure)
+            return Again(RETRY_MAX_S, f"{type(failure).__name__}: {failure}", stands=True)
+
+    async def _stand(self, answer: Again) -> None:
+        """Let time pass until the output is to be asked again; nsqd is asked for nothing."""
+        self.trouble = answer.reason
+        self._flows.clear()
+        self.consumer.pause()
+        await self._clock.sleep(answer.after_s)
+
+    def _note_failure(self, failure: Exception) -> None:
+        self.trouble = str(failure) or type(failure).__name__
+        self._failed.failed(failure, topic=self.topic)
+        if not isinstance(failure, NsqToolsError):
+            logging.getLogger("nsqtools.pipeline").error(
+                "a fault in nsqtools topic=%s", self.topic, exc_info=failure
             )
-        counts.messages += commit.messages
-        counts.body_bytes += commit.body_bytes
-        counts.disk_bytes += commit.disk_bytes
-        counts.commits += 1
-        counts.ambiguous += commit.ambiguous
-        counts.unsettled += unsettled
-        # nsqd had given these to somebody else by then, or to us again.
-        counts.fin_failed = self.consumer.counts["E_FIN_FAILED"]
 
-    async def _retry(self, call: Callable[[], Awaitable[T]]) -> T:
-        """The output's answer, however long it refuses: the disk may be full, it is not for ever."""
-        delay_s = RETRY_FIRST_S
-        while True:
-            try:
-                result = await call()
-            except StorageError as failure:
-                self.counts.output_failures += 1
-                self._trouble.failed(failure, topic=self.topic)
-                self.consumer.pause()
-                await self._clock.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
-                delay_s = min(delay_s * 2, RETRY_MAX_S)
-            else:
-                if self._trouble.is_failing:
-                    self._trouble.recovered("output works again", topic=self.topic)
-                    self.consumer.resume()
-                return result
+    def _note_success(self) -> None:
+        self._failed.recovered("output works again", topic=self.topic)
+        if self.trouble:
+            self.trouble = ""
+            self._flow()
 
-    async def _tick(self) -> None:
-        """Finish the file when its time is over, or when asked to."""
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(TICK_INTERVAL_S):
-                    await self._rotate.wait()
-            due = self._output.next_tick
-            if self._rotate.is_set():
-                self._rotate.clear()
-                self._report(await self._retry(self._output.rotate))
-            elif due is not None and due <= self._clock.time():
-                self._report(await self._retry(self._output.tick))
+    def _flow(self) -> None:
+        if not self._flows.is_set():
+            self._flows.set()
+            self.consumer.resume()
 
-    def _report(self, published: Sequence[Published]) -> None:
-        for file in published:
-            self.counts.files += 1
-            self._log.info(
-                "finished",
-                topic=self.topic,
-                path=file.path,
-                messages=file.messages,
-                bytes=file.disk_bytes,
-            )
+
+class _Retry:
+    """Delays that double, with jitter."""
+
+    def __init__(self) -> None:
+        self._delay_s = RETRY_FIRST_S
+
+    def next_s(self) -> float:
+        delay_s = self._delay_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+        self._delay_s = min(self._delay_s * 2, RETRY_MAX_S)
+        return delay_s

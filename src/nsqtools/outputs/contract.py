@@ -1,0 +1,94 @@
+"""What an output is: the one seam between what consumes and what keeps (see the package's docstring)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from nsqtools.wire.messages import Messages
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feeding:
+    """How an output wants to be fed.
+
+    A delivery holds at most `messages_max` messages and about `bytes_max` bytes (None: whatever there
+    is); no message waits longer than `wait_s` seconds for others to join it; up to `deliveries_max`
+    deliveries are under way at once.
+    """
+
+    wait_s: float
+    messages_max: int | None = None
+    bytes_max: int | None = None
+    deliveries_max: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """It is where it should be, durably: FIN."""
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Not now: hold it, TOUCH it, and deliver it once more after `after_s` seconds.
+
+    With `stands` the whole output stands still: nothing else is delivered meanwhile, and nsqd is
+    asked for nothing (a full disk, an outage). Without, only these messages wait.
+    """
+
+    after_s: float
+    reason: str
+    stands: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Never, for this reason. The message is not lost: nsqd gets it back, to come again much later."""
+
+    reason: str
+
+
+Answer = Done | Again | Refused
+DONE = Done()
+
+
+class Output(Protocol):
+    """Where the messages of one topic go. All methods are called on the loop.
+
+    An output owns its errors: what can be expected to go wrong (a full disk, a status 503) is an
+    answer, and the output itself tells of it in the log. What it raises all the same is told, with
+    its traceback, and taken for `Again` with `stands`. Nothing it does ends another topic.
+    """
+
+    @property
+    def feeding(self) -> Feeding:
+        """How it wants to be fed; asked before each delivery."""
+
+    def counts(self) -> Mapping[str, int]:
+        """What it did since the start, by name (`files`, `disk_bytes`): for metrics and summaries.
+        The names are always the same, the numbers only grow."""
+
+    async def open(self) -> None:
+        """Get ready, whatever time that takes; messages come only after it has returned.
+
+        What it raises is told, and it is called again later.
+        """
+
+    async def deliver(self, messages: Sequence[Messages]) -> Answer | Sequence[Answer]:
+        """Take messages, and answer for all of them, or for each, in their order.
+
+        The columns belong to the caller: they are not to be changed, and not to be kept after the
+        answer. Cancelling it must leave what was delivered either whole or not there.
+        """
+
+    def rotate(self) -> None:
+        """Asked by SIGHUP: finish what is being filled, soon. Must not block."""
+
+    async def close(self) -> None:
+        """Everything is answered: finish what is open. Called again when it has raised."""
+
+    async def abandon(self) -> None:
+        """Let go of everything as a crash would, at once; the next `open` finds it."""

@@ -1,0 +1,163 @@
+"""The options of an archive of files: NSQ's flags, defaults and words, and ours beside them."""
+
+# ruff: noqa: RUF009 - option() makes a dataclass field
+
+from __future__ import annotations
+
+import os.path
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from nsqtools.options import (
+    BOOL,
+    PATH,
+    SIZE,
+    TEXT,
+    Choice,
+    Duration,
+    Int,
+    Kind,
+    option,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+RecordFormat = Literal["lines", "jsonl", "framed"]
+Compression = Literal["none", "gzip", "zstd"]
+RECORD_FORMAT: Kind[RecordFormat] = Choice(("lines", "jsonl", "framed"))
+COMPRESSION: Kind[Compression] = Choice(("none", "gzip", "zstd"))
+_POSITIVE = Duration(minimum="1ns")
+_SHOULD_BE_POSITIVE = "{flag} should be positive"
+
+_FILES = "Where files go"
+_FORMAT = "What is in a file"
+_ROTATION = "When a file ends, and when it is synced"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileOptions:
+    """How topics are archived in files. Times are in seconds, sizes in bytes."""
+
+    output_dir: Path = option(PATH, default="/tmp", help="where finished files go", group=_FILES)  # noqa: S108
+    work_dir: Path | None = option(
+        PATH, help="where unfinished files are; default: the output folder", group=_FILES
+    )
+    filename_format: str = option(
+        TEXT,
+        default="<TOPIC>.<HOST><REV>.<DATETIME>.log",
+        help="file name; also knows <PID>; a slash makes folders",
+        group=_FILES,
+    )
+    datetime_format: str = option(
+        TEXT, default="%Y-%m-%d_%H", help="strftime format of <DATETIME>", group=_FILES
+    )
+    utc: bool = option(
+        BOOL, default="false", help="<DATETIME> in UTC instead of local time", group=_FILES
+    )
+    host_identifier: str = option(
+        TEXT,
+        default="",
+        help="value of <HOST>; may hold <SHORT_HOST> and <HOSTNAME>; default: the short host name",
+        group=_FILES,
+    )
+    skip_empty_files: bool = option(
+        BOOL,
+        default="false",
+        help="no effect: a file is created with its first message, so none is ever empty",
+        group=_FILES,
+    )
+
+    record_format: RecordFormat = option(
+        RECORD_FORMAT,
+        default="lines",
+        help="lines: body and newline; jsonl: an object a line; framed: exact, for any bytes",
+        group=_FORMAT,
+        flag="format",
+    )
+    compress: Compression | None = option(
+        COMPRESSION, help="compression (default none)", group=_FORMAT
+    )
+    gzip: bool = option(BOOL, default="false", help="the same as --compress gzip", group=_FORMAT)
+    gzip_level: int = option(
+        Int(minimum=1, maximum=9),
+        default="6",
+        help="1 (fast) to 9 (small)",
+        group=_FORMAT,
+        problem="invalid {flag} value ({value}), should be 1-9",
+    )
+    zstd_level: int = option(
+        Int(minimum=1, maximum=19),
+        default="3",
+        help="1 (fast) to 19 (small)",
+        group=_FORMAT,
+        problem="invalid {flag} value ({value}), should be 1-19",
+    )
+
+    rotate_size_bytes: int = option(
+        SIZE,
+        default="0",
+        help="begin a new file beyond this size on disk, 0: never",
+        group=_ROTATION,
+    )
+    rotate_interval_s: float = option(
+        Duration(), default="0s", help="begin a new file after this time, 0: never", group=_ROTATION
+    )
+    rotate_records: int = option(
+        Int(minimum=0),
+        default="0",
+        help="begin a new file after so many messages, 0: never",
+        group=_ROTATION,
+    )
+    rotate_idle_s: float = option(
+        Duration(),
+        default="0s",
+        help="finish a file that got no message for this time, 0: never",
+        group=_ROTATION,
+    )
+    sync_interval_s: float = option(
+        _POSITIVE,
+        default="30s",
+        help="longest time that a message waits to be made durable and acknowledged",
+        group=_ROTATION,
+        problem=_SHOULD_BE_POSITIVE,
+    )
+
+    @property
+    def compression(self) -> Compression:
+        """What `--compress` and `--gzip` mean together."""
+        if self.compress is not None:
+            return self.compress
+        return "gzip" if self.gzip else "none"
+
+    @property
+    def compression_level(self) -> int:
+        return self.zstd_level if self.compression == "zstd" else self.gzip_level
+
+    @property
+    def effective_work_dir(self) -> Path:
+        """The folder of unfinished files: the output folder where no other is named."""
+        return self.work_dir if self.has_work_dir and self.work_dir else self.output_dir
+
+    @property
+    def has_work_dir(self) -> bool:
+        """Whether the work folder is another one. Paths are compared, not their spelling: `/d` and
+        `/d/` are one folder (spec: tools, 7.3 D4)."""
+        if self.work_dir is None:
+            return False
+        return os.path.abspath(self.work_dir) != os.path.abspath(self.output_dir)  # noqa: PTH100 - no links followed
+
+    def check_output(self) -> Iterator[str]:
+        """The mistakes that concern several of these options, in NSQ's words."""
+        if self.gzip and self.compress not in (None, "gzip"):
+            yield f"--gzip contradicts --compress {self.compress}"
+        rotates = (
+            self.rotate_size_bytes
+            or self.rotate_interval_s
+            or self.rotate_records
+            or self.rotate_idle_s
+        )
+        needs_rev = self.compression != "none" or rotates or self.has_work_dir
+        if needs_rev and "<REV>" not in self.filename_format:
+            yield "missing <REV> in --filename-format when gzip, rotation, or work dir enabled"

@@ -1,0 +1,152 @@
+"""What an output gets at once, and what becomes of it: settled in bulk, or kept to come again."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import Counter
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING
+
+from nsqtools.client.batch import Part
+from nsqtools.outputs.contract import Again, Answer, Done, Refused
+from nsqtools.wire.messages import Messages
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nsqtools.client.batch import Batch
+
+# How long nsqd keeps a refused message before it is tried again: it will hardly fare better.
+REFUSED_DELAY_S = 900.0
+
+
+@dataclass(slots=True)
+class Counts:
+    """What went through a topic since the start; counters that only grow."""
+
+    messages: int = 0
+    body_bytes: int = 0
+    deliveries: int = 0
+    again: int = 0
+    refused: int = 0
+    requeued: int = 0
+    lost: int = 0
+    unsettled: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Of the refused, by reason."""
+
+    def totals(self) -> dict[str, int]:
+        """The numbers by name."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "reasons"}
+
+
+class Waiting:
+    """Messages that an output wants again later, the soonest first. Bounded by max-in-flight: all of
+    them are in flight."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, list[Batch | Part]]] = []
+        self._order = itertools.count()
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    @property
+    def due_s(self) -> float | None:
+        """When the first is due; None while nothing waits."""
+        return self._heap[0][0] if self._heap else None
+
+    def put(self, held: list[Batch | Part], due_s: float) -> None:
+        heapq.heappush(self._heap, (due_s, next(self._order), held))
+
+    def take_due(self, now_s: float) -> list[Batch | Part] | None:
+        """What is due first, when its time has come."""
+        if self._heap and self._heap[0][0] <= now_s:
+            return heapq.heappop(self._heap)[2]
+        return None
+
+    def take_all(self) -> list[Batch | Part]:
+        """Everything, due or not."""
+        everything = [one for _, _, held in self._heap for one in held]
+        self._heap.clear()
+        return everything
+
+
+class Settlement:
+    """Answers of an output turned into FIN, REQ, and waiting; one for a topic."""
+
+    def __init__(self, counts: Counts, waiting: Waiting) -> None:
+        self._counts = counts
+        self._waiting = waiting
+
+    def settle(
+        self,
+        delivery: Sequence[Batch | Part],
+        answer: Answer | Sequence[Answer],
+        now_s: float,
+    ) -> None:
+        """Carry out an answer for all, or one for each message in their order."""
+        if isinstance(answer, Done | Again | Refused):
+            for held in delivery:
+                self._settle_one(held, answer, now_s)
+            return
+        at = 0
+        for held in delivery:
+            self._settle_each(held, answer[at : at + len(held)], now_s)
+            at += len(held)
+        if at != len(answer):
+            raise ValueError(f"an output gave {len(answer)} answers for {at} messages")
+
+    def _settle_each(self, held: Batch | Part, answers: Sequence[Answer], now_s: float) -> None:
+        """Messages with equal answers are settled together."""
+        groups: dict[Answer, list[int]] = {}
+        for at, answer in enumerate(answers):
+            groups.setdefault(answer, []).append(at)
+        if len(groups) == 1:
+            self._settle_one(held, answers[0], now_s)
+            return
+        for answer, places in groups.items():
+            self._settle_one(part_of(held, places), answer, now_s)
+
+    def _settle_one(self, held: Batch | Part, answer: Answer, now_s: float) -> None:
+        counts, messages = self._counts, len(held)
+        if isinstance(answer, Done):
+            counts.messages += messages
+            counts.body_bytes += held.messages.size_bytes
+            counts.unsettled += held.finish()
+        elif isinstance(answer, Refused):
+            counts.refused += messages
+            counts.reasons[answer.reason] += messages
+            held.requeue(REFUSED_DELAY_S)
+        elif now_s + answer.after_s > held.expires_s:
+            counts.requeued += messages
+            held.requeue(answer.after_s)
+        else:
+            counts.again += messages
+            self._waiting.put([held], now_s + answer.after_s)
+
+    def without_lost(self, delivery: Sequence[Batch | Part], now_s: float) -> list[Batch | Part]:
+        """What is still ours to deliver.
+
+        What came by a connection that is gone comes again by another; what nsqd will not leave with us
+        much longer goes back to it.
+        """
+        kept = []
+        for held in delivery:
+            if held.is_lost:
+                self._counts.lost += len(held)
+                held.let_go()
+            elif held.expires_s < now_s:
+                self._counts.requeued += len(held)
+                held.requeue()
+            else:
+                kept.append(held)
+        return kept
+
+
+def part_of(held: Batch | Part, places: Sequence[int]) -> Part:
+    """Some of the messages, by their numbers."""
+    payloads = held.messages.payloads
+    chosen = Messages([payloads[at] for at in places], nsqd=held.messages.nsqd)
+    return Part(held.batch if isinstance(held, Part) else held, chosen)

@@ -1,0 +1,101 @@
+"""nsq_to_file: the shared run, with an archive of files as its output."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from nsqtools import durable
+from nsqtools.archive.naming import FileNaming, host_identifier
+from nsqtools.archive.recovery import recover
+from nsqtools.archive.rotation import RotationPolicy
+from nsqtools.archive.writer import DIRECTORY_MODE, ArchiveSpec
+from nsqtools.lifecycle import Lifecycle
+from nsqtools.observe.log import configure, get_log
+from nsqtools.outputs.file.output import FileOutput
+from nsqtools.outputs.workers import Workers
+from nsqtools.pipeline.run import Run
+
+if TYPE_CHECKING:
+    from nsqtools.outputs.file.options import FileOptions
+    from nsqtools.programs.nsq_to_file.options import NsqToFileOptions
+
+log = get_log("archive")
+
+
+async def run(options: NsqToFileOptions) -> int:
+    """Archive until SIGTERM or SIGINT; 0 when everything taken was made durable and acknowledged.
+
+    Raises StorageError when a folder cannot be written, ArchiveError for a name that cannot be.
+    """
+    configure(options.log_level, options.log_prefix)
+    async with Lifecycle(options.shutdown_timeout_s) as life:
+        await asyncio.to_thread(_prepare, options)
+        workers = Workers()
+        try:
+            archiver = Run(
+                options, lambda topic: output_of(options, topic, workers), done="archived"
+            )
+            life.on_reload(archiver.rotate)
+            return 0 if await archiver.run(life) else 1
+        finally:
+            workers.close()
+
+
+def _prepare(options: NsqToFileOptions) -> None:
+    """Folders that can be written, and files of dead writers finished."""
+    for folder in (options.output_dir, options.effective_work_dir):
+        durable.make_directories(folder, DIRECTORY_MODE)
+        durable.check_writable(folder)
+    naming = archive_naming(options)
+    for found in recover(options.effective_work_dir, options.output_dir, naming=naming):
+        what = "recovered a file of a run that did not end"
+        if found.published is None:
+            what = "a file of no living run is not published"
+        log.warning(
+            what,
+            path=found.path,
+            published=found.published or "-",
+            records=found.records,
+            cut_bytes=found.cut_bytes,
+            reason=found.reason,
+        )
+
+
+def output_of(options: NsqToFileOptions, topic: str, workers: Workers) -> FileOutput:
+    """The archive of one topic. Raises ArchiveError for a name or a format that cannot be."""
+    return FileOutput(
+        archive_spec(options, topic), workers, sync_interval_s=options.sync_interval_s
+    )
+
+
+def archive_naming(options: FileOptions) -> FileNaming:
+    """How the files of this run are named."""
+    return FileNaming(
+        host=host_identifier(options.host_identifier),
+        filename_format=options.filename_format,
+        datetime_format=options.datetime_format,
+        utc=options.utc,
+    )
+
+
+def archive_spec(options: NsqToFileOptions, topic: str) -> ArchiveSpec:
+    """Where and how one topic is archived."""
+    naming = archive_naming(options)
+    return ArchiveSpec(
+        topic=topic,
+        channel=options.channel,
+        host=naming.host,
+        output_dir=options.output_dir,
+        work_dir=options.effective_work_dir,
+        naming=naming,
+        record_format=options.record_format,
+        compression=options.compression,
+        level=options.compression_level if options.compression != "none" else None,
+        rotation=RotationPolicy(
+            rotate_interval_s=options.rotate_interval_s,
+            rotate_size_bytes=options.rotate_size_bytes,
+            rotate_records=options.rotate_records,
+            rotate_idle_s=options.rotate_idle_s,
+        ),
+    )
