@@ -34,7 +34,7 @@ REPLAY_TIMEOUT_S = 600.0
 TO_NSQ_MESSAGES_MAX = 100_000
 STARTS = 5
 RECEIVE_BUFFER_BYTES = 1 << 20
-_SUMMARY = re.compile(r"INFO: archived messages=(\d+) .*commits=(\d+)")
+_SUMMARY = re.compile(r"INFO: archived messages=(\d+) .*(?:commits|deliveries)=(\d+)")
 _REPLAYED = re.compile(r"^published (\d+) messages .* s: ([\d,]+) messages/s$", re.MULTILINE)
 
 

@@ -95,8 +95,6 @@ class Settlement:
         for held in delivery:
             self._settle_each(held, answer[at : at + len(held)], now_s)
             at += len(held)
-        if at != len(answer):
-            raise ValueError(f"an output gave {len(answer)} answers for {at} messages")
 
     def _settle_each(self, held: Batch | Part, answers: Sequence[Answer], now_s: float) -> None:
         """Messages with equal answers are settled together."""
@@ -143,6 +141,12 @@ class Settlement:
             else:
                 kept.append(held)
         return kept
+
+
+def check_answer(answer: Answer | Sequence[Answer], messages: int) -> None:
+    """Raises ValueError unless it is one answer for all, or one for each message."""
+    if not isinstance(answer, Done | Again | Refused) and len(answer) != messages:
+        raise ValueError(f"an output gave {len(answer)} answers for {messages} messages")
 
 
 def part_of(held: Batch | Part, places: Sequence[int]) -> Part:

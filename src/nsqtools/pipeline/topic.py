@@ -22,7 +22,7 @@ from nsqtools.clock import SystemClock
 from nsqtools.errors import NsqToolsError
 from nsqtools.observe.log import Repeated, get_log
 from nsqtools.outputs.contract import Again
-from nsqtools.pipeline.delivery import Counts, Settlement, Waiting
+from nsqtools.pipeline.delivery import Counts, Settlement, Waiting, check_answer
 from nsqtools.pipeline.gather import Pace, gather
 
 if TYPE_CHECKING:
@@ -213,10 +213,12 @@ class TopicPipeline:
 
     async def _ask(self, delivery: Sequence[Batch | Part]) -> Answer | Sequence[Answer]:
         try:
-            return await self.output.deliver([held.messages for held in delivery])
+            answer = await self.output.deliver([held.messages for held in delivery])
+            check_answer(answer, sum(map(len, delivery)))
         except Exception as failure:  # noqa: BLE001 - whatever it raises stops this topic alone
             self._note_failure(failure)
             return Again(RETRY_MAX_S, f"{type(failure).__name__}: {failure}", stands=True)
+        return answer
 
     async def _stand(self, answer: Again) -> None:
         """Let time pass until the output is to be asked again; nsqd is asked for nothing."""
