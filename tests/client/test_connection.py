@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from tests.support.peer import PeerConnection
 
+    from nsqtools.wire.frames import Oversized
     from nsqtools.wire.messages import Messages
 
 
@@ -42,12 +43,17 @@ class Recorder:
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
         self.responses: list[bytes] = []
+        self.oversized: list[Oversized] = []
         self.errors: list[ServerError] = []
         self.lost: list[NsqToolsError] = []
         self._changed = asyncio.Event()
 
     def messages_received(self, connection: Connection, messages: Messages) -> None:
         self.bodies += messages.bodies
+        self._changed.set()
+
+    def oversized_received(self, connection: Connection, message: Oversized) -> None:
+        self.oversized.append(message)
         self._changed.set()
 
     def response_received(self, connection: Connection, data: bytes) -> None:

@@ -19,6 +19,7 @@ from nsqtools.client.connection import Connection
 from nsqtools.client.consumer import Consumer, settle_all
 from nsqtools.client.memory import ConsumerMemory
 from nsqtools.errors import NotSettled, OptionsError
+from nsqtools.wire.frames import FrameDecoder
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -190,6 +191,23 @@ async def test_a_batch_of_a_connection_that_is_gone_cannot_be_settled(peer: Peer
             first.finish()
         assert settle_all([batch]) == 1, "the other one was told of already"
         assert consumer.counts["unsettled_lost"] == 2
+
+
+async def test_a_message_that_is_too_large_goes_back_and_is_told(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It would end the connection again and again, and nothing behind it would ever come."""
+    monkeypatch.setattr(FrameDecoder.__init__, "__defaults__", (1000,))
+    async with consumer_of(peer) as consumer:
+        nsqd = await peer.subscribed()
+        await nsqd.expect(b"RDY 100")
+        nsqd.send(message(1, bytes(200_000), attempts=4) + messages(2))
+        await nsqd.expect(b"REQ %b 900000" % ids_of([1])[0])
+        assert ids(await receive(consumer, 1)) == ids_of([2])
+        assert consumer.counts["oversized"] == 1
+        assert consumer.connections == 1
+    assert "too large" in caplog.text
+    assert "bytes=200000" in caplog.text
 
 
 def test_names_are_checked() -> None:

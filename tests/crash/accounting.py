@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from tests.support.programs import PATIENCE_S
 
 from nsqtools.archive.reader import open_archive
+from nsqtools.errors import ServerError
 from nsqtools.wire import commands
 from nsqtools.wire.frames import HEARTBEAT, OK, FrameDecoder, Response
 from nsqtools.wire.messages import Messages
@@ -143,11 +144,11 @@ class Client:
             for event in self._decoder.receive(raw):
                 if isinstance(event, Messages):
                     received.messages.append(event)
-                elif not isinstance(event, Response):
+                elif isinstance(event, ServerError):
                     received.errors.append(event.code)
-                elif event.data == HEARTBEAT:
+                elif isinstance(event, Response) and event.data == HEARTBEAT:
                     self.send(commands.NOP)
-                else:
+                elif isinstance(event, Response):
                     received.responses.append(event.data)
         return received
 

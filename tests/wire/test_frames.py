@@ -17,6 +17,7 @@ from nsqtools.wire.frames import (
     MESSAGE,
     RESPONSE,
     FrameDecoder,
+    Oversized,
     Response,
     encode_frame,
     parse_error,
@@ -140,7 +141,10 @@ def test_only_the_documented_error_escapes(pieces: list[bytes]) -> None:
     [
         (struct.pack(">ii", 3, 0), "frame size 3 out of range"),
         (struct.pack(">ii", -1, 0), "frame size -1 out of range"),
-        (struct.pack(">ii", FRAME_SIZE_MAX_BYTES + 1, 2), "out of range"),
+        (struct.pack(">ii", FRAME_SIZE_MAX_BYTES + 1, 0), "out of range"),
+        (struct.pack(">ii", FRAME_SIZE_MAX_BYTES + 1, 1), "out of range"),
+        (struct.pack(">ii", FRAME_SIZE_MAX_BYTES + 1, 3), "out of range"),
+        (struct.pack(">ii", (1 << 30) + 1, 2), "out of range"),
         (struct.pack(">ii", 6, 3), "unknown frame type 3"),
         (struct.pack(">ii", 6, -1), "unknown frame type -1"),
         (struct.pack(">ii", 29, 2), "message frame of 29 bytes is shorter than 30"),
@@ -149,6 +153,26 @@ def test_only_the_documented_error_escapes(pieces: list[bytes]) -> None:
 def test_violations_are_told_before_their_data_comes(raw: bytes, text: str) -> None:
     with pytest.raises(ProtocolError, match=text):
         FrameDecoder().receive(encode_frame(RESPONSE, b"OK") + raw)
+
+
+@pytest.mark.parametrize("step", [1, 7, 30, 33, 34, 35, 64, 1 << 20])
+def test_a_message_that_is_too_large_is_passed_over(step: int) -> None:
+    small = encode_frame(MESSAGE, encode_payload(1, 1, ID, b"small"))
+    large = encode_frame(MESSAGE, encode_payload(2, 7, b"too large a body", bytes(5000)))
+    raw = small + large + small + large
+    decoder = FrameDecoder(frame_size_max_bytes=1000)
+    events = []
+    for at in range(0, len(raw), step):
+        events += decoder.receive(raw[at : at + step])
+        assert decoder.unfinished_bytes < 1100, "its body is not kept"
+    found = [event for event in events if isinstance(event, Oversized)]
+    bodies = [body for event in events if isinstance(event, Messages) for body in event.bodies]
+    if step < len(raw):
+        assert found == [Oversized(b"too large a body", 7, 5000)] * 2
+        assert bodies == [b"small"] * 2
+    else:
+        # What came whole in one read is held already: it is a message like any other.
+        assert [len(body) for body in bodies] == [5, 5000, 5, 5000]
 
 
 def test_a_large_frame_that_trickles_is_not_copied_each_time() -> None:

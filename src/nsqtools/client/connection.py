@@ -28,6 +28,7 @@ from nsqtools.wire.frames import (
     HEARTBEAT,
     OK,
     FrameDecoder,
+    Oversized,
     Response,
 )
 from nsqtools.wire.identify import (
@@ -65,6 +66,9 @@ class Receiver(Protocol):
 
     def messages_received(self, connection: Connection, messages: Messages) -> None:
         """Messages, in the order they came."""
+
+    def oversized_received(self, connection: Connection, message: Oversized) -> None:
+        """A message that is larger than FRAME_SIZE_MAX_BYTES; its body was passed over."""
 
     def response_received(self, connection: Connection, data: bytes) -> None:
         """A response frame that is neither a heartbeat nor part of the handshake."""
@@ -258,6 +262,8 @@ class Connection(asyncio.BufferedProtocol):
             if isinstance(event, Messages):
                 event.nsqd = self.address
                 self._receiver.messages_received(self, event)
+            elif isinstance(event, Oversized):
+                self._receiver.oversized_received(self, event)
             elif isinstance(event, Response) and event.data == HEARTBEAT:
                 self.send(commands.NOP)
             elif not self._established:

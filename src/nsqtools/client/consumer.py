@@ -26,7 +26,7 @@ from nsqtools.client.rdy import CHANGE_MIN, PROBE_S, LowRdyTiming, share_rdy
 from nsqtools.client.subscription import Subscription
 from nsqtools.errors import ConnectionFailed, NsqToolsError, OptionsError
 from nsqtools.wire import commands
-from nsqtools.wire.frames import CLOSE_WAIT, OK
+from nsqtools.wire.frames import CLOSE_WAIT, FRAME_SIZE_MAX_BYTES, OK
 from nsqtools.wire.names import is_valid_name
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from nsqtools.client.connection import Connection
     from nsqtools.client.options import ConsumerOptions
     from nsqtools.errors import ServerError
+    from nsqtools.wire.frames import Oversized
     from nsqtools.wire.messages import Messages
 
 log = logging.getLogger("nsqtools.client")
@@ -45,6 +46,8 @@ log = logging.getLogger("nsqtools.client")
 TOUCH_INTERVAL_S = 0.2
 # How soon RDY is shared anew when some nsqd may send nothing more.
 SHARE_AGAIN_S = 0.1
+# How long nsqd keeps a message that is larger than what is accepted, before it sends it again.
+OVERSIZED_DELAY_MS = 900_000
 # The part that the newest batch has in what a message is taken to cost.
 _COST_WEIGHT = 0.1
 
@@ -251,6 +254,19 @@ class Consumer:
             and now_s - self._shared_s >= SHARE_AGAIN_S
         ):
             self._share()
+
+    def oversized_received(self, connection: Connection, message: Oversized) -> None:
+        """Back it goes, to come again much later: there may be another consumer that takes it."""
+        self.counts["oversized"] += 1
+        log.error(
+            "a message is too large and was left with nsqd %s id=%s attempts=%d bytes=%d max=%d",
+            self._place(connection.address),
+            message.id.decode("latin-1"),
+            message.attempts,
+            message.size_bytes,
+            FRAME_SIZE_MAX_BYTES,
+        )
+        connection.send(commands.req([message.id], OVERSIZED_DELAY_MS))
 
     def response_received(self, connection: Connection, data: bytes) -> None:
         subscription = self._subscriptions.get(connection)

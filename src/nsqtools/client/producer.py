@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from nsqtools.client.connection import Connection
     from nsqtools.client.options import ProducerOptions
+    from nsqtools.wire.frames import Oversized
     from nsqtools.wire.messages import Messages
 
 # For answers, which are short.
@@ -127,6 +128,10 @@ class Producer:
     def messages_received(self, connection: Connection, messages: Messages) -> None:
         """A producer is subscribed to nothing."""
         connection.abort(ConnectionFailed(self.address, f"{len(messages)} unexpected messages"))
+
+    def oversized_received(self, connection: Connection, message: Oversized) -> None:
+        """The same."""
+        connection.abort(ConnectionFailed(self.address, "an unexpected message"))
 
     def response_received(self, connection: Connection, data: bytes) -> None:
         if self._unanswered:

@@ -18,7 +18,13 @@ from typing import NamedTuple
 from nsqtools.errors import ProtocolError, ServerError
 from nsqtools.wire.buffering import Tail
 from nsqtools.wire.cutting import same_in_run
-from nsqtools.wire.messages import FRAME_HEADER_BYTES, PAYLOAD_HEADER_BYTES, Messages, Span
+from nsqtools.wire.messages import (
+    FRAME_HEADER_BYTES,
+    PAYLOAD_HEADER,
+    PAYLOAD_HEADER_BYTES,
+    Messages,
+    Span,
+)
 
 RESPONSE = 0
 ERROR = 1
@@ -35,6 +41,10 @@ FRAME_SIZE_MAX_BYTES = 64 << 20
 _HEADER = struct.Struct(">ii")
 _SIZE_FIELD_BYTES = 4
 _MESSAGE_SIZE_MIN = 4 + PAYLOAD_HEADER_BYTES
+# How much of a message that is too large has to be there to know which one it is.
+_OVERSIZED_NEEDS = FRAME_HEADER_BYTES + PAYLOAD_HEADER_BYTES
+# Nobody's messages are as large as that: it is a stream gone wrong.
+_PASSED_OVER_MAX = 1 << 30
 _RUN_MIN = 16
 _RUN_MAX = 1024
 # Messages that go header by header after a run that did not hold.
@@ -47,7 +57,16 @@ class Response(NamedTuple):
     data: bytes
 
 
-Event = Messages | Response | ServerError
+class Oversized(NamedTuple):
+    """A message of more than a client accepts: its body was passed over, not kept."""
+
+    id: bytes
+    attempts: int
+    size_bytes: int
+    """Of the body."""
+
+
+Event = Messages | Response | ServerError | Oversized
 
 
 def encode_frame(frame_type: int, data: bytes) -> bytes:
@@ -74,6 +93,7 @@ class FrameDecoder:
         self._tail = Tail()
         self._run = _RUN_MIN
         self._pause = 0
+        self._skip_bytes = 0
         self._failed: ProtocolError | None = None
 
     @property
@@ -84,10 +104,17 @@ class FrameDecoder:
     def receive(self, data: bytes | memoryview) -> list[Event]:
         """The events that `data` completes, in order; neighbouring messages are one event.
 
-        Raises ProtocolError for an impossible size or an unknown frame type.
+        A message of more than the client accepts is passed over, in bounded memory. Raises
+        ProtocolError for an impossible size or an unknown frame type.
         """
         if self._failed is not None:
             raise self._failed
+        if self._skip_bytes:
+            skipped = min(self._skip_bytes, len(data))
+            self._skip_bytes -= skipped
+            data = data[skipped:]
+            if not data:
+                return []
         joined = self._tail.join(data)
         return [] if joined is None else self._decode(joined)
 
@@ -103,12 +130,18 @@ class FrameDecoder:
             following = position + _SIZE_FIELD_BYTES + size
             if frame_type != MESSAGE or size < _MESSAGE_SIZE_MIN or following > end:
                 self._check(size, frame_type)
-                if following > end:
+                too_large = size > self._frame_size_max
+                if following > end and not (too_large and end - position >= _OVERSIZED_NEEDS):
                     break
                 _gather(events, parts, payloads)
                 parts, payloads = [], []
-                events.append(_other(frame_type, data[position + FRAME_HEADER_BYTES : following]))
-                position = following
+                if too_large:
+                    events.append(_oversized(data, position, size))
+                    self._skip_bytes = max(0, following - end)
+                else:
+                    content = data[position + FRAME_HEADER_BYTES : following]
+                    events.append(_other(frame_type, content))
+                position = min(following, end)
             elif size == last_size and not self._pause:
                 run = self._find_run(data, position, _SIZE_FIELD_BYTES + size)
                 parts += (payloads, run) if payloads else (run,)
@@ -138,7 +171,8 @@ class FrameDecoder:
         return Span(data, start, stride, 1)
 
     def _check(self, size: int, frame_type: int) -> None:
-        if not _SIZE_FIELD_BYTES <= size <= self._frame_size_max:
+        size_max = _PASSED_OVER_MAX if frame_type == MESSAGE else self._frame_size_max
+        if not _SIZE_FIELD_BYTES <= size <= size_max:
             self._fail(f"frame size {size} out of range {_SIZE_FIELD_BYTES}-{self._frame_size_max}")
         if frame_type not in (RESPONSE, ERROR, MESSAGE):
             self._fail(f"unknown frame type {frame_type}")
@@ -153,7 +187,9 @@ class FrameDecoder:
         rest = data[position:]
         need = FRAME_HEADER_BYTES
         if len(rest) >= _SIZE_FIELD_BYTES:
-            need = max(need, _SIZE_FIELD_BYTES + int.from_bytes(rest[:4], "big", signed=True))
+            size = int.from_bytes(rest[:4], "big", signed=True)
+            whole = _SIZE_FIELD_BYTES + size
+            need = max(need, _OVERSIZED_NEEDS if size > self._frame_size_max else whole)
         self._tail.keep(rest, need)
 
 
@@ -163,6 +199,12 @@ def _gather(events: list[Event], parts: list[Span | list[bytes]], payloads: list
         parts.append(payloads)
     if parts:
         events.append(Messages([], parts))
+
+
+def _oversized(data: bytes, position: int, size: int) -> Oversized:
+    _, attempts, message_id = PAYLOAD_HEADER.unpack_from(data, position + FRAME_HEADER_BYTES)
+    body_bytes = size - _SIZE_FIELD_BYTES - PAYLOAD_HEADER_BYTES
+    return Oversized(message_id, attempts, body_bytes)
 
 
 def _other(frame_type: int, data: bytes) -> Response | ServerError:
