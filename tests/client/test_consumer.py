@@ -3,74 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
 
 import pytest
+from tests.client.helpers import consumer_of, ids, receive
 from tests.support.clients import consumer_options, until
-from tests.support.lookupd import UNKNOWN, listing, lookupds
 from tests.support.nsqd import PATIENCE_S
 from tests.support.peer import Peer, fins, frame, ids_of, message, messages
 
 from nsqtools.client import consumer as consumer_module
-from nsqtools.client import handlers
 from nsqtools.client.connection import Connection
 from nsqtools.client.consumer import Consumer, settle_all
 from nsqtools.client.memory import ConsumerMemory
 from nsqtools.errors import NotSettled, OptionsError
 from nsqtools.wire.frames import FrameDecoder
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
-
-    from tests.support.peer import PeerConnection
-
-    from nsqtools.client.batch import Batch, Message
-
-# The consumer comes back at once, so that a test need not wait.
-SOON = {"lookupd_poll_interval": "10ms"}
-
-
-def consumer_of(
-    *peers: Peer,
-    max_in_flight: int = 100,
-    lookupd: Iterable[str] = (),
-    memory: ConsumerMemory | None = None,
-    **settings: str,
-) -> Consumer:
-    return Consumer(
-        "t",
-        "c",
-        consumer_options(max_in_flight, **(SOON | settings)),
-        nsqd_addresses=[peer.address for peer in peers],
-        lookupd_addresses=lookupd,
-        memory=memory,
-    )
-
-
-@pytest.fixture
-async def peer() -> AsyncIterator[Peer]:
-    async with Peer() as peer:
-        yield peer
-
-
-def bodies(batches: Iterable[Batch]) -> list[bytes]:
-    return [body for batch in batches for body in batch.messages.bodies]
-
-
-def ids(batches: Iterable[Batch]) -> list[bytes]:
-    return [message_id for batch in batches for message_id in batch.messages.ids]
-
-
-async def receive(consumer: Consumer, count: int) -> list[Batch]:
-    """So many messages, in the batches in which they come."""
-    batches: list[Batch] = []
-    async with asyncio.timeout(PATIENCE_S):
-        while sum(map(len, batches)) < count:
-            batches += await consumer.receive()
-    return batches
-
 
 # The conversation
 
@@ -447,180 +393,6 @@ async def test_a_connection_that_is_lost_while_stopping_is_not_made_again(peer: 
 
 
 # Discovery
-
-
-async def test_answers_of_all_lookupds_are_merged() -> None:
-    async with (
-        Peer() as one,
-        Peer() as two,
-        Peer() as dead_port,
-        lookupds(
-            listing(("127.0.0.1", one.port)), listing(("127.0.0.1", two.port)), UNKNOWN
-        ) as fakes,
-    ):
-        addresses = [*(fake.address for fake in fakes), dead_port.address]
-        async with consumer_of(lookupd=addresses):
-            first, second = await one.subscribed(), await two.subscribed()
-            assert await last_rdy(first) == b"RDY 50"
-            assert await last_rdy(second) == b"RDY 50"
-
-
-async def last_rdy(nsqd: PeerConnection) -> bytes:
-    return (await nsqd.rest_until_quiet())[-1]
-
-
-async def test_an_nsqd_that_is_no_longer_listed_is_not_called_again(peer: Peer) -> None:
-    async with (
-        lookupds(listing(("127.0.0.1", peer.port))) as (fake,),
-        consumer_of(lookupd=[fake.address]) as consumer,
-    ):
-        nsqd = await peer.subscribed()
-        await nsqd.expect(b"RDY 100")
-        fake.answer = UNKNOWN
-        asked = len(fake.asked)
-        await until(lambda: len(fake.asked) >= asked + 2)
-        nsqd.send(messages(1))
-        await receive(consumer, 1)  # what is connected stays
-        nsqd.cut()
-        await until(lambda: not consumer.connections)
-        asked = len(fake.asked)
-        await until(lambda: len(fake.asked) >= asked + 3)
-        assert not peer.has_waiting
-        fake.answer = listing(("127.0.0.1", peer.port))
-        await peer.subscribed()
-
-
-@pytest.mark.parametrize("turn", range(3))
-async def test_a_lost_nsqd_is_called_again_only_when_lookupd_could_say_no(
-    turn: int, peer: Peer
-) -> None:
-    """Calling it at once would make a topic anew that has just been deleted."""
-    async with (
-        lookupds(listing(("127.0.0.1", peer.port))) as (fake,),
-        consumer_of(lookupd=[fake.address], lookupd_poll_interval="200ms") as consumer,
-    ):
-        nsqd = await peer.subscribed()
-        asked = len(fake.asked)
-        await until(lambda: len(fake.asked) > asked + turn)
-        fake.answer = UNKNOWN
-        nsqd.cut()
-        await until(lambda: not consumer.connections)
-        asked = len(fake.asked)
-        await until(lambda: len(fake.asked) >= asked + 4)
-        assert not peer.has_waiting
-
-
-async def test_a_lookupd_that_lists_nonsense_does_not_stop_the_others(peer: Peer) -> None:
-    answer = listing(("a" * 70, 4150), ("127.0.0.1", peer.port))
-    async with lookupds(answer) as (fake,), consumer_of(lookupd=[fake.address]):
-        await (await peer.subscribed()).expect(b"RDY 100")
-
-
-# One by one
-
-
-async def test_messages_one_by_one(peer: Peer) -> None:
-    async with consumer_of(peer) as consumer:
-        nsqd = await peer.subscribed()
-        await nsqd.expect(b"RDY 100")
-        nsqd.send(messages(1, 2, 3))
-        seen: list[bytes] = []
-        async for one in consumer:
-            seen.append(one.id)
-            one.touch()
-            one.finish()
-            if len(seen) == 3:
-                break
-        assert seen == ids_of([1, 2, 3])
-        for message_id in seen:
-            await nsqd.expect(b"TOUCH " + message_id, b"FIN " + message_id)
-
-
-async def test_handlers_finish_what_they_do_and_requeue_what_fails(peer: Peer) -> None:
-    attempts: Counter[bytes] = Counter()
-
-    async def handle(one: Message) -> None:
-        attempts[one.id] += 1
-        if one.id == ids_of([2])[0]:
-            raise ValueError("cannot")
-
-    async with consumer_of(peer, default_requeue_delay="2s") as consumer:
-        running = asyncio.create_task(handlers.handle(consumer, handle, concurrency=2))
-        nsqd = await peer.subscribed()
-        await nsqd.expect(b"RDY 100")
-        nsqd.send(message(1) + message(2, attempts=3) + message(3))
-        told = sorted([await nsqd.command() for _ in range(3)])
-        assert told == [*fins(1, 3), b"REQ %b 6000" % ids_of([2])[0]]
-        assert consumer.counts["handler_failed"] == 1
-        stopping = asyncio.create_task(consumer.stop(PATIENCE_S))
-        await nsqd.expect(b"CLS")
-        nsqd.respond(b"CLOSE_WAIT")
-        assert await stopping
-        await running
-
-
-async def test_a_row_of_failures_backs_off_and_one_success_ends_it(peer: Peer) -> None:
-    works = False
-
-    async def handle(_: Message) -> None:
-        if not works:
-            raise ValueError("cannot")
-
-    consumer = consumer_of(peer, backoff_multiplier="10ms", default_requeue_delay="0s")
-    async with consumer:
-        running = asyncio.create_task(handlers.handle(consumer, handle))
-        nsqd = await peer.subscribed()
-        await nsqd.expect(b"RDY 100")
-        nsqd.send(messages(1, 2))
-        await nsqd.expect(*[b"REQ %b 0" % one for one in ids_of([1, 2])], b"RDY 0")
-        works = True
-        await nsqd.expect(b"RDY 1")
-        nsqd.send(messages(3))
-        await nsqd.expect(*fins(3), b"RDY 100")
-        running.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await running
-
-
-async def test_giving_up_has_to_be_asked_for(peer: Peer) -> None:
-    handled: list[int] = []
-
-    async def handle(one: Message) -> None:
-        handled.append(one.attempts)
-
-    async with consumer_of(peer, max_attempts="5") as consumer:
-        running = asyncio.create_task(handlers.handle(consumer, handle))
-        nsqd = await peer.subscribed()
-        await nsqd.expect(b"RDY 100")
-        nsqd.send(message(1, attempts=5) + message(2, attempts=6))
-        await nsqd.expect(*fins(1, 2))
-        assert handled == [5]
-        assert consumer.counts["given_up"] == 1
-        running.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await running
-    assert consumer_options().max_attempts == 0
-
-
-async def test_a_handler_whose_connection_went_away_fails_nobody_else(peer: Peer) -> None:
-    async def handle(one: Message) -> None:
-        if one.id == ids_of([1])[0]:
-            nsqd.cut()
-            await until(lambda: not consumer.connections)
-
-    async with consumer_of(peer) as consumer:
-        running = asyncio.create_task(handlers.handle(consumer, handle))
-        nsqd = await peer.subscribed()
-        await nsqd.expect(b"RDY 100")
-        nsqd.send(messages(1))
-        again = await peer.subscribed()
-        await again.expect(b"RDY 100")
-        again.send(messages(2))
-        await again.expect(*fins(2))
-        assert consumer.counts["not_settled"] == 1
-        running.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await running
 
 
 # Waiting

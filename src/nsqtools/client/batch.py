@@ -146,12 +146,23 @@ class Batch:
 
         Those that were settled before are passed over.
         """
+        unsettled, count = self._close(ids)
+        return self._send(unsettled, encode, count)
+
+    def let_go_some(self, ids: Sequence[bytes]) -> None:
+        """Forget some of them unsettled, when the connection is gone."""
+        self._close(ids)
+        if not self.unsettled:
+            self.subscription.release(self)
+
+    def _close(self, ids: Sequence[bytes]) -> tuple[list[bytes], int]:
+        """Those of the ids that were open, and how many messages they are."""
         if self._open is None:
             self._open = Counter(self.messages.ids)
         unsettled = [one for one in ids if one in self._open]
         count = sum(self._open.pop(one) for one in unsettled)
         self.unsettled -= count
-        return self._send(unsettled, encode, count)
+        return unsettled, count
 
     def settle_one(self, message_id: bytes, encode: Encode) -> None:
         """FIN or REQ of one message. Raises NotSettled when that cannot be."""
@@ -213,7 +224,7 @@ class Part:
 
     def let_go(self) -> None:
         """Forget them unsettled, when the connection is gone."""
-        self.finish()
+        self.batch.let_go_some(self.messages.ids)
 
 
 def cost_bytes(messages: Messages) -> int:
