@@ -13,11 +13,13 @@ import importlib
 import os
 import shutil
 import sys
+import threading
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from nsqtools.ending import INTERRUPTED
 from nsqtools.errors import NsqToolsError, OptionsError
 from nsqtools.options import help_text, load_parsed, options_of, parse_arguments
 
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
     from nsqtools.cli.base import Program
 
 FAILED = 1
-INTERRUPTED = 130
+# How long the last words of a process that is ended hard may take: a log that nobody reads blocks.
+LAST_WORDS_S = 1.0
 # The one table of exit codes. The codes of errors are those of their classes in errors.py.
 EXIT_STATUS = {
     0: "done, or stopped by SIGTERM or SIGINT with nothing left to do",
@@ -36,7 +39,7 @@ EXIT_STATUS = {
     3: "a connection failed, or a peer broke the protocol",
     4: "an archive is damaged or cannot be read",
     5: "a disk or folder refused",
-    INTERRUPTED: "interrupted before it could stop in order",
+    INTERRUPTED: "interrupted, or cut short, before it could stop in order",
 }
 # glibc gives threads arenas of their own, and what is free in one no other thread uses: an archiver
 # with a thread for each of eight topics was half as large again.
@@ -135,6 +138,21 @@ def execute(program: Program, argv: Sequence[str]) -> int:
     except Exception as error:  # noqa: BLE001 - the outermost place: every error ends here
         return report(program, error)
     return result if isinstance(result, int) else 0
+
+
+def end_hard(program: Program) -> NoReturn:
+    """Ends the process although threads still work, with INTERRUPTED; says which."""
+
+    def last_words() -> None:
+        names = [one.name for one in threading.enumerate() if not one.daemon]
+        print(f"{program.name}: ended at once, not waiting for {', '.join(names)}", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+    speaker = threading.Thread(target=last_words, daemon=True)
+    speaker.start()
+    speaker.join(LAST_WORDS_S)
+    os._exit(INTERRUPTED)
 
 
 def report(program: Program, error: BaseException) -> int:

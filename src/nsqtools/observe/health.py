@@ -33,6 +33,10 @@ class Health:
         self._listeners: list[Callable[[], None]] = []
 
     @property
+    def is_started(self) -> bool:
+        return _SELF not in self._waits
+
+    @property
     def is_ready(self) -> bool:
         return not self._waits
 
