@@ -94,7 +94,7 @@ def test_as_a_module() -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.splitlines() == [
-        "nsq_to_file: --log-level is invalid",
+        "nsq_to_file: --log-level is invalid: should be one of debug, info, warn, error, fatal",
         "nsq_to_file: --nsqd-tcp-address or --lookupd-http-address required.",
         "hint: Read nsq_to_file --help.",
     ]

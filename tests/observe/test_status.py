@@ -16,7 +16,8 @@ from nsqtools.errors import ConnectionFailed
 from nsqtools.observe import page_server
 from nsqtools.observe.counters import Registry
 from nsqtools.observe.health import Health
-from nsqtools.observe.status import StatusOptions, StatusServer
+from nsqtools.observe.options import StatusOptions
+from nsqtools.observe.status import StatusServer
 from nsqtools.options import load
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ SHUTDOWN_TIMEOUT_S = 60.0
 
 async def run(options: NsqdOptions) -> int:
     """Serve until SIGTERM or SIGINT. Raises as `Broker` does when it cannot start."""
-    configure(options.log_level, options.log_prefix)
+    configure(options.log_level, options.log_prefix, log_format=options.log_format)
     async with Lifecycle(SHUTDOWN_TIMEOUT_S) as life:
         async with Broker(options) as broker:
             life.ready(f"listening on {options.tcp_address}")

@@ -13,12 +13,12 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from nsqtools.observe.options import LogOptions
 from nsqtools.options import (
     ADDRESS,
     BOOL,
     HOST,
     LISTEN_ADDRESS,
-    LOG_LEVEL,
     PATH,
     TEXT,
     Address,
@@ -50,7 +50,7 @@ _BUFFERS = "Output buffers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NsqdOptions:
+class NsqdOptions(LogOptions):
     """One run of the broker. Times are in seconds, sizes in bytes."""
 
     tcp_address: str = option(
@@ -166,13 +166,7 @@ class NsqdOptions:
         _DURATION, default="250ms", help="for clients that ask for none", group=_BUFFERS
     )
 
-    log_level: str = option(
-        LOG_LEVEL,
-        default="info",
-        help="debug, info, warn, error or fatal",
-        problem="{flag} is invalid",
-    )
-    log_prefix: str = option(TEXT, default="[nsqd] ", help="begin log lines with this")
+    log_prefix: str = option(TEXT, default="[nsqd] ", help="begin text log lines with this")
 
     @property
     def effective_broadcast_address(self) -> str:

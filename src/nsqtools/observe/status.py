@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -26,7 +25,7 @@ from nsqtools.observe.counters import EXPOSITION_TYPE, exposition
 from nsqtools.observe.health import shown
 from nsqtools.observe.log import get_log
 from nsqtools.observe.page import JSON, METHODS, PLAIN, Page
-from nsqtools.options import Address, join_address, option, split_address
+from nsqtools.options import join_address, split_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -39,18 +38,6 @@ log = get_log("status")
 
 # An answer under way gets this long when the run ends.
 STOP_TIMEOUT_S = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)  # without slots: a program has several such bases
-class StatusOptions:
-    """The option of every program that runs for long."""
-
-    status_address: str = option(
-        Address(listen=True, empty=True, unix=True),
-        default="",
-        help="serve /metrics, /health, /ready and /status here, such as 127.0.0.1:4155, or at the"
-        " path of a socket; default: nowhere",
-    )
 
 
 class StatusServer:

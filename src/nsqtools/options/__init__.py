@@ -31,6 +31,7 @@ from nsqtools.options.kinds import (
     render_duration,
 )
 from nsqtools.options.load import load, load_parsed, load_settings
+from nsqtools.options.masking import mask_passwords
 from nsqtools.options.network import (
     ADDRESS,
     HOST,
@@ -75,6 +76,7 @@ __all__ = [
     "load",
     "load_parsed",
     "load_settings",
+    "mask_passwords",
     "option",
     "options_of",
     "parse_arguments",

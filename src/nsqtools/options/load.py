@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from nsqtools.errors import OptionsError
 from nsqtools.options.arguments import CONFIG, Arguments, nearest, parse_arguments
 from nsqtools.options.fields import Option, checks_of, options_of
-from nsqtools.options.kinds import OutOfRange, Setting
+from nsqtools.options.kinds import Choice, OutOfRange, Setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -127,6 +127,8 @@ class _Loader:
             return read(given)
         except OutOfRange as error:
             own = made.problem.format(flag=f"--{made.flag}", value=given)
+            if own and isinstance(made.kind, Choice):
+                own += f": {error}"  # NSQ's words do not say what would be right
             place = f" (from {source})" if own and source else ""
             self._fail(made, own + place if own else describe(made, given, source, error))
         except ValueError as error:

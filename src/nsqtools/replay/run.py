@@ -53,7 +53,7 @@ async def run(options: FileToNsqOptions) -> int:
     refused, or 130 when a signal ended it early. Raises OptionsError for a name that is no file, and
     a group with a ServerError when nsqd refuses the topic; what became of the records is told first.
     """
-    configure(options.log_level, options.log_prefix)
+    configure(options.log_level, options.log_prefix, log_format=options.log_format)
     sources = find_sources(options.files)
     clock = SystemClock()
     async with Lifecycle(options.shutdown_timeout_s) as life:
@@ -67,7 +67,12 @@ async def run(options: FileToNsqOptions) -> int:
         began_s = clock.monotonic()
         with Interrupt() as interrupt:
             progress = progress_for(options.progress, sources)
-            configure(options.log_level, options.log_prefix, stream=progress.log_stream)
+            configure(
+                options.log_level,
+                options.log_prefix,
+                log_format=options.log_format,
+                stream=progress.log_stream,
+            )
             replay = Replay(options, player, progress, clock, interrupt)
             try:
                 async with player:
