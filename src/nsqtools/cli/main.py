@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(overview(), end="")
     else:
         from nsqtools.options.arguments import nearest
-        from nsqtools.options.load import quoted
+        from nsqtools.options.shown import quoted
 
         near = nearest(name, PROGRAMS, prefix="")
         print(f"nsqtools: no program {quoted(name)}{near}", file=sys.stderr)

@@ -16,7 +16,6 @@ from nsqtools.options.kinds import (
     LOG_LEVEL,
     NAME_VALUE,
     PATH,
-    REGEX,
     SECRET,
     SIZE,
     TEXT,
@@ -31,7 +30,6 @@ from nsqtools.options.kinds import (
     render_duration,
 )
 from nsqtools.options.load import load, load_parsed, load_settings
-from nsqtools.options.masking import mask_passwords
 from nsqtools.options.network import (
     ADDRESS,
     HOST,
@@ -41,7 +39,9 @@ from nsqtools.options.network import (
     join_address,
     split_address,
 )
-from nsqtools.options.times import TIMESTAMP, parse_time_ns, render_time_ns
+from nsqtools.options.patterns import REGEX, Pattern
+from nsqtools.options.shown import mask_passwords, printable, quoted
+from nsqtools.options.times import STRFTIME, TIMESTAMP, parse_time_ns, render_time_ns
 
 __all__ = [
     "ADDRESS",
@@ -58,6 +58,7 @@ __all__ = [
     "REGEX",
     "SECRET",
     "SIZE",
+    "STRFTIME",
     "TEXT",
     "TIMESTAMP",
     "Address",
@@ -69,6 +70,7 @@ __all__ = [
     "Kind",
     "Option",
     "OutOfRange",
+    "Pattern",
     "Setting",
     "Size",
     "help_text",
@@ -81,6 +83,8 @@ __all__ = [
     "options_of",
     "parse_arguments",
     "parse_time_ns",
+    "printable",
+    "quoted",
     "render_duration",
     "render_time_ns",
     "repeated",

@@ -10,6 +10,8 @@ import difflib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from nsqtools.options.shown import printable
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -65,7 +67,9 @@ def _take_flag(
     elif flag == _VERSION:
         found.wants_version = True
     elif made is None and flag != CONFIG:
-        found.problems.append(f"unknown flag {word.partition('=')[0]}{nearest(flag, known)}")
+        found.problems.append(
+            f"unknown flag {printable(word.partition('=')[0])}{nearest(flag, known)}"
+        )
         _skip_value(equals, rest)
     elif made is not None and made.is_secret:
         found.problems.append(

@@ -9,7 +9,6 @@ syntax of durations and booleans is kept, because NSQ's users have it in their s
 from __future__ import annotations
 
 import re
-import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -344,25 +343,6 @@ class FilePath(Kind[Path]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Regex(Kind[re.Pattern[str]]):
-    """A regular expression, compiled once."""
-
-    metavar: str = "REGEX"
-
-    def parse(self, text: str) -> re.Pattern[str]:
-        try:
-            with warnings.catch_warnings():
-                # Python warns of patterns that may mean something else one day; Go does not.
-                warnings.simplefilter("ignore")
-                return re.compile(text)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise ValueError(f"not a regular expression: {error}") from error
-
-    def render(self, value: re.Pattern[str]) -> str:
-        return value.pattern
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
     """A named setting as NSQ's `name,value` flags give it; the value may be a secret."""
 
@@ -396,7 +376,6 @@ INT = Int()
 LOG_LEVEL = LogLevel()
 NAME_VALUE = NameValue()
 PATH = FilePath()
-REGEX = Regex()
 SECRET = Secret()
 SIZE = Size()
 TEXT = Text()

@@ -32,6 +32,7 @@ from nsqtools.options import (
     REGEX,
     SECRET,
     SIZE,
+    STRFTIME,
     TEXT,
     Choice,
     Duration,
@@ -42,11 +43,10 @@ from nsqtools.options import (
 )
 
 if TYPE_CHECKING:
-    import re
     from collections.abc import Iterator
     from pathlib import Path
 
-    from nsqtools.options import Setting
+    from nsqtools.options import Pattern, Setting
 
 RecordFormat = Literal["lines", "jsonl", "framed"]
 Compression = Literal["none", "gzip", "zstd"]
@@ -67,13 +67,13 @@ class NsqToFileOptions:
     """One run of nsq_to_file. Times are in seconds, sizes in bytes."""
 
     topic: tuple[str, ...] = repeated(TOPIC, help="topic to archive", group=_WHAT)
-    topic_pattern: re.Pattern[str] | None = option(
+    topic_pattern: Pattern | None = option(
         REGEX,
         help="archive only topics in which this is found; without --topic, of all that nsqlookupd"
         " knows",
         group=_WHAT,
     )
-    topic_exclude: re.Pattern[str] | None = option(
+    topic_exclude: Pattern | None = option(
         REGEX, help="leave out topics in which this is found", group=_WHAT
     )
     topic_refresh_s: float = option(
@@ -135,7 +135,7 @@ class NsqToFileOptions:
         group=_FILES,
     )
     datetime_format: str = option(
-        TEXT, default="%Y-%m-%d_%H", help="strftime format of <DATETIME>", group=_FILES
+        STRFTIME, default="%Y-%m-%d_%H", help="strftime format of <DATETIME>", group=_FILES
     )
     utc: bool = option(
         BOOL, default="false", help="<DATETIME> in UTC instead of local time", group=_FILES
