@@ -17,9 +17,9 @@ from nsqtools.observe.options import LogOptions
 from nsqtools.options import (
     ADDRESS,
     BOOL,
+    FOLDER,
     HOST,
     LISTEN_ADDRESS,
-    PATH,
     TEXT,
     Address,
     Duration,
@@ -87,7 +87,7 @@ class NsqdOptions(LogOptions):
     )
 
     data_path: Path = option(
-        PATH, default=".", help="existing folder for topics and channels", group=_STORAGE
+        FOLDER, default=".", help="existing folder for topics and channels", group=_STORAGE
     )
     mem_queue_size: int = option(
         Int(minimum=0),

@@ -2,7 +2,7 @@
 
 `run` never sees click: it gets its options and returns an exit code. Options are collected by
 our own parser, so that all mistakes can be told at once; click keeps the command, its context and
-the usage plumbing.
+the completion of words in a shell.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import traceback
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+import click.shell_completion
 
+from nsqtools.cli.parameters import parameters_of
 from nsqtools.ending import INTERRUPTED
 from nsqtools.errors import NsqToolsError, OptionsError
 from nsqtools.options import help_text, load_parsed, options_of, parse_arguments
@@ -52,11 +54,20 @@ class OptionsCommand(click.Command):
     """A program's command, which leaves the reading of flags to the options class."""
 
     def __init__(self, program: Program) -> None:
-        super().__init__(program.name, add_help_option=False, callback=self._run)
         self.program = program
         self.options_class: type[Any] = resolve(program.options)
+        super().__init__(
+            program.name,
+            add_help_option=False,
+            callback=self._run,
+            params=parameters_of(options_of(self.options_class)),
+            short_help=program.headline,
+            context_settings={"ignore_unknown_options": True},
+        )
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if ctx.resilient_parsing:  # a shell asks for words
+            return super().parse_args(ctx, args)
         options = options_of(self.options_class)
         arguments = parse_arguments(options, args, self.program.name)
         if arguments.wants_help:
@@ -69,6 +80,14 @@ class OptionsCommand(click.Command):
             self.options_class, self.program.name, arguments, os.environ
         )
         return []
+
+    def shell_complete(
+        self, ctx: click.Context, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem[Any]]:
+        """Flags as they are spelt here, unless Go's spelling was begun."""
+        found = super().shell_complete(ctx, incomplete)
+        begun = len(incomplete) > 1
+        return [item for item in found if begun or str(item.value).startswith("--")]
 
     def get_help(self, ctx: click.Context) -> str:
         return help_text(
@@ -89,6 +108,11 @@ def resolve(target: str) -> Any:
     """What `module:name` names."""
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def completion_variable(name: str) -> str:
+    """What a shell sets to be told words instead of running the program, as click names it."""
+    return f"_{name}_COMPLETE".upper()
 
 
 def tune_memory() -> None:
@@ -123,6 +147,8 @@ def run_on_loop(run: Callable[[Any], Awaitable[int]], options: object) -> int:
 
 def execute(program: Program, argv: Sequence[str]) -> int:
     """Runs a program and returns its exit code; what goes wrong is told on stderr."""
+    if completion_variable(program.name) in os.environ:
+        from nsqtools.cli import completion  # noqa: F401 - it tells click of our shells
     try:
         result = OptionsCommand(program).main(
             list(argv), prog_name=program.name, standalone_mode=False

@@ -330,8 +330,9 @@ class LogLevel(Choice[str]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilePath(Kind[Path]):
-    """A path; it is not opened here."""
+    """A path; it is not opened here. `folder` says that it should be one of a folder."""
 
+    folder: bool = False
     metavar: str = "PATH"
 
     def parse(self, text: str) -> Path:
@@ -372,6 +373,7 @@ class NameValue(Kind[Setting]):
 BOOL = Bool()
 DURATION = Duration()
 FLOAT = Float()
+FOLDER = FilePath(folder=True)
 INT = Int()
 LOG_LEVEL = LogLevel()
 NAME_VALUE = NameValue()

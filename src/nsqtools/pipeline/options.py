@@ -25,10 +25,10 @@ from nsqtools.errors import OptionsError
 from nsqtools.options import (
     ADDRESS,
     BOOL,
+    FOLDER,
     HTTP_ADDRESS,
     LOG_LEVEL,
     NAME_VALUE,
-    PATH,
     REGEX,
     SECRET,
     SIZE,
@@ -124,9 +124,9 @@ class NsqToFileOptions:
         problem=_SHOULD_BE_POSITIVE,
     )
 
-    output_dir: Path = option(PATH, default="/tmp", help="where finished files go", group=_FILES)  # noqa: S108
+    output_dir: Path = option(FOLDER, default="/tmp", help="where finished files go", group=_FILES)  # noqa: S108
     work_dir: Path | None = option(
-        PATH, help="where unfinished files are; default: the output folder", group=_FILES
+        FOLDER, help="where unfinished files are; default: the output folder", group=_FILES
     )
     filename_format: str = option(
         TEXT,
