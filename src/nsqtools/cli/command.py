@@ -43,6 +43,8 @@ EXIT_STATUS = {
     5: "a disk or folder refused",
     INTERRUPTED: "interrupted, or cut short, before it could stop in order",
 }
+# What does not mend itself: a service manager should not try again (systemd/).
+PERMANENT = frozenset({2, 4})
 # glibc gives threads arenas of their own, and what is free in one no other thread uses: an archiver
 # with a thread for each of eight topics was half as large again.
 _M_ARENA_MAX = -8

@@ -51,7 +51,7 @@ def print_completion(words: Sequence[str]) -> None:
         refuse(
             f"name one shell of {', '.join(SHELLS)}",
             'In ~/.bashrc: eval "$(nsqtools completion bash)"; in ~/.zshrc the same with zsh; in fish:'
-            " nsqtools completion fish > ~/.config/fish/completions/nsqtools.fish",
+            " nsqtools completion fish > ~/.config/fish/conf.d/nsqtools.fish",
         )
     own = [program for program in PROGRAMS.values() if not program.command]
     print(script(words[0], own), end="")
