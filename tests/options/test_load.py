@@ -344,3 +344,11 @@ def test_what_a_terminal_would_obey_is_escaped() -> None:
     with pytest.raises(OptionsError) as caught:
         load(WithWords, "t", ["--\x1b[2J", "x\x1b[2J"], {})
     assert all(problem.isprintable() for problem in caught.value.problems)
+
+
+@pytest.mark.parametrize(("argv", "environ"), [(["--nmae=n"], {}), ([], {"MY_TOOL_NAMES": "n"})])
+def test_what_only_follows_from_a_typing_mistake_is_not_told(
+    argv: list[str], environ: dict[str, str]
+) -> None:
+    (problem,) = problems(argv, environ)
+    assert "did you mean" in problem

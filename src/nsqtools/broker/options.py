@@ -13,7 +13,7 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nsqtools.observe.options import LogOptions
+from nsqtools.observe.options import LogOptions, StatusOptions
 from nsqtools.options import (
     ADDRESS,
     BOOL,
@@ -50,7 +50,7 @@ _BUFFERS = "Output buffers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NsqdOptions(LogOptions):
+class NsqdOptions(LogOptions, StatusOptions):
     """One run of the broker. Times are in seconds, sizes in bytes."""
 
     tcp_address: str = option(

@@ -105,6 +105,10 @@ class Family(Generic[C]):
         """Drops a child, for a gauge of something that is gone; unknown ones are passed over."""
         self._children.pop(tuple(values.get(name, "") for name in self.label_names), None)
 
+    def clear(self) -> None:
+        """Drops every child, for metrics that are read anew from somewhere."""
+        self._children.clear()
+
     def total(self) -> float:
         """The sum over all labels."""
         return sum(child.value for child in self._children.values())

@@ -22,10 +22,13 @@ class LogOptions:
     """How a program logs, but for its prefix."""
 
     log_level: str = option(
-        LOG_LEVEL, default="info", help="the least that is logged", problem="{flag} is invalid"
+        LOG_LEVEL,
+        default="info",
+        help="debug, info, warn, error or fatal: the least that is logged",
+        problem="{flag} is invalid",
     )
     log_format: LogFormat = option(
-        LOG_FORMAT, default="text", help="log lines as NSQ writes them, or a JSON object a line"
+        LOG_FORMAT, default="text", help="lines as NSQ writes them, or a JSON object a line"
     )
 
 

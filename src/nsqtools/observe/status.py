@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from nsqtools.errors import ConnectionFailed
+from nsqtools.observe import process
 from nsqtools.observe.counters import EXPOSITION_TYPE, exposition
 from nsqtools.observe.health import shown
 from nsqtools.observe.log import get_log
@@ -44,7 +45,8 @@ class StatusServer:
     """Serves the status of one run while its block is entered; does nothing for an empty address.
 
     Raises ConnectionFailed when it cannot listen. `status` gives what /status shows beside the health;
-    it is called for each request, and must not block or give secrets.
+    it is called for each request, and must not block or give secrets. `refresh` is called before each
+    page, for a program that does not tell its health by itself.
     """
 
     def __init__(
@@ -54,15 +56,18 @@ class StatusServer:
         health: Health,
         *,
         status: Callable[[], Mapping[str, Any]] = dict,
+        refresh: Callable[[], None] | None = None,
     ) -> None:
         self.port = 0
         self._address = address
         self._registry = registry
         self._health = health
         self._status = status
+        self._refresh = refresh
         self._listener: asyncio.AbstractServer | None = None
         self._server: PageServer | None = None
         self._add_gauges()
+        process.register(registry)
 
     async def __aenter__(self) -> Self:
         if self._address:
@@ -119,6 +124,8 @@ class StatusServer:
         if method not in METHODS:
             return Page(405, PLAIN, f"only {' and '.join(METHODS)}\n")
         try:
+            if self._refresh is not None:
+                self._refresh()
             return make()
         except Exception as error:  # noqa: BLE001 - a page that fails must not end the run
             log.error("status page failed", path=path, error=error)

@@ -51,6 +51,7 @@ def load_parsed(
     options = options_of(options_class)
     loader = _Loader(program)
     loader.problems += arguments.problems
+    loader.failed |= arguments.meant
     variable = variable_of(program, CONFIG)
     path = arguments.config or environ.get(variable)
     table = loader.read_file(path, options) if path else {}
@@ -82,11 +83,13 @@ class _Loader:
         """The file's table with aliases resolved; unknown keys are mistakes."""
         table = self._parse_file(path)
         keys = {alias: made.key for made in options for alias in (made.key, *made.aliases)}
+        flags = {made.key: made.flag for made in options}
         found: dict[str, Any] = {}
         for key, value in table.items():
             if key not in keys:
                 near = nearest(key, keys, prefix="")
                 self.problems.append(f"unknown key {printable(key)} in {path}{near}")
+                self.failed.update(flags[keys[meant]] for meant in get_close_matches(key, keys, 1))
             elif keys[key] in found:
                 self.problems.append(f"{keys[key]} is given twice in {path}")
             else:
@@ -110,18 +113,17 @@ class _Loader:
 
     def check_environment(self, options: Iterable[Option], environ: Mapping[str, str]) -> None:
         """Variables that are nearly those of options."""
-        known = {made.variable(self.program) for made in options if not made.positional}
         prefix = variable_of(self.program, "")
-        known.add(prefix + CONFIG.upper())
-        for name in sorted(set(environ) - known):
-            if not name.startswith(prefix) or not environ[name] or _LINK.search(name):
+        flags = {made.key.upper(): made.flag for made in options if not made.positional}
+        flags[CONFIG.upper()] = CONFIG
+        for variable in sorted(environ):
+            name = variable.removeprefix(prefix)
+            if name == variable or name in flags or not environ[variable] or _LINK.search(name):
                 continue
-            rests = [variable.removeprefix(prefix) for variable in known]
-            near = get_close_matches(name.removeprefix(prefix), rests, 1, _TYPO_LIKENESS)
-            if near:
-                self.problems.append(
-                    f"unknown variable {printable(name)}, did you mean {prefix}{near[0]}?"
-                )
+            for near in get_close_matches(name, flags, 1, _TYPO_LIKENESS):
+                shown = printable(variable)
+                self.problems.append(f"unknown variable {shown}, did you mean {prefix}{near}?")
+                self.failed.add(flags[near])
 
     def take_words(self, options: Iterable[Option], words: Sequence[str]) -> None:
         positional = next((made for made in options if made.positional), None)
@@ -171,8 +173,8 @@ class _Loader:
         self.failed.add(made.flag)
 
     def finish(self, options_class: type[T]) -> T:
-        """The options, or every problem; a check that names a flag which could not be read tells
-        of a consequence, not of a mistake, and is left out."""
+        """The options, or every problem; a check that names a flag which could not be read, or which
+        was misspelt, tells of a consequence, not of a mistake, and is left out."""
         defaults = {made.name for made in options_of(options_class) if made.flag in self.failed}
         options = options_class(
             **{name: value for name, value in self.values.items() if name not in defaults}
