@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from nsqtools import __version__
 from nsqtools.client.options import Name, ProducerOptions, producer_options
 from nsqtools.errors import OptionsError
-from nsqtools.observe.options import LogOptions
+from nsqtools.observe.options import LogOptions, StatusOptions
 from nsqtools.options import (
     ADDRESS,
     NAME_VALUE,
@@ -49,7 +49,7 @@ _PACE = "How fast"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FileToNsqOptions(LogOptions):
+class FileToNsqOptions(LogOptions, StatusOptions):
     """One run of file_to_nsq. Times are in seconds, points in time in ns, sizes in bytes."""
 
     files: tuple[str, ...] = repeated(

@@ -8,10 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
+from nsqtools import __version__
 from nsqtools.clock import SystemClock
 from nsqtools.errors import ArchiveError, NsqToolsError, StorageError
 from nsqtools.lifecycle import Lifecycle
+from nsqtools.observe.counters import Registry
 from nsqtools.observe.log import configure, get_log
+from nsqtools.observe.status import StatusServer
+from nsqtools.replay import metrics
 from nsqtools.replay.chunks import ChunkLimits, chunks, sort_out
 from nsqtools.replay.interrupt import Interrupt
 from nsqtools.replay.player import TOLD_MAX, Player
@@ -54,9 +58,18 @@ async def run(options: FileToNsqOptions) -> int:
     a group with a ServerError when nsqd refuses the topic; what became of the records is told first.
     """
     configure(options.log_level, options.log_prefix, log_format=options.log_format)
-    sources = find_sources(options.files)
     clock = SystemClock()
-    async with Lifecycle(options.shutdown_timeout_s) as life:
+    registry = Registry()
+    async with (
+        Lifecycle(options.shutdown_timeout_s) as life,
+        StatusServer(
+            options.status_address,
+            registry,
+            life.health,
+            status=lambda: {"program": "file_to_nsq", "version": __version__},
+        ),
+    ):
+        sources = find_sources(options.files)
         player = Player(
             options.topic,
             options.nsqd_tcp_address,
@@ -74,6 +87,7 @@ async def run(options: FileToNsqOptions) -> int:
                 stream=progress.log_stream,
             )
             replay = Replay(options, player, progress, clock, interrupt)
+            metrics.register(replay, registry)
             try:
                 async with player:
                     life.ready("replaying")
