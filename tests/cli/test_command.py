@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
+import logging
 import shlex
 import sys
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from nsqtools import errors
 from nsqtools.cli import demo, file_to_nsq, nsq_to_file, nsqd
 from nsqtools.cli.base import Program
 from nsqtools.cli.command import EXIT_STATUS, GC_THRESHOLD, execute, resolve
+from nsqtools.observe.log import configure
 from nsqtools.options import Int, load, option, options_of
 
 if TYPE_CHECKING:
@@ -120,6 +123,23 @@ def test_a_bug_comes_with_its_traceback(
     assert shown.startswith("sample: known\n")
     assert "Traceback" in shown
     assert shown.endswith("sample: unexpected ZeroDivisionError: odd\n")
+
+
+def test_errors_are_json_where_the_log_is(
+    program: Program, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = list(logging.getLogger().handlers)
+    try:
+        configure("info", "", log_format="json")
+        Scripted.error = ExceptionGroup("all", [errors.ArchiveError("known"), OSError("odd")])
+        assert execute(program, []) == 1
+    finally:
+        logging.getLogger().handlers[:] = before
+    found = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    messages = [line["message"] for line in found]
+    assert messages[0] == "sample: known"
+    assert "Traceback" in messages[1]
+    assert messages[-1] == "sample: unexpected OSError: odd"
 
 
 def test_wrong_options_stop_before_anything_runs(

@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 
-def complete(*words: str, name: str = "nsq_to_file") -> list[str]:
-    """What the program answers bash for the last of these words; begins with `plain,` and so on."""
+def complete(*words: str, name: str = "nsq_to_file", asked_by: str = "bash") -> list[str]:
+    """What the program answers a shell for the last of these words; bash's answers begin with `plain,`
+    and so on."""
     environ = {
         **os.environ,
-        f"_{name}_COMPLETE".upper(): "bash_complete",
+        f"_{name}_COMPLETE".upper(): f"{asked_by}_complete",
         "COMP_WORDS": "\n".join((name, *words)),
-        "COMP_CWORD": str(len(words)),
+        "COMP_CWORD": words[-1] if asked_by == "fish" else str(len(words)),
     }
     code = (
         "import sys; from nsqtools.cli import main, nsq_to_file, file_to_nsq as f; "
@@ -69,6 +70,13 @@ def complete(*words: str, name: str = "nsq_to_file") -> list[str]:
 )
 def test_words_of_a_program(words: tuple[str, ...], found: list[str]) -> None:
     assert complete(*words) == found
+
+
+def test_a_flag_and_its_value_in_one_word() -> None:
+    assert complete("--compress=z") == ["plain,--compress=zstd"]
+    assert complete("-compress=z", asked_by="zsh") == ["plain", "-compress=zstd", "_"]
+    assert complete("--compress=z", asked_by="fish") == ["plain,--compress=zstd"]
+    assert complete("--config=/et") == ["file,/et"]
 
 
 def test_every_flag_is_offered_once() -> None:

@@ -55,7 +55,8 @@ class Program:
         try:
             from nsqtools.cli.command import end_hard, execute  # click, and asyncio behind it
 
-            ending.arm(lambda: end_hard(self))
+            if self.ends_in_order:
+                ending.arm(lambda: end_hard(self))
             code = execute(self, words)
         except KeyboardInterrupt:  # one that came before `execute` could answer it
             code = ending.INTERRUPTED

@@ -173,7 +173,7 @@ def end_hard(program: Program) -> NoReturn:
 
     def last_words() -> None:
         names = [one.name for one in threading.enumerate() if not one.daemon]
-        print(f"{program.name}: ended at once, not waiting for {', '.join(names)}", file=sys.stderr)
+        tell(f"{program.name}: ended at once, not waiting for {', '.join(names)}")
         sys.stdout.flush()
         sys.stderr.flush()
 
@@ -189,13 +189,24 @@ def report(program: Program, error: BaseException) -> int:
     ours = [cause for cause in causes if isinstance(cause, NsqToolsError)]
     for cause in ours:
         for line in lines_of(cause, program):
-            print(line, file=sys.stderr)
+            tell(line)
     if len(ours) == len(causes):
         return max(cause.exit_code for cause in ours)
-    traceback.print_exception(error, file=sys.stderr)
+    for line in traceback.format_exception(error):
+        tell(line.rstrip("\n"))
     for bug in (cause for cause in causes if not isinstance(cause, NsqToolsError)):
-        print(f"{program.name}: unexpected {type(bug).__name__}: {bug}", file=sys.stderr)
+        tell(f"{program.name}: unexpected {type(bug).__name__}: {bug}")
     return FAILED
+
+
+def tell(line: str) -> None:
+    """Says something on stderr: as a line of the log where its lines are JSON, for who reads them."""
+    from nsqtools.observe.log import get_log, is_json
+
+    if is_json():
+        get_log().error(line)
+    else:
+        print(line, file=sys.stderr)
 
 
 def lines_of(error: NsqToolsError, program: Program) -> list[str]:

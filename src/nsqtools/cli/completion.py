@@ -6,11 +6,12 @@ so on) set; `nsqtools completion SHELL` prints what makes it ask.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import (
     BashComplete,
+    CompletionItem,
     FishComplete,
     ShellComplete,
     ZshComplete,
@@ -28,19 +29,36 @@ NAME = "nsqtools"
 COMMAND = "completion"
 
 
-class Bash(BashComplete):
-    """bash breaks words at `=`: `--flag=v` comes as three, of which click wants two."""
+class WholeWords(ShellComplete):
+    """Where `--flag=v` is one word to the shell, what is offered for it is the whole word, too."""
+
+    def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem[Any]]:
+        found = super().get_completions(args, incomplete)
+        flag, equals, _ = incomplete.partition("=")
+        if equals and flag.startswith("-"):
+            for item in found:
+                item.value = f"{flag}={item.value}" if item.type == "plain" else item.value
+        return found
+
+
+class Bash(WholeWords, BashComplete):
+    """bash breaks words at `=` unless it is told not to: then `--flag=v` comes as three, of which
+    click wants two."""
 
     def get_completion_args(self) -> tuple[list[str], str]:
         args, incomplete = super().get_completion_args()
         return [word for word in args if word != "="], incomplete
 
 
-SHELLS: Mapping[str, type[ShellComplete]] = {
-    "bash": Bash,
-    "zsh": ZshComplete,
-    "fish": FishComplete,
-}
+class Zsh(WholeWords, ZshComplete):
+    """zsh asks with whole words."""
+
+
+class Fish(WholeWords, FishComplete):
+    """fish asks with whole words."""
+
+
+SHELLS: Mapping[str, type[ShellComplete]] = {"bash": Bash, "zsh": Zsh, "fish": Fish}
 
 
 class Programs(click.Group):
@@ -76,4 +94,5 @@ def script(shell: str, programs: Sequence[Program]) -> str:
     return "\n".join(one.source_template % one.source_vars() for one in made)
 
 
-add_completion_class(Bash)
+for _shell in SHELLS.values():
+    add_completion_class(_shell)

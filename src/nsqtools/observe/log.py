@@ -95,6 +95,12 @@ def configure(
     set_level(level)
 
 
+def is_json() -> bool:
+    """Whether `configure` was asked for lines of JSON."""
+    handlers = logging.getLogger().handlers
+    return any(isinstance(handler.formatter, JsonFormatter) for handler in handlers)
+
+
 def set_level(level: str) -> None:
     """Write our own lines from `level` (debug, info, warn, error, fatal) on."""
     logging.getLogger(ROOT).setLevel(_LEVELS[level])
