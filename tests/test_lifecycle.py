@@ -256,6 +256,14 @@ async def test_ready_is_told_when_nothing_is_waited_for() -> None:
     ]
 
 
+async def test_a_run_that_ends_already_is_not_ready() -> None:
+    manager = Manager()
+    life = Lifecycle(TIMEOUT_S, notifier=manager, handle_signals=False)
+    life.stop("SIGTERM")
+    life.ready("late")
+    assert manager.told == ["STOPPING=1|", "|late"]
+
+
 async def test_time_is_asked_for_while_it_starts_and_while_it_ends(clock: ManualClock) -> None:
     manager = Manager()
     asked = f"EXTEND_TIMEOUT_USEC={round(EXTEND_S * 1e6)}|"

@@ -110,9 +110,12 @@ class Lifecycle:
 
     def _tell(self) -> None:
         """What changed of the health, to the service manager."""
+        if not self._notifier.is_active:
+            return
         healthy = self.health.is_ok and self.health.is_ready
         status = self._status if healthy and self._status else self.health.summary()
-        if self.health.is_ready and not self._is_ready_told:
+        is_new = not self._is_ready_told and not self.stopping.is_set()
+        if self.health.is_ready and is_new:
             self._is_ready_told = True
             self._notifier.ready(status)
         else:

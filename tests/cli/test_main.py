@@ -10,6 +10,7 @@ import sys
 import pytest
 
 import nsqtools
+from nsqtools import ending
 from nsqtools.cli.main import PROGRAMS, main, overview
 
 # What `--version` must not wait for.
@@ -68,6 +69,15 @@ def test_wrong_flags_exit_with_2(name: str, capsys: pytest.CaptureFixture[str]) 
     shown = capsys.readouterr().err
     assert f"{name}: unknown flag --no-such-flag" in shown
     assert f"hint: Read {PROGRAMS[name].usage} --help." in shown
+
+
+def test_nothing_is_left_armed_behind_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    armed: list[object] = []
+    monkeypatch.setattr(ending, "arm", armed.append)
+    with pytest.raises(SystemExit):
+        main(["nsq_to_file", "--no-such-flag"])
+    assert armed[0] is not None
+    assert armed[1:] == [None]
 
 
 @pytest.mark.slow

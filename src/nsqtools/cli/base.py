@@ -60,4 +60,8 @@ class Program:
             code = execute(self, words)
         except KeyboardInterrupt:  # one that came before `execute` could answer it
             code = ending.INTERRUPTED
+        finally:
+            ending.arm(
+                None
+            )  # an end that has begun keeps its bound, while Python waits for threads
         sys.exit(code)

@@ -13,10 +13,11 @@ it has of them; texts that come from elsewhere are cut.
 
 from __future__ import annotations
 
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 REASON_LENGTH_MAX = 300
 # So many parts are shown, with the number of the others.
@@ -80,9 +81,10 @@ class Health:
 
     def summary(self) -> str:
         """One line: `ok`, or what fails and what is waited for."""
-        parts = [f"{what} fails: {reason}" for what, reason in self._failures.items()]
-        parts += [f"{what} waits for {for_what}" for what, for_what in self._waits.items()]
-        return "; ".join(shown(parts)) or "ok"
+        fails = (f"{what} fails: {reason}" for what, reason in self._failures.items())
+        waits = (f"{what} waits for {for_what}" for what, for_what in self._waits.items())
+        count = len(self._failures) + len(self._waits)
+        return "; ".join(shown(chain(fails, waits), count)) or "ok"
 
     def _set(self, table: dict[str, str], what: str, text: str) -> None:
         text = text[:REASON_LENGTH_MAX]
@@ -99,7 +101,7 @@ class Health:
             listener()
 
 
-def shown(parts: list[str]) -> list[str]:
-    """The first SHOWN_MAX parts, and how many there are beyond them."""
-    left = len(parts) - SHOWN_MAX
-    return parts if left <= 0 else [*parts[:SHOWN_MAX], f"{left} more"]
+def shown(parts: Iterable[str], count: int) -> list[str]:
+    """The first SHOWN_MAX of `count` parts, and how many there are beyond them."""
+    first = list(islice(parts, SHOWN_MAX))  # the others are not even made
+    return [*first, f"{count - SHOWN_MAX} more"] if count > SHOWN_MAX else first

@@ -167,5 +167,5 @@ def _lines(parts: Mapping[str, str]) -> Page:
     if not parts:
         return Page(200, PLAIN, "ok\n")
     # Reasons come from other machines: a newline in one would look like another part.
-    told = [" ".join(f"{what}: {why}".split()) for what, why in parts.items()]
-    return Page(503, PLAIN, "".join(f"{line}\n" for line in shown(told)))
+    told = (" ".join(f"{what}: {why}".split()) for what, why in parts.items())
+    return Page(503, PLAIN, "".join(f"{line}\n" for line in shown(told, len(parts))))
