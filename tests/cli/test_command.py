@@ -6,9 +6,11 @@ import asyncio
 import gc
 import json
 import logging
+import re
 import shlex
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -183,6 +185,14 @@ def test_every_error_class_has_a_code_of_the_table() -> None:
     assert len(classes) > 8
     assert {found.exit_code for found in classes} <= set(EXIT_STATUS)
     assert len(set(EXIT_STATUS.values())) == len(EXIT_STATUS)
+
+
+def test_the_documented_codes_are_those_of_the_table() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    table = text.partition("## Exit codes")[2].partition("\n## ")[0]
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)} == set(
+        EXIT_STATUS
+    )
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)

@@ -56,6 +56,7 @@ async def test_readiness_says_what_is_waited_for(address: str, health: Health) -
     health.ready("topic orders")
     answer = await request(address, "GET", "/ready")
     assert (answer.status, answer.body) == (200, b"ok\n")
+    assert answer.headers["Server"] == "nsqtools"
 
 
 async def test_health_says_what_fails(address: str, health: Health) -> None:

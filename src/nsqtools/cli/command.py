@@ -177,10 +177,12 @@ def end_hard(program: Program) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
 
-    speaker = threading.Thread(target=last_words, daemon=True)
-    speaker.start()
-    speaker.join(LAST_WORDS_S)
-    os._exit(INTERRUPTED)
+    try:
+        speaker = threading.Thread(target=last_words, daemon=True)
+        speaker.start()
+        speaker.join(LAST_WORDS_S)
+    finally:  # also where no thread can be made any more
+        os._exit(INTERRUPTED)
 
 
 def report(program: Program, error: BaseException) -> int:

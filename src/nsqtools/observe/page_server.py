@@ -63,7 +63,11 @@ class PageServer(web.Server):
 
     async def _respond(self, request: web.BaseRequest) -> web.StreamResponse:
         page = self._pages(request.method, request.path)
-        headers = {"Content-Type": page.content_type, "Cache-Control": "no-store"}
+        headers = {
+            "Content-Type": page.content_type,
+            "Cache-Control": "no-store",
+            "Server": "nsqtools",  # and not which versions of what there are
+        }
         if page.status == 405:
             headers["Allow"] = ", ".join(METHODS)
         body = page.text.encode("utf-8", "replace")
