@@ -30,6 +30,15 @@ def test_waiting_and_failing_are_two_things() -> None:
     assert health.waits == {"topic a": "nsqd"}
 
 
+def test_what_is_gone_is_neither_waited_for_nor_failing() -> None:
+    health = Health()
+    health.started()
+    health.waiting("topic a", "nsqd")
+    health.failing("topic a", "full")
+    health.forget("topic a")
+    assert health.summary() == "ok"
+
+
 def test_only_changes_are_told() -> None:
     health = Health()
     told: list[str] = []

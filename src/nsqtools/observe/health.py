@@ -64,7 +64,7 @@ class Health:
         self._set(self._waits, what, for_what)
 
     def ready(self, what: str) -> None:
-        """The part works, or there is no need of it any more."""
+        """The part has begun its work."""
         self._drop(self._waits, what)
 
     def failing(self, what: str, reason: object) -> None:
@@ -72,8 +72,13 @@ class Health:
         self._set(self._failures, what, str(reason) or type(reason).__name__)
 
     def ok(self, what: str) -> None:
-        """The part works, or is gone."""
+        """The part works."""
         self._drop(self._failures, what)
+
+    def forget(self, what: str) -> None:
+        """The part is gone: nothing is waited for and nothing fails."""
+        self.ready(what)
+        self.ok(what)
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Calls `listener` after each change; it must not raise."""
