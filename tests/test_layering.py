@@ -11,6 +11,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "nsqtools"
 ROWS: dict[str, int] = {
     "errors": 1,
     "clock": 1,
+    "ending": 1,
     "options": 1,
     "wire": 2,
     "ask": 2,

@@ -10,8 +10,15 @@ import socket
 
 import pytest
 
+from nsqtools import ending
 from nsqtools.clock import ManualClock
-from nsqtools.lifecycle import CANCEL_GRACE_S, Lifecycle
+from nsqtools.lifecycle import (
+    CANCEL_GRACE_S,
+    EXTEND_INTERVAL_S,
+    EXTEND_S,
+    HARD_END_S,
+    Lifecycle,
+)
 from nsqtools.observe.notify import Notifier
 
 TIMEOUT_S = 30.0
@@ -181,6 +188,96 @@ async def test_stopping_is_told_once(life: Lifecycle, caplog: pytest.LogCaptureF
         "stopping reason=test timeout_s=30",
         "stopping at once, without waiting for the rest reason=test",
     ]
+
+
+async def test_signals_from_before_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ending, "_remembered", [signal.SIGTERM])
+    async with Lifecycle(TIMEOUT_S, notifier=Notifier({})) as life:
+        assert life.stopping.is_set()
+        assert not life.forced.is_set()
+    assert ending.take_signals() == []
+
+
+async def test_handlers_from_before_are_given_back() -> None:
+    def handler(*_: object) -> None: ...
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        async with Lifecycle(TIMEOUT_S, notifier=Notifier({})):
+            assert signal.getsignal(signal.SIGTERM) is not handler
+        assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+async def test_every_end_is_bounded(
+    life: Lifecycle, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bounds: list[float] = []
+    monkeypatch.setattr(ending, "end_within", bounds.append)
+    life.stop("test")
+    drain = asyncio.create_task(life.drain(clock.sleep(3600)))
+    await clock.advance(TIMEOUT_S)
+    assert await drain is False
+    life.stop("test")
+    life.stop("test")
+    assert bounds == [TIMEOUT_S + HARD_END_S, HARD_END_S, HARD_END_S]
+
+
+class Manager(Notifier):
+    """A service manager that keeps what it is told."""
+
+    is_active = True
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.told: list[str] = []
+
+    def _send(self, state: str, status: str) -> None:
+        self.told.append(f"{state}|{status}")
+
+
+async def test_ready_is_told_when_nothing_is_waited_for() -> None:
+    manager = Manager()
+    life = Lifecycle(TIMEOUT_S, notifier=manager, handle_signals=False)
+    life.health.waiting("topic a", "nsqd")
+    life.ready("archiving 1 topic")
+    assert not any("READY" in told for told in manager.told)
+    life.health.ready("topic a")
+    life.health.failing("disk", "full")
+    life.health.ok("disk")
+    life.ready("archiving 2 topics")
+    assert manager.told[1:] == [
+        "|topic a waits for nsqd",
+        "READY=1|archiving 1 topic",
+        "|disk fails: full",
+        "|archiving 1 topic",
+        "|archiving 2 topics",
+    ]
+
+
+async def test_a_run_that_ends_already_is_not_ready() -> None:
+    manager = Manager()
+    life = Lifecycle(TIMEOUT_S, notifier=manager, handle_signals=False)
+    life.stop("SIGTERM")
+    life.ready("late")
+    assert manager.told == ["STOPPING=1|", "|late"]
+
+
+async def test_time_is_asked_for_while_it_starts_and_while_it_ends(clock: ManualClock) -> None:
+    manager = Manager()
+    asked = f"EXTEND_TIMEOUT_USEC={round(EXTEND_S * 1e6)}|"
+    async with Lifecycle(TIMEOUT_S, clock=clock, notifier=manager, handle_signals=False) as life:
+        await clock.advance(2 * EXTEND_INTERVAL_S)
+        assert manager.told == [asked] * 3
+        life.ready()
+        manager.told.clear()
+        await clock.advance(5 * EXTEND_INTERVAL_S)
+        assert manager.told == []
+        life.stop("test")
+        await clock.advance(100 * EXTEND_INTERVAL_S)
+    # Not for ever: an end that hangs is for the service manager.
+    assert manager.told == ["STOPPING=1|", *[asked] * 4]
 
 
 async def test_the_service_manager_is_told(tmp_path: os.PathLike[str]) -> None:

@@ -52,7 +52,12 @@ def read(*argv: str) -> NsqdOptions:
 def test_nsq_flags_keep_their_names_and_defaults() -> None:
     ours = settings_of(read())
     assert {key: ours.pop(key) for key in NSQ_DEFAULTS} == NSQ_DEFAULTS
-    assert ours == {"mem_queue_bytes": "32MiB", "durable": "false"}
+    assert ours == {
+        "mem_queue_bytes": "32MiB",
+        "durable": "false",
+        "log_format": "text",
+        "status_address": "",
+    }
 
 
 def test_an_nsqd_configuration_file_is_read(tmp_path: Path) -> None:

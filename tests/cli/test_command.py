@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
+import logging
+import re
 import shlex
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +19,7 @@ from nsqtools import errors
 from nsqtools.cli import demo, file_to_nsq, nsq_to_file, nsqd
 from nsqtools.cli.base import Program
 from nsqtools.cli.command import EXIT_STATUS, GC_THRESHOLD, execute, resolve
+from nsqtools.observe.log import configure
 from nsqtools.options import Int, load, option, options_of
 
 if TYPE_CHECKING:
@@ -122,6 +127,23 @@ def test_a_bug_comes_with_its_traceback(
     assert shown.endswith("sample: unexpected ZeroDivisionError: odd\n")
 
 
+def test_errors_are_json_where_the_log_is(
+    program: Program, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = list(logging.getLogger().handlers)
+    try:
+        configure("info", "", log_format="json")
+        Scripted.error = ExceptionGroup("all", [errors.ArchiveError("known"), OSError("odd")])
+        assert execute(program, []) == 1
+    finally:
+        logging.getLogger().handlers[:] = before
+    found = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    messages = [line["message"] for line in found]
+    assert messages[0] == "sample: known"
+    assert "Traceback" in messages[1]
+    assert messages[-1] == "sample: unexpected OSError: odd"
+
+
 def test_wrong_options_stop_before_anything_runs(
     program: Program, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,6 +185,14 @@ def test_every_error_class_has_a_code_of_the_table() -> None:
     assert len(classes) > 8
     assert {found.exit_code for found in classes} <= set(EXIT_STATUS)
     assert len(set(EXIT_STATUS.values())) == len(EXIT_STATUS)
+
+
+def test_the_documented_codes_are_those_of_the_table() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    table = text.partition("## Exit codes")[2].partition("\n## ")[0]
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)} == set(
+        EXIT_STATUS
+    )
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)

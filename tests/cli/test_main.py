@@ -10,6 +10,7 @@ import sys
 import pytest
 
 import nsqtools
+from nsqtools import ending
 from nsqtools.cli.main import PROGRAMS, main, overview
 
 # What `--version` must not wait for.
@@ -70,6 +71,15 @@ def test_wrong_flags_exit_with_2(name: str, capsys: pytest.CaptureFixture[str]) 
     assert f"hint: Read {PROGRAMS[name].usage} --help." in shown
 
 
+def test_nothing_is_left_armed_behind_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    armed: list[object] = []
+    monkeypatch.setattr(ending, "arm", armed.append)
+    with pytest.raises(SystemExit):
+        main(["nsq_to_file", "--no-such-flag"])
+    assert armed[0] is not None
+    assert armed[1:] == [None]
+
+
 @pytest.mark.slow
 def test_version_answers_at_once() -> None:
     done = python("-c", PROBE)
@@ -93,7 +103,7 @@ def test_as_a_module() -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.splitlines() == [
-        "nsq_to_file: --log-level is invalid",
+        "nsq_to_file: --log-level is invalid: should be one of debug, info, warn, error, fatal",
         "nsq_to_file: --nsqd-tcp-address or --lookupd-http-address required.",
         "hint: Read nsq_to_file --help.",
     ]

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
-from nsqtools.observe.counters import CHILDREN_MAX, OTHER, Registry, Sample
+from nsqtools.observe.counters import (
+    CHILDREN_MAX,
+    LABEL_LENGTH_MAX,
+    OTHER,
+    Registry,
+    Sample,
+    exposition,
+)
 
 WRITTEN = "nsqtools_archive_messages_written_total"
 
@@ -84,3 +92,38 @@ def test_children_are_bounded_and_nothing_is_lost() -> None:
     assert samples[-1].labels == (("topic", OTHER),)
     assert samples[-1].value == 50
     assert family.total() == CHILDREN_MAX + 50
+
+
+def test_prometheus_reads_what_is_exposed() -> None:
+    registry = Registry()
+    family = registry.counter(WRITTEN, 'messages\nmade "durable" \\', "topic")
+    family.labels(topic='a"b\\c\nd').add(3)
+    registry.gauge("nsqtools_client_in_flight_messages", "").labels().set(0.5)
+    families = {found.name: found for found in text_string_to_metric_families(exposed(registry))}
+    written = families[WRITTEN.removesuffix("_total")]
+    assert (written.type, written.documentation) == ("counter", 'messages\nmade "durable" \\')
+    assert [(s.name, s.labels, s.value) for s in written.samples] == [
+        (WRITTEN, {"topic": 'a"b\\c\nd'}, 3)
+    ]
+    assert [s.value for s in families["nsqtools_client_in_flight_messages"].samples] == [0.5]
+
+
+def exposed(registry: Registry) -> str:
+    return exposition(registry.snapshot())
+
+
+def test_a_metric_without_labels_is_shown_from_the_start() -> None:
+    registry = Registry()
+    registry.counter(WRITTEN, "help", "topic")
+    registry.counter("nsqtools_archive_files_total", "files")
+    assert exposed(registry) == (
+        "# HELP nsqtools_archive_files_total files\n"
+        "# TYPE nsqtools_archive_files_total counter\n"
+        "nsqtools_archive_files_total 0\n"
+    )
+
+
+def test_label_values_are_cut() -> None:
+    registry = Registry()
+    registry.counter(WRITTEN, "", "topic").labels(topic="t" * 1000).add()
+    assert registry.snapshot()[0].labels == (("topic", "t" * LABEL_LENGTH_MAX),)

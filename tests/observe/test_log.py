@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import io
+import json
 import logging
 import re
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,20 +15,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nsqtools.clock import ManualClock
+from nsqtools.observe.lines import (
+    LINE_LENGTH_MAX,
+    RATE_INTERVAL_S,
+    RATE_LINES_MAX,
+    VALUE_LENGTH_MAX,
+    JsonFormatter,
+    RateLimit,
+    TextFormatter,
+    render,
+    with_values,
+)
 from nsqtools.observe.log import (
     REPEAT_TEXTS_MAX,
-    VALUE_LENGTH_MAX,
     Repeated,
     configure,
     get_log,
-    render,
-    with_values,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LINE = re.compile(r"\[t\] \d{4}/\d\d/\d\d \d\d:\d\d:\d\d\.\d{6} (DEBUG|INFO|WARNING|ERROR|FATAL): ")
+LINE = re.compile(
+    r"\[t\] \d{4}/\d\d/\d\d \d\d:\d\d:\d\d\.\d{6}[+-]\d\d:\d\d (DEBUG|INFO|WARNING|ERROR|FATAL): "
+)
 
 
 @pytest.fixture
@@ -112,6 +125,89 @@ def test_values(key: str, value: object, text: str) -> None:
 
 def test_long_values_are_cut() -> None:
     assert render("error", "x" * (VALUE_LENGTH_MAX + 1)) == "x" * VALUE_LENGTH_MAX + "..."
+
+
+def test_times_carry_their_zone(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Kathmandu")
+    time.tzset()
+    try:
+        record = logging.makeLogRecord({"created": 1_700_000_000.25, "msg": "up"})
+        assert TextFormatter("").format(record).startswith("2023/11/15 03:58:20.250000+05:45 ")
+        found = json.loads(JsonFormatter().format(record))
+        assert found["ts"] == "2023-11-15T03:58:20.250000+05:45"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_json_lines(stream: io.StringIO) -> None:
+    configure("info", "[t] ", log_format="json", stream=stream)
+    log = get_log("archive").bind(topic="orders", channel="a")
+    log.info("opened", path="/a b", size_bytes=5, share=0.5, ok=True, none=None, body=b"123")
+    log.error("bad\n", error=ValueError(), auth_secret="x", level=1, rate=float("inf"))
+    logging.getLogger("other").warning("plain %s", "line\n\x1b")
+    found = [json.loads(line) for line in stream.getvalue().splitlines()]
+    for line in found:
+        dt.datetime.fromisoformat(line.pop("ts"))
+    bound = {"topic": "orders", "channel": "a"}
+    assert found == [
+        {"level": "INFO", "message": "opened", **bound, "path": "/a b", "size_bytes": 5}
+        | {"share": 0.5, "ok": True, "none": None, "body": "<3 bytes>"},
+        {"level": "ERROR", "message": "bad\\n", **bound, "error": "ValueError"}
+        | {"auth_secret": "***", "level_": 1, "rate": "inf"},
+        {"level": "WARNING", "message": "plain line\\n\\x1b"},
+    ]
+    assert list(json.loads(stream.getvalue().splitlines()[0]))[:4] == [
+        *("ts", "level", "message", "topic")
+    ]
+
+
+def test_a_traceback_in_json(stream: io.StringIO) -> None:
+    configure("info", "", log_format="json", stream=stream)
+    try:
+        _ = 1 // 0
+    except ZeroDivisionError:
+        logging.getLogger("nsqtools").exception("odd")
+    assert "ZeroDivisionError" in json.loads(stream.getvalue())["traceback"]
+
+
+def test_bound_values_come_first_and_can_be_replaced(stream: io.StringIO) -> None:
+    log = get_log().bind(topic="a", channel="c")
+    log.bind(topic="b").info("x", nsqd="n")
+    log.info("y")
+    assert texts(stream) == ["x topic=b channel=c nsqd=n", "y topic=a channel=c"]
+
+
+def test_text_from_elsewhere_is_made_safe_whoever_logs_it(stream: io.StringIO) -> None:
+    logging.getLogger("nsqtools.client").warning("%s", "a\n[t] INFO: forged \x1b[2J")
+    logging.getLogger("nsqtools.client").warning("%s", "x" * (LINE_LENGTH_MAX + 1))
+    url = "http://user:hun@ter2@host/path"
+    logging.getLogger("nsqtools.client").warning("cannot reach %s", url)
+    get_log().info("asked", url=url)
+    assert texts(stream) == [
+        "a\\n[t] INFO: forged \\x1b[2J",
+        "x" * LINE_LENGTH_MAX + "...",
+        "cannot reach http://user:***@host/path",
+        "asked url=http://user:***@host/path",
+    ]
+
+
+def test_a_message_that_comes_too_often_is_left_out_and_counted() -> None:
+    limit = RateLimit()
+    now = 1000.0
+
+    def passes(message: str, level: int = logging.INFO) -> str | None:
+        record = logging.LogRecord("n", level, "", 0, message + " %d", (7,), None)
+        record.created = now
+        return record.getMessage() if limit.filter(record) else None
+
+    passed = [passes("a") for _ in range(RATE_LINES_MAX + 5)]
+    assert passed == ["a 7"] * RATE_LINES_MAX + [None] * 5
+    assert passes("b") == "b 7"
+    assert passes("a", logging.DEBUG) == "a 7"
+    now += RATE_INTERVAL_S
+    assert passes("a") == "a 7 left_out=5"
+    assert passes("a") == "a 7"
 
 
 @given(st.text(), st.text())

@@ -26,13 +26,15 @@ def test_states_are_sent(tmp_path: Path, abstract: bool) -> None:
         notifier.status("line one\nREADY=0")
         notifier.stopping()
         notifier.status("x" * 9999)
-        received = [receiver.recv(65536) for _ in range(4)]
+        notifier.extend(30.0)
+        received = [receiver.recv(65536) for _ in range(5)]
     assert received[:3] == [
         b"READY=1\nSTATUS=archiving 3 topics",
         b"STATUS=line one READY=0",
         b"STOPPING=1",
     ]
     assert received[3] == b"STATUS=" + b"x" * STATUS_LENGTH_MAX
+    assert received[4] == b"EXTEND_TIMEOUT_USEC=30000000"
 
 
 @pytest.mark.parametrize("address", ["", "@", "vsock:2:5", "relative"])

@@ -26,6 +26,7 @@ from nsqtools.options import (
     REGEX,
     SECRET,
     SIZE,
+    STRFTIME,
     TEXT,
     TIMESTAMP,
     Address,
@@ -43,6 +44,7 @@ from nsqtools.options import (
     split_address,
 )
 from nsqtools.options.kinds import duration_ns
+from nsqtools.options.times import DIRECTIVES
 
 NOON = 1_769_860_800 * 10**9  # 2026-01-31T12:00:00Z
 
@@ -230,6 +232,47 @@ def test_secrets_are_never_shown() -> None:
     assert "hunter2" not in repr(NAME_VALUE.parse("auth_secrte,hunter2"))
 
 
+@pytest.mark.parametrize(
+    ("pattern", "found", "passed_over"),
+    [
+        ("^[[:alpha:]]+$", "log", "log1"),
+        (r"log\z", "a.log", "log.a"),
+        (r"\Qa.b\E", "a.b", "axb"),
+        (r"^\pL+$", "orders", "a-b"),
+        ("(?P<kind>log|audit)$", "a.audit", "a.x"),
+        ("lo(?i)G", "log", "LOG"),
+        ("^log$", "log", "log\n"),
+        (r"^\w+$", "log", "l\u00f6g"),
+    ],
+)
+def test_patterns_are_those_of_go(pattern: str, found: str, passed_over: str) -> None:
+    made = REGEX.parse(pattern)
+    assert made.search(found)
+    assert not made.search(passed_over)
+
+
+@pytest.mark.parametrize("pattern", ["(?=a)", "(?<!a)b", r"(a)\1", "a{1001}", "[[:foo:]]", "*a"])
+def test_what_go_has_not_is_refused(pattern: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match=r"not a regular expression: [a-z]"):
+        REGEX.parse(pattern)
+    assert capfd.readouterr().err == ""
+
+
+def test_formats_of_time() -> None:
+    every = "".join(f"%{directive}" for directive in DIRECTIVES) + " plain %%"
+    assert STRFTIME.parse(every) == every
+    for text, reason in (
+        ("%Y-%q", "unknown directive %q, known are aAbB"),
+        ("%Y%", "a lone %"),
+        ("%f", "unknown directive %f"),
+        ("%-d", "unknown directive %-"),
+        ("%\n", r"unknown directive %\\n"),
+        ("\0", "NUL"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            STRFTIME.parse(text)
+
+
 def test_a_regex_is_compiled() -> None:
     assert REGEX.parse("^log").search("log.web")
     assert REGEX.render(REGEX.parse("^log")) == "^log"
@@ -256,7 +299,18 @@ def test_a_written_time_reads_back(time_ns: int) -> None:
 
 @given(st.text(max_size=80))
 def test_any_text_is_read_or_refused(text: str) -> None:
-    for kind in (INT, FLOAT, DURATION, SIZE, ADDRESS, HTTP_ADDRESS, TIMESTAMP, REGEX, NAME_VALUE):
+    for kind in (
+        INT,
+        FLOAT,
+        DURATION,
+        SIZE,
+        ADDRESS,
+        HTTP_ADDRESS,
+        TIMESTAMP,
+        STRFTIME,
+        REGEX,
+        NAME_VALUE,
+    ):
         with suppress(ValueError):
             kind.parse(text)
 

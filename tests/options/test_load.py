@@ -13,11 +13,13 @@ from nsqtools.options import (
     ADDRESS,
     BOOL,
     DURATION,
+    HTTP_ADDRESS,
     NAME_VALUE,
     PATH,
     SECRET,
     SIZE,
     TEXT,
+    Choice,
     Int,
     Setting,
     help_text,
@@ -276,3 +278,77 @@ def test_help_tells_everything() -> None:
         assert part in text
     assert text.index("EXAMPLE") < text.index("my-tool --name=a") < text.index("EXIT STATUS")
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_variable_that_is_nearly_one_is_a_mistake() -> None:
+    environ = {
+        "MY_TOOL_ADDRESES": "a:1",
+        "MY_TOOL_WORKDIR": "/w",
+        "MY_TOOL_CONFIGS": "x",
+        "MY_TOOL_NAME": "n",
+        "MY_TOOL_VERBOS": "",  # empty: not set
+        "MY_TOOLS_COUNTS": "another tool's",
+        "MY_TOOL_HOME": "left alone: like nothing of ours",
+        # What Docker and Kubernetes set for a service my-tool-name and its ports.
+        "MY_TOOL_NAME_PORT": "tcp://10.0.0.1:4150",
+        "MY_TOOL_NAME_PORT_4150_TCP_ADDR": "10.0.0.1",
+        "MY_TOOL_NAME_SERVICE_HOST": "10.0.0.1",
+        "MY_TOOL_NAME_SERVICE_PORT": "4150",
+    }
+    assert problems([], environ) == (
+        "unknown variable MY_TOOL_ADDRESES, did you mean MY_TOOL_ADDRESS?",
+        "unknown variable MY_TOOL_CONFIGS, did you mean MY_TOOL_CONFIG?",
+        "unknown variable MY_TOOL_WORKDIR, did you mean MY_TOOL_WORK_DIR?",
+    )
+
+
+def test_what_only_follows_from_a_missing_file_is_not_told(tmp_path: Path) -> None:
+    missing = tmp_path / "none.toml"
+    assert problems(["--config", str(missing), "--count=x"]) == (
+        f"cannot read --config {missing}: No such file or directory",
+        'invalid value "x" for --count: should be a whole number',
+    )
+    broken = tmp_path / "broken.toml"
+    broken.write_text("name = ")
+    (problem,) = problems(["--config", str(broken)])
+    assert problem.startswith(f"cannot read --config {broken}: ")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WithWords:
+    color: str = option(
+        Choice(("red", "blue")), default="red", help="a color", problem="{flag} is odd"
+    )
+    url: tuple[str, ...] = repeated(TEXT, help="an address")
+    where: tuple[str, ...] = repeated(HTTP_ADDRESS, help="an address")
+
+
+def test_a_wrong_choice_lists_the_right_ones_also_after_words_of_nsq() -> None:
+    with pytest.raises(OptionsError) as caught:
+        load(WithWords, "t", ["--color=x"], {})
+    assert caught.value.problems == ("--color is odd: should be one of red, blue",)
+
+
+def test_passwords_are_shown_nowhere() -> None:
+    made = load(WithWords, "t", ["--url=http://u:hunter2@a", "--url=u:hunter2@b"], {})
+    assert settings_of(made)["url"] == "http://u:***@a,u:***@b"
+    argv = ["--where=http://u:hunter2@a", "http://u:hunter2@b", "--whre=u:hunter2@x"]
+    with pytest.raises(OptionsError) as caught:
+        load(WithWords, "t", argv, {"T_WHERES": "http://u:hunter2@a"})
+    assert len(caught.value.problems) == 4
+    assert "hunter2" not in str(caught.value)
+    assert "u:***@a" in str(caught.value)
+
+
+def test_what_a_terminal_would_obey_is_escaped() -> None:
+    with pytest.raises(OptionsError) as caught:
+        load(WithWords, "t", ["--\x1b[2J", "x\x1b[2J"], {})
+    assert all(problem.isprintable() for problem in caught.value.problems)
+
+
+@pytest.mark.parametrize(("argv", "environ"), [(["--nmae=n"], {}), ([], {"MY_TOOL_NAMES": "n"})])
+def test_what_only_follows_from_a_typing_mistake_is_not_told(
+    argv: list[str], environ: dict[str, str]
+) -> None:
+    (problem,) = problems(argv, environ)
+    assert "did you mean" in problem

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from nsqtools import __version__
+from nsqtools.broker.metrics import BrokerMetrics, tell_health
 from nsqtools.broker.server import Broker
 from nsqtools.lifecycle import Lifecycle
+from nsqtools.observe.counters import Registry
 from nsqtools.observe.log import configure, get_log
+from nsqtools.observe.status import StatusServer
 
 if TYPE_CHECKING:
     from nsqtools.broker.options import NsqdOptions
@@ -17,9 +21,21 @@ SHUTDOWN_TIMEOUT_S = 60.0
 
 async def run(options: NsqdOptions) -> int:
     """Serve until SIGTERM or SIGINT. Raises as `Broker` does when it cannot start."""
-    configure(options.log_level, options.log_prefix)
-    async with Lifecycle(SHUTDOWN_TIMEOUT_S) as life:
-        async with Broker(options) as broker:
+    configure(options.log_level, options.log_prefix, log_format=options.log_format)
+    registry = Registry()
+    broker = Broker(options)
+    BrokerMetrics(broker, registry)
+    async with (
+        Lifecycle(SHUTDOWN_TIMEOUT_S) as life,
+        StatusServer(
+            options.status_address,
+            registry,
+            life.health,
+            status=lambda: {"program": "nsqd", "version": __version__},
+            refresh=lambda: tell_health(broker, life.health),
+        ),
+    ):
+        async with broker:
             life.ready(f"listening on {options.tcp_address}")
             get_log("broker").info(
                 "serving", topics=len(broker.topics), tcp=broker.tcp_port, http=broker.http_port

@@ -13,13 +13,13 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from nsqtools.observe.options import LogOptions, StatusOptions
 from nsqtools.options import (
     ADDRESS,
     BOOL,
+    FOLDER,
     HOST,
     LISTEN_ADDRESS,
-    LOG_LEVEL,
-    PATH,
     TEXT,
     Address,
     Duration,
@@ -50,7 +50,7 @@ _BUFFERS = "Output buffers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NsqdOptions:
+class NsqdOptions(LogOptions, StatusOptions):
     """One run of the broker. Times are in seconds, sizes in bytes."""
 
     tcp_address: str = option(
@@ -87,7 +87,7 @@ class NsqdOptions:
     )
 
     data_path: Path = option(
-        PATH, default=".", help="existing folder for topics and channels", group=_STORAGE
+        FOLDER, default=".", help="existing folder for topics and channels", group=_STORAGE
     )
     mem_queue_size: int = option(
         Int(minimum=0),
@@ -166,13 +166,7 @@ class NsqdOptions:
         _DURATION, default="250ms", help="for clients that ask for none", group=_BUFFERS
     )
 
-    log_level: str = option(
-        LOG_LEVEL,
-        default="info",
-        help="debug, info, warn, error or fatal",
-        problem="{flag} is invalid",
-    )
-    log_prefix: str = option(TEXT, default="[nsqd] ", help="begin log lines with this")
+    log_prefix: str = option(TEXT, default="[nsqd] ", help="begin text log lines with this")
 
     @property
     def effective_broadcast_address(self) -> str:

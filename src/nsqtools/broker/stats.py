@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import datetime as dt
 import gc
-import os
 import platform
-import resource
 from dataclasses import dataclass
 from operator import attrgetter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nsqtools.broker.session import Session
+from nsqtools.observe.process import resident_bytes
 from nsqtools.options import render_duration
 
 if TYPE_CHECKING:
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 
 PROTOCOL = "V2"
-_STATM = Path("/proc/self/statm")
 _E2E_OFF: Json = {"count": 0, "percentiles": None}
 
 
@@ -166,7 +163,7 @@ def memory_stats() -> Json:
     return {
         "heap_objects": 0,
         "heap_idle_bytes": 0,
-        "heap_in_use_bytes": _resident_bytes(),
+        "heap_in_use_bytes": resident_bytes(),
         "heap_released_bytes": 0,
         "gc_pause_usec_100": 0,
         "gc_pause_usec_99": 0,
@@ -174,13 +171,6 @@ def memory_stats() -> Json:
         "next_gc_bytes": 0,
         "gc_total_runs": sum(generation["collections"] for generation in gc.get_stats()),
     }
-
-
-def _resident_bytes() -> int:
-    try:
-        return int(_STATM.read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:  # not Linux: the highest that it was will do
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 # Text

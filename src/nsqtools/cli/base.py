@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from nsqtools import __version__
+from nsqtools import __version__, ending
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing itself is among what --version need not load
@@ -21,7 +21,8 @@ class Program:
     """A program. `options` and `run` are `module:name`; examples are (what it does, command).
 
     `name` begins its messages, its environment variables and its line of version; `command` is
-    what a user types, where that is more.
+    what a user types, where that is more. `ends_in_order` says that its `run` enters a Lifecycle,
+    which takes the signals that came before it.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Program:
     run: str
     examples: tuple[tuple[str, str], ...]
     command: str = ""
+    ends_in_order: bool = True
 
     @property
     def usage(self) -> str:
@@ -44,10 +46,22 @@ class Program:
 
     def main(self, argv: Sequence[str] | None = None) -> None:
         """The console script: runs the program and exits."""
+        if self.ends_in_order:
+            ending.remember_signals()  # before all that takes time
         words = sys.argv[1:] if argv is None else list(argv)
         if words in (["--version"], ["-version"]):
             print(self.version)
             return
-        from nsqtools.cli.command import execute  # click, and asyncio behind it
+        try:
+            from nsqtools.cli.command import end_hard, execute  # click, and asyncio behind it
 
-        sys.exit(execute(self, words))
+            if self.ends_in_order:
+                ending.arm(lambda: end_hard(self))
+            code = execute(self, words)
+        except KeyboardInterrupt:  # one that came before `execute` could answer it
+            code = ending.INTERRUPTED
+        finally:
+            ending.arm(
+                None
+            )  # an end that has begun keeps its bound, while Python waits for threads
+        sys.exit(code)

@@ -2,7 +2,7 @@
 
 `run` never sees click: it gets its options and returns an exit code. Options are collected by
 our own parser, so that all mistakes can be told at once; click keeps the command, its context and
-the usage plumbing.
+the completion of words in a shell.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ import importlib
 import os
 import shutil
 import sys
+import threading
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+import click.shell_completion
 
+from nsqtools.cli.parameters import parameters_of
+from nsqtools.ending import INTERRUPTED
 from nsqtools.errors import NsqToolsError, OptionsError
 from nsqtools.options import help_text, load_parsed, options_of, parse_arguments
 
@@ -27,7 +31,8 @@ if TYPE_CHECKING:
     from nsqtools.cli.base import Program
 
 FAILED = 1
-INTERRUPTED = 130
+# How long the last words of a process that is ended hard may take: a log that nobody reads blocks.
+LAST_WORDS_S = 1.0
 # The one table of exit codes. The codes of errors are those of their classes in errors.py.
 EXIT_STATUS = {
     0: "done, or stopped by SIGTERM or SIGINT with nothing left to do",
@@ -36,8 +41,10 @@ EXIT_STATUS = {
     3: "a connection failed, or a peer broke the protocol",
     4: "an archive is damaged or cannot be read",
     5: "a disk or folder refused",
-    INTERRUPTED: "interrupted before it could stop in order",
+    INTERRUPTED: "interrupted, or cut short, before it could stop in order",
 }
+# What does not mend itself: a service manager should not try again (systemd/).
+PERMANENT = frozenset({2, 4})
 # glibc gives threads arenas of their own, and what is free in one no other thread uses: an archiver
 # with a thread for each of eight topics was half as large again.
 _M_ARENA_MAX = -8
@@ -49,11 +56,20 @@ class OptionsCommand(click.Command):
     """A program's command, which leaves the reading of flags to the options class."""
 
     def __init__(self, program: Program) -> None:
-        super().__init__(program.name, add_help_option=False, callback=self._run)
         self.program = program
         self.options_class: type[Any] = resolve(program.options)
+        super().__init__(
+            program.name,
+            add_help_option=False,
+            callback=self._run,
+            params=parameters_of(options_of(self.options_class)),
+            short_help=program.headline,
+            context_settings={"ignore_unknown_options": True},
+        )
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if ctx.resilient_parsing:  # a shell asks for words
+            return super().parse_args(ctx, args)
         options = options_of(self.options_class)
         arguments = parse_arguments(options, args, self.program.name)
         if arguments.wants_help:
@@ -66,6 +82,14 @@ class OptionsCommand(click.Command):
             self.options_class, self.program.name, arguments, os.environ
         )
         return []
+
+    def shell_complete(
+        self, ctx: click.Context, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem[Any]]:
+        """Flags as they are spelt here, unless Go's spelling was begun."""
+        found = super().shell_complete(ctx, incomplete)
+        begun = len(incomplete) > 1
+        return [item for item in found if begun or str(item.value).startswith("--")]
 
     def get_help(self, ctx: click.Context) -> str:
         return help_text(
@@ -86,6 +110,11 @@ def resolve(target: str) -> Any:
     """What `module:name` names."""
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def completion_variable(name: str) -> str:
+    """What a shell sets to be told words instead of running the program, as click names it."""
+    return f"_{name}_COMPLETE".upper()
 
 
 def tune_memory() -> None:
@@ -120,6 +149,8 @@ def run_on_loop(run: Callable[[Any], Awaitable[int]], options: object) -> int:
 
 def execute(program: Program, argv: Sequence[str]) -> int:
     """Runs a program and returns its exit code; what goes wrong is told on stderr."""
+    if completion_variable(program.name) in os.environ:
+        from nsqtools.cli import completion  # noqa: F401 - it tells click of our shells
     try:
         result = OptionsCommand(program).main(
             list(argv), prog_name=program.name, standalone_mode=False
@@ -137,19 +168,47 @@ def execute(program: Program, argv: Sequence[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
+def end_hard(program: Program) -> NoReturn:
+    """Ends the process although threads still work, with INTERRUPTED; says which."""
+
+    def last_words() -> None:
+        names = [one.name for one in threading.enumerate() if not one.daemon]
+        tell(f"{program.name}: ended at once, not waiting for {', '.join(names)}")
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+    try:
+        speaker = threading.Thread(target=last_words, daemon=True)
+        speaker.start()
+        speaker.join(LAST_WORDS_S)
+    finally:  # also where no thread can be made any more
+        os._exit(INTERRUPTED)
+
+
 def report(program: Program, error: BaseException) -> int:
     """Tells an error on stderr and returns its exit code; a bug comes with its traceback."""
     causes = causes_of(error)
     ours = [cause for cause in causes if isinstance(cause, NsqToolsError)]
     for cause in ours:
         for line in lines_of(cause, program):
-            print(line, file=sys.stderr)
+            tell(line)
     if len(ours) == len(causes):
         return max(cause.exit_code for cause in ours)
-    traceback.print_exception(error, file=sys.stderr)
+    for line in traceback.format_exception(error):
+        tell(line.rstrip("\n"))
     for bug in (cause for cause in causes if not isinstance(cause, NsqToolsError)):
-        print(f"{program.name}: unexpected {type(bug).__name__}: {bug}", file=sys.stderr)
+        tell(f"{program.name}: unexpected {type(bug).__name__}: {bug}")
     return FAILED
+
+
+def tell(line: str) -> None:
+    """Says something on stderr: as a line of the log where its lines are JSON, for who reads them."""
+    from nsqtools.observe.log import get_log, is_json
+
+    if is_json():
+        get_log().error(line)
+    else:
+        print(line, file=sys.stderr)
 
 
 def lines_of(error: NsqToolsError, program: Program) -> list[str]:

@@ -12,6 +12,7 @@ PROGRAM = Program(
         "Publish a log to an embedded broker, archive it with nsq_to_file, replay the archive, and"
         " compare the two. Everything stays on this machine."
     ),
+    ends_in_order=False,
     options="nsqtools.demo.options:DemoOptions",
     run="nsqtools.demo:run",
     examples=(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from nsqtools import __version__
@@ -10,6 +11,7 @@ from nsqtools.cli import demo, file_to_nsq, nsq_to_file, nsqd
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # as in base.py
     from collections.abc import Sequence
+    from typing import NoReturn
 
 PROGRAMS = {
     module.PROGRAM.name: module.PROGRAM for module in (nsq_to_file, file_to_nsq, nsqd, demo)
@@ -21,7 +23,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The console script `nsqtools`."""
     words = sys.argv[1:] if argv is None else list(argv)
     name = words[0] if words else "--help"
-    if name in PROGRAMS:
+    if "_NSQTOOLS_COMPLETE" in os.environ:
+        from nsqtools.cli.completion import complete
+
+        complete(PROGRAMS)
+    elif name == "completion":
+        print_completion(words[1:])
+    elif name in PROGRAMS:
         PROGRAMS[name].main(words[1:])
     elif name in ("--version", "-version"):
         print(f"nsqtools v{__version__}")
@@ -29,12 +37,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(overview(), end="")
     else:
         from nsqtools.options.arguments import nearest
-        from nsqtools.options.load import quoted
+        from nsqtools.options.shown import quoted
 
         near = nearest(name, PROGRAMS, prefix="")
-        print(f"nsqtools: no program {quoted(name)}{near}", file=sys.stderr)
-        print("hint: Run nsqtools alone for the list of programs.", file=sys.stderr)
-        sys.exit(_OPTIONS_EXIT_CODE)
+        refuse(f"no program {quoted(name)}{near}", "Run nsqtools alone for the list of programs.")
+
+
+def print_completion(words: Sequence[str]) -> None:
+    """`nsqtools completion SHELL`, for the programs that are commands of their own, too."""
+    from nsqtools.cli.completion import SHELLS, script
+
+    if len(words) != 1 or words[0] not in SHELLS:
+        refuse(
+            f"name one shell of {', '.join(SHELLS)}",
+            'In ~/.bashrc: eval "$(nsqtools completion bash)"; in ~/.zshrc the same with zsh; in fish:'
+            " nsqtools completion fish > ~/.config/fish/conf.d/nsqtools.fish",
+        )
+    own = [program for program in PROGRAMS.values() if not program.command]
+    print(script(words[0], own), end="")
+
+
+def refuse(problem: str, hint: str) -> NoReturn:
+    """Tells a mistake on stderr and exits."""
+    print(f"nsqtools: {problem}\nhint: {hint}", file=sys.stderr)
+    sys.exit(_OPTIONS_EXIT_CODE)
 
 
 def overview() -> str:
@@ -44,4 +70,5 @@ def overview() -> str:
     for name, program in PROGRAMS.items():
         lines.append(f"  {name:<{width}}  {program.headline}")
     lines += ["", "Run nsqtools PROGRAM --help for its flags."]
+    lines += ['Words are completed after: eval "$(nsqtools completion bash)" (or zsh, fish).']
     return "\n".join(lines) + "\n"

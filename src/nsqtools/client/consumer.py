@@ -153,6 +153,11 @@ class Consumer:
         return {address: self.last_failures.get(address, "") for address in sorted(wanted - here)}
 
     @property
+    def has_asked(self) -> bool:
+        """Whether some nsqlookupd has answered, or none is to be asked."""
+        return self._nsqds.has_asked
+
+    @property
     def failing_lookupds(self) -> dict[str, int]:
         """How many times in a row each nsqlookupd that is failing now has failed."""
         return self._nsqds.failing_lookupds
@@ -161,6 +166,12 @@ class Consumer:
     def in_flight(self) -> int:
         """Messages that were delivered and not settled."""
         return sum(s.in_flight for s in self._subscriptions.values())
+
+    @property
+    def oldest_age_s(self) -> float:
+        """How long the oldest unsettled message has been here, 0 without one."""
+        came = [s.oldest_s for s in self._subscriptions.values() if s.oldest_s is not None]
+        return self._loop.time() - min(came) if came else 0.0
 
     @property
     def held_bytes(self) -> int:

@@ -281,6 +281,11 @@ class LookupPoller:
         return frozenset().union(*(answer.values for answer in self._answers.values()))
 
     @property
+    def has_answer(self) -> bool:
+        """Whether any of them has answered."""
+        return bool(self._answers)
+
+    @property
     def failing(self) -> dict[str, int]:
         """How many times in a row each nsqlookupd that is failing now has failed."""
         return dict(self._failures)

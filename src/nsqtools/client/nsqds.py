@@ -57,6 +57,11 @@ class Nsqds:
         return self._listed.union(self._given)
 
     @property
+    def has_asked(self) -> bool:
+        """Whether some nsqlookupd has answered, or none is to be asked."""
+        return not self._lookupd_addresses or (self._poller is not None and self._poller.has_answer)
+
+    @property
     def failing_lookupds(self) -> dict[str, int]:
         """How many times in a row each nsqlookupd that is failing now has failed."""
         return {} if self._poller is None else self._poller.failing

@@ -68,6 +68,11 @@ class Subscription:
     def max_msg_timeout_s(self) -> float:
         return self.connection.reply.max_msg_timeout_ms / 1000
 
+    @property
+    def oldest_s(self) -> float | None:
+        """When the oldest unsettled batch came, in the loop's time."""
+        return min((batch.received_s for batch in self._held), default=None)
+
     def receive(self, messages: Messages, now_s: float) -> Batch:
         batch = Batch(self, messages, now_s)
         self._held[batch] = None

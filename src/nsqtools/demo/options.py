@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nsqtools.options import LOG_LEVEL, PATH, Int, Size, option
+from nsqtools.options import FOLDER, LOG_LEVEL, PATH, Int, Size, option
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +37,7 @@ class DemoOptions:
         group="Demo",
     )
     output_dir: Path | None = option(
-        PATH, help="where to work; default: a fresh folder, which is kept and named", group="Demo"
+        FOLDER, help="where to work; default: a fresh folder, which is kept and named", group="Demo"
     )
     log_level: str = option(
         LOG_LEVEL,

@@ -9,6 +9,9 @@ Names are `nsqtools_<area>_<what>_<unit>`, counters end in `_total`. A counter o
 a `reason` label: nothing is dropped without one. Labels can come from other machines (topics,
 addresses), so each metric has a bounded number of children; beyond it, all share one, whose label
 values are `other`.
+
+`exposition` writes it all as Prometheus reads it. That is twenty lines: a client library would not do
+the bounds, the names and the reasons for us, and would take a lock for each addition.
 """
 
 from __future__ import annotations
@@ -18,10 +21,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 CHILDREN_MAX = 1000
+LABEL_LENGTH_MAX = 200  # a topic has 64 characters, an address seldom more
 OTHER = "other"
+EXPOSITION_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _NAME = re.compile(r"nsqtools(_[a-z0-9]+){3,}", re.ASCII)
 
 
@@ -88,7 +93,7 @@ class Family(Generic[C]):
         """
         if tuple(sorted(values)) != tuple(sorted(self.label_names)):
             raise ValueError(f"{self.name} has the labels {self.label_names}, not {tuple(values)}")
-        key = tuple(values[name] for name in self.label_names)
+        key = tuple(values[name][:LABEL_LENGTH_MAX] for name in self.label_names)
         if key not in self._children and len(self._children) >= CHILDREN_MAX:
             key = tuple(OTHER for _ in self.label_names)
         child = self._children.get(key)
@@ -99,6 +104,10 @@ class Family(Generic[C]):
     def forget(self, **values: str) -> None:
         """Drops a child, for a gauge of something that is gone; unknown ones are passed over."""
         self._children.pop(tuple(values.get(name, "") for name in self.label_names), None)
+
+    def clear(self) -> None:
+        """Drops every child, for metrics that are read anew from somewhere."""
+        self._children.clear()
 
     def total(self) -> float:
         """The sum over all labels."""
@@ -131,15 +140,13 @@ class Registry:
         if "_dropped_" in name and "reason" not in label_names:
             raise ValueError(f"a drop has a reason: {name} needs the label reason")
         family = Family(name, text, label_names, Counter)
-        self._check(family)
-        self._families[name] = family
+        self._keep(family)
         return family
 
     def gauge(self, name: str, text: str, *label_names: str) -> Family[Gauge]:
         """A new gauge; raises ValueError for a bad or a taken name."""
         family = Family(name, text, label_names, Gauge)
-        self._check(family)
-        self._families[name] = family
+        self._keep(family)
         return family
 
     def before_snapshot(self, refresh: Callable[[], None]) -> None:
@@ -152,8 +159,32 @@ class Registry:
             refresh()
         return [sample for family in self._families.values() for sample in family.samples()]
 
-    def _check(self, family: Family[Counter] | Family[Gauge]) -> None:
+    def _keep(self, family: Family[Counter] | Family[Gauge]) -> None:
         if not _NAME.fullmatch(family.name):
             raise ValueError(f"a metric is named nsqtools_<area>_<what>_<unit>: {family.name}")
         if family.name in self._families:
             raise ValueError(f"there is a metric {family.name} already")
+        self._families[family.name] = family
+        if not family.label_names:
+            family.labels()  # shown from the start: a rate needs the 0 before the first addition
+
+
+def exposition(samples: Iterable[Sample]) -> str:
+    """Samples in the text format of Prometheus; those of one metric have to come together."""
+    lines = []
+    name = ""
+    for sample in samples:
+        if sample.name != name:
+            name = sample.name
+            lines.append(f"# HELP {name} {_escape(sample.help)}")
+            lines.append(f"# TYPE {name} {sample.kind}")
+        labels = ",".join(f'{key}="{_escape(value, quote=True)}"' for key, value in sample.labels)
+        lines.append(
+            f"{name}{{{labels}}} {sample.value!r}" if labels else f"{name} {sample.value!r}"
+        )
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _escape(text: str, *, quote: bool = False) -> str:
+    text = text.replace("\\", r"\\").replace("\n", r"\n")
+    return text.replace('"', r"\"") if quote else text

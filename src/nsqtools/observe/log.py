@@ -1,11 +1,9 @@
 """Logs for operators, on stderr, in the shape of NSQ's own lines (spec: tools, 1.1).
 
-    [nsq_to_file] 2026/01/31 23:59:00.123456 INFO: opened file topic=orders path=/var/log/nsq/...
+    [nsq_to_file] 2026/01/31 23:59:00.123456+01:00 INFO: opened file topic=orders path=/var/log/nsq/...
 
-The message is constant, so that it can be searched for; what varies follows as key=value. A value
-is quoted only when it must be, and what could forge a line or confuse a terminal is escaped,
-because topics, addresses and error texts come from other machines. Bytes are told by their length
-only, secrets not at all.
+The message is constant, so that it can be searched for; what varies follows as key=value. `lines` says
+how a line is written, as text or as JSON, and what is done to text that comes from elsewhere.
 
 Lines go through the standard `logging` module (loggers below `nsqtools`), so that a program that
 embeds us keeps its own handlers; only `configure`, which our commands call, installs ours.
@@ -13,10 +11,11 @@ embeds us keeps its own handlers; only `configure`, which our commands call, ins
 
 from __future__ import annotations
 
-import datetime as dt
 import logging
 import sys
 from typing import TYPE_CHECKING, TextIO
+
+from nsqtools.observe.lines import VALUES, JsonFormatter, RateLimit, TextFormatter, with_values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,11 +23,9 @@ if TYPE_CHECKING:
     from nsqtools.clock import Clock
 
 ROOT = "nsqtools"
-VALUE_LENGTH_MAX = 500
 REPEAT_INTERVAL_S = 60.0
 # Different texts of one failing thing that are told apart; more share one place.
 REPEAT_TEXTS_MAX = 16
-_SECRET_WORDS = ("secret", "password", "token", "credential")
 _LEVELS = {
     "debug": logging.DEBUG,
     "info": logging.INFO,
@@ -36,15 +33,19 @@ _LEVELS = {
     "error": logging.ERROR,
     "fatal": logging.CRITICAL,
 }
-_NAMES = {logging.CRITICAL: "FATAL"}
 _MARKER = "_nsqtools_handler"
 
 
 class Log:
     """A logger whose methods take the constant message, then what varies by keyword."""
 
-    def __init__(self, logger: logging.Logger) -> None:
+    def __init__(self, logger: logging.Logger, bound: Mapping[str, object] | None = None) -> None:
         self._logger = logger
+        self._bound = dict(bound or {})
+
+    def bind(self, **values: object) -> Log:
+        """The same log, whose lines all begin with these values: `log.bind(topic=..., channel=...)`."""
+        return Log(self._logger, {**self._bound, **values})
 
     def debug(self, message: str, **values: object) -> None:
         self._emit(logging.DEBUG, message, values)
@@ -64,7 +65,8 @@ class Log:
 
     def _emit(self, level: int, message: str, values: Mapping[str, object]) -> None:
         if self._logger.isEnabledFor(level):
-            self._logger.log(level, with_values(message, values))
+            values = {**self._bound, **values}
+            self._logger.log(level, with_values(message, values), extra={VALUES: (message, values)})
 
 
 def get_log(name: str = "") -> Log:
@@ -72,10 +74,13 @@ def get_log(name: str = "") -> Log:
     return Log(logging.getLogger(f"{ROOT}.{name}" if name else ROOT))
 
 
-def configure(level: str, prefix: str, *, stream: TextIO | None = None) -> None:
+def configure(
+    level: str, prefix: str, *, log_format: str = "text", stream: TextIO | None = None
+) -> None:
     """Writes lines of `level` (debug, info, warn, error, fatal) and above to `stream` (stderr).
 
-    Other libraries' warnings go the same way. Calling it again replaces what it installed.
+    `log_format` is `text`, with `prefix` before each line, or `json`. Other libraries' warnings go the
+    same way. Calling it again replaces what it installed.
     """
     root = logging.getLogger()
     for handler in list(root.handlers):
@@ -83,67 +88,22 @@ def configure(level: str, prefix: str, *, stream: TextIO | None = None) -> None:
             root.removeHandler(handler)
     handler = logging.StreamHandler(stream or sys.stderr)
     setattr(handler, _MARKER, True)
-    handler.setFormatter(LineFormatter(prefix))
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter(prefix))
+    handler.addFilter(RateLimit())
     root.addHandler(handler)
     root.setLevel(max(_LEVELS[level], logging.WARNING))
     set_level(level)
 
 
+def is_json() -> bool:
+    """Whether `configure` was asked for lines of JSON."""
+    handlers = logging.getLogger().handlers
+    return any(isinstance(handler.formatter, JsonFormatter) for handler in handlers)
+
+
 def set_level(level: str) -> None:
     """Write our own lines from `level` (debug, info, warn, error, fatal) on."""
     logging.getLogger(ROOT).setLevel(_LEVELS[level])
-
-
-class LineFormatter(logging.Formatter):
-    """`<prefix>YYYY/MM/DD hh:mm:ss.uuuuuu LEVEL: message key=value`, in local time."""
-
-    def __init__(self, prefix: str) -> None:
-        super().__init__()
-        self.prefix = prefix
-
-    def format(self, record: logging.LogRecord) -> str:
-        # The operator's own clock is what a log shows, as NSQ's does.
-        moment = dt.datetime.fromtimestamp(record.created)  # noqa: DTZ006
-        name = _NAMES.get(record.levelno, record.levelname)
-        line = f"{self.prefix}{moment:%Y/%m/%d %H:%M:%S.%f} {name}: {record.getMessage()}"
-        if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
-        return line
-
-
-def with_values(message: str, values: Mapping[str, object]) -> str:
-    """The message followed by its values: `opened file topic=orders path="/a b"`."""
-    parts = [_printable(message)]
-    parts += [f"{key}={render(key, value)}" for key, value in values.items()]
-    return " ".join(parts)
-
-
-def render(key: str, value: object) -> str:
-    """One value: secrets masked, bytes elided, quoted where a reader could not tell its end."""
-    if any(word in key.lower() for word in _SECRET_WORDS):
-        return "***"
-    if isinstance(value, bytes | bytearray | memoryview):
-        return f"<{len(value)} bytes>"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    text = str(value)
-    if isinstance(value, BaseException):
-        text = text or type(value).__name__
-    if len(text) > VALUE_LENGTH_MAX:
-        text = text[:VALUE_LENGTH_MAX] + "..."
-    needs_quotes = not text or any(c in ' "=\\' or not c.isprintable() for c in text)
-    if not needs_quotes:
-        return text
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{_printable(escaped)}"'
-
-
-def _printable(text: str) -> str:
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class Repeated:

@@ -39,6 +39,10 @@ class Notifier:
         """One line that `systemctl status` shows."""
         self._send("", status)
 
+    def extend(self, seconds: float) -> None:
+        """Asks for `seconds` more from now on for the start or the end that is under way."""
+        self._send(f"EXTEND_TIMEOUT_USEC={round(seconds * 1_000_000)}", "")
+
     def _send(self, state: str, status: str) -> None:
         if not self._address:
             return

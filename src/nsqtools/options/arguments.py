@@ -10,6 +10,8 @@ import difflib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from nsqtools.options.shown import printable
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -22,11 +24,15 @@ _VERSION = "version"
 
 @dataclass(slots=True, kw_only=True)
 class Arguments:
-    """What a command line says: texts for each flag, the words left over, and its mistakes."""
+    """What a command line says: texts for each flag, the words left over, and its mistakes.
+
+    `meant` are the flags that misspelt ones are taken for.
+    """
 
     values: dict[str, list[str]] = field(default_factory=dict)
     words: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    meant: set[str] = field(default_factory=set)
     wants_help: bool = False
     wants_version: bool = False
 
@@ -65,7 +71,9 @@ def _take_flag(
     elif flag == _VERSION:
         found.wants_version = True
     elif made is None and flag != CONFIG:
-        found.problems.append(f"unknown flag {word.partition('=')[0]}{nearest(flag, known)}")
+        shown = printable(word.partition("=")[0])
+        found.problems.append(f"unknown flag {shown}{nearest(flag, known)}")
+        found.meant.update(difflib.get_close_matches(flag, list(known), n=1))
         _skip_value(equals, rest)
     elif made is not None and made.is_secret:
         found.problems.append(

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from nsqtools.options.kinds import Bool, Kind, Secret
+from nsqtools.options.shown import mask_passwords
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -63,15 +64,14 @@ class Option:
 
     def variable(self, program: str) -> str:
         """The environment variable of this option for `program`."""
-        return f"{program}_{self.key}".upper().replace("-", "_")
+        return variable_of(program, self.key)
 
     def show(self, value: Any) -> str:
-        """A value as it would be written on a command line; secrets are masked."""
+        """A value as it would be written on a command line; secrets and passwords are masked."""
         if value is None:
             return ""
-        if self.repeat:
-            return self.kind.separator.join(self.kind.render(item) for item in value)
-        return self.kind.render(value)
+        values = value if self.repeat else (value,)
+        return self.kind.separator.join(mask_passwords(self.kind.render(item)) for item in values)
 
 
 @overload
@@ -163,6 +163,11 @@ def options_of(options_class: type[Any]) -> tuple[Option, ...]:
             flag = made.flag or flag_of(field.name)
             found.append(dataclasses.replace(made, name=field.name, flag=flag))
     return tuple(found)
+
+
+def variable_of(program: str, key: str) -> str:
+    """The environment variable of a key for `program`."""
+    return f"{program}_{key}".upper().replace("-", "_")
 
 
 def flag_of(field_name: str) -> str:

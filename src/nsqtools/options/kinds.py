@@ -9,7 +9,6 @@ syntax of durations and booleans is kept, because NSQ's users have it in their s
 from __future__ import annotations
 
 import re
-import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -331,8 +330,9 @@ class LogLevel(Choice[str]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilePath(Kind[Path]):
-    """A path; it is not opened here."""
+    """A path; it is not opened here. `folder` says that it should be one of a folder."""
 
+    folder: bool = False
     metavar: str = "PATH"
 
     def parse(self, text: str) -> Path:
@@ -341,25 +341,6 @@ class FilePath(Kind[Path]):
         if "\0" in text:
             raise ValueError("holds a NUL character")
         return Path(text)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Regex(Kind[re.Pattern[str]]):
-    """A regular expression, compiled once."""
-
-    metavar: str = "REGEX"
-
-    def parse(self, text: str) -> re.Pattern[str]:
-        try:
-            with warnings.catch_warnings():
-                # Python warns of patterns that may mean something else one day; Go does not.
-                warnings.simplefilter("ignore")
-                return re.compile(text)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise ValueError(f"not a regular expression: {error}") from error
-
-    def render(self, value: re.Pattern[str]) -> str:
-        return value.pattern
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -392,11 +373,11 @@ class NameValue(Kind[Setting]):
 BOOL = Bool()
 DURATION = Duration()
 FLOAT = Float()
+FOLDER = FilePath(folder=True)
 INT = Int()
 LOG_LEVEL = LogLevel()
 NAME_VALUE = NameValue()
 PATH = FilePath()
-REGEX = Regex()
 SECRET = Secret()
 SIZE = Size()
 TEXT = Text()

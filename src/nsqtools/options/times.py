@@ -1,4 +1,5 @@
-"""The kind of points in time: RFC 3339, shorter dates, and whole numbers since the epoch."""
+"""Kinds about time: points in it (RFC 3339, shorter dates, whole numbers since the epoch), and strftime
+formats."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import re
 from dataclasses import dataclass
 
 from nsqtools.options.kinds import Kind
+from nsqtools.options.shown import printable
 
 _DATE = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)(?:[Tt ](\d\d):(\d\d)(?::(\d\d)(?:\.(\d{1,9}))?)?)?"
@@ -84,4 +86,28 @@ class Timestamp(Kind[int]):
         return render_time_ns(value)
 
 
+# What Python documents for strftime, without %f: a name must not change within a second.
+DIRECTIVES = "aAbBcdGHIjmMpSuUVwWxXyYzZ%"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Strftime(Kind[str]):
+    """A format of strftime in which every directive is known: the C library's would be passed through
+    or vanish, one machine like this and another like that."""
+
+    metavar: str = "FORMAT"
+    explain: str = "strftime's directives, such as %Y-%m-%d_%H"
+
+    def parse(self, text: str) -> str:
+        if "\0" in text:
+            raise ValueError("holds a NUL character")
+        for found in re.finditer(r"%(.?)", text, re.DOTALL):
+            if not found[1]:
+                raise ValueError("ends with a lone %, write %% for one")
+            if found[1] not in DIRECTIVES:
+                raise ValueError(f"unknown directive {printable(found[0])}, known are {DIRECTIVES}")
+        return text
+
+
+STRFTIME = Strftime()
 TIMESTAMP = Timestamp()

@@ -23,10 +23,10 @@ from nsqtools.client.options import (
     consumer_options,
 )
 from nsqtools.errors import OptionsError
+from nsqtools.observe.options import LogOptions, StatusOptions
 from nsqtools.options import (
     ADDRESS,
     HTTP_ADDRESS,
-    LOG_LEVEL,
     NAME_VALUE,
     REGEX,
     SECRET,
@@ -38,11 +38,10 @@ from nsqtools.options import (
 )
 
 if TYPE_CHECKING:
-    import re
     from collections.abc import Iterator
 
     from nsqtools.client.lookup import LookupOptions
-    from nsqtools.options import Setting
+    from nsqtools.options import Pattern, Setting
 
 POSITIVE = Duration(minimum="1ns")
 SHOULD_BE_POSITIVE = "{flag} should be positive"
@@ -63,19 +62,19 @@ def log_prefix_option(default: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConsumingOptions:
+class ConsumingOptions(LogOptions, StatusOptions):
     """One run of a consuming tool. Times are in seconds, sizes in bytes."""
 
     program: ClassVar[str]
     """The tool's name: its user agent, and what its log lines begin with."""
 
     topic: tuple[str, ...] = repeated(TOPIC, help="topic to consume", group=_WHAT)
-    topic_pattern: re.Pattern[str] | None = option(
+    topic_pattern: Pattern | None = option(
         REGEX,
         help="only topics in which this is found; without --topic, of all that nsqlookupd knows",
         group=_WHAT,
     )
-    topic_exclude: re.Pattern[str] | None = option(
+    topic_exclude: Pattern | None = option(
         REGEX, help="leave out topics in which this is found", group=_WHAT
     )
     topic_refresh_s: float = option(
@@ -133,12 +132,6 @@ class ConsumingOptions:
         default="30s",
         help="longest time to make durable what is in flight, after SIGTERM",
         problem=SHOULD_BE_POSITIVE,
-    )
-    log_level: str = option(
-        LOG_LEVEL,
-        default="info",
-        help="debug, info, warn, error or fatal",
-        problem="{flag} is invalid",
     )
     log_prefix: str = log_prefix_option("")
 

@@ -60,8 +60,10 @@ class TopicPipeline:
         self.topic = spec.topic
         self.output = output
         self.counts = Counts()
-        self.last_delivery_s: float | None = None
-        """When messages were last delivered, in seconds of the monotonic clock."""
+        self.last_delivery_time_s = 0.0
+        """When messages were last done, in seconds since the epoch; 0 before that."""
+        self.lag_s = 0.0
+        """Between publishing and done, of the first message of the last delivery."""
         self.is_open = False
         """Whether the output is ready, and the topic is consumed."""
         self.trouble = ""
@@ -205,7 +207,9 @@ class TopicPipeline:
             self._flow()
             return
         self._note_success()
-        self._ended_s = self.last_delivery_s = now_s = self._clock.monotonic()
+        self._ended_s = now_s = self._clock.monotonic()
+        self.last_delivery_time_s = wall_s = self._clock.time()
+        self.lag_s = max(0.0, wall_s - delivery[0].messages.first_timestamp_ns / 1e9)
         used = self.consumer.in_flight / (self.consumer.inbox.window or 1)
         self._settlement.settle(delivery, answer, now_s)
         self.counts.deliveries += 1

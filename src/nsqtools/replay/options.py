@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Literal
 from nsqtools import __version__
 from nsqtools.client.options import Name, ProducerOptions, producer_options
 from nsqtools.errors import OptionsError
+from nsqtools.observe.options import LogOptions, StatusOptions
 from nsqtools.options import (
     ADDRESS,
-    LOG_LEVEL,
     NAME_VALUE,
     SECRET,
     TEXT,
@@ -49,7 +49,7 @@ _PACE = "How fast"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FileToNsqOptions:
+class FileToNsqOptions(LogOptions, StatusOptions):
     """One run of file_to_nsq. Times are in seconds, points in time in ns, sizes in bytes."""
 
     files: tuple[str, ...] = repeated(
@@ -124,13 +124,7 @@ class FileToNsqOptions:
         help="longest time to wait for the last answers, after SIGTERM",
         problem="{flag} should be positive",
     )
-    log_level: str = option(
-        LOG_LEVEL,
-        default="info",
-        help="debug, info, warn, error or fatal",
-        problem="{flag} is invalid",
-    )
-    log_prefix: str = option(TEXT, default="[file_to_nsq] ", help="begin log lines with this")
+    log_prefix: str = option(TEXT, default="[file_to_nsq] ", help="begin text log lines with this")
 
     def producer(self) -> ProducerOptions:
         """The options of the producers; raises OptionsError where `check` was not heeded."""

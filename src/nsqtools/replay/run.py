@@ -8,10 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
+from nsqtools import __version__
 from nsqtools.clock import SystemClock
 from nsqtools.errors import ArchiveError, NsqToolsError, StorageError
 from nsqtools.lifecycle import Lifecycle
+from nsqtools.observe.counters import Registry
 from nsqtools.observe.log import configure, get_log
+from nsqtools.observe.status import StatusServer
+from nsqtools.replay import metrics
 from nsqtools.replay.chunks import ChunkLimits, chunks, sort_out
 from nsqtools.replay.interrupt import Interrupt
 from nsqtools.replay.player import TOLD_MAX, Player
@@ -53,10 +57,19 @@ async def run(options: FileToNsqOptions) -> int:
     refused, or 130 when a signal ended it early. Raises OptionsError for a name that is no file, and
     a group with a ServerError when nsqd refuses the topic; what became of the records is told first.
     """
-    configure(options.log_level, options.log_prefix)
-    sources = find_sources(options.files)
+    configure(options.log_level, options.log_prefix, log_format=options.log_format)
     clock = SystemClock()
-    async with Lifecycle(options.shutdown_timeout_s) as life:
+    registry = Registry()
+    async with (
+        Lifecycle(options.shutdown_timeout_s) as life,
+        StatusServer(
+            options.status_address,
+            registry,
+            life.health,
+            status=lambda: {"program": "file_to_nsq", "version": __version__},
+        ),
+    ):
+        sources = find_sources(options.files)
         player = Player(
             options.topic,
             options.nsqd_tcp_address,
@@ -67,8 +80,14 @@ async def run(options: FileToNsqOptions) -> int:
         began_s = clock.monotonic()
         with Interrupt() as interrupt:
             progress = progress_for(options.progress, sources)
-            configure(options.log_level, options.log_prefix, stream=progress.log_stream)
+            configure(
+                options.log_level,
+                options.log_prefix,
+                log_format=options.log_format,
+                stream=progress.log_stream,
+            )
             replay = Replay(options, player, progress, clock, interrupt)
+            metrics.register(replay, registry)
             try:
                 async with player:
                     life.ready("replaying")

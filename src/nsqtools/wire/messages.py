@@ -105,6 +105,15 @@ class Messages:
             for part in self._parts
         ) - PAYLOAD_HEADER_BYTES * len(self)
 
+    @property
+    def first_timestamp_ns(self) -> int:
+        """Publish time of the first message, without a look at the others; there must be one."""
+        part = next(part for part in self._parts if not isinstance(part, list) or part)
+        if isinstance(part, Span):
+            start = part.start + FRAME_HEADER_BYTES
+            return int.from_bytes(part.data[start : start + _ATTEMPTS_AT], "big")
+        return int.from_bytes(part[0][:_ATTEMPTS_AT], "big")
+
     def time_range_ns(self) -> tuple[int, int]:
         """First and last publish time in nanoseconds; the messages must not be none."""
         ends: list[bytes] = []

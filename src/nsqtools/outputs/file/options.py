@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Literal
 
 from nsqtools.options import (
     BOOL,
-    PATH,
+    FOLDER,
     SIZE,
+    STRFTIME,
     TEXT,
     Choice,
     Duration,
@@ -40,9 +41,9 @@ _ROTATION = "When a file ends, and when it is synced"
 class FileOptions:
     """How topics are archived in files. Times are in seconds, sizes in bytes."""
 
-    output_dir: Path = option(PATH, default="/tmp", help="where finished files go", group=_FILES)  # noqa: S108
+    output_dir: Path = option(FOLDER, default="/tmp", help="where finished files go", group=_FILES)  # noqa: S108
     work_dir: Path | None = option(
-        PATH, help="where unfinished files are; default: the output folder", group=_FILES
+        FOLDER, help="where unfinished files are; default: the output folder", group=_FILES
     )
     filename_format: str = option(
         TEXT,
@@ -51,7 +52,7 @@ class FileOptions:
         group=_FILES,
     )
     datetime_format: str = option(
-        TEXT, default="%Y-%m-%d_%H", help="strftime format of <DATETIME>", group=_FILES
+        STRFTIME, default="%Y-%m-%d_%H", help="strftime format of <DATETIME>", group=_FILES
     )
     utc: bool = option(
         BOOL, default="false", help="<DATETIME> in UTC instead of local time", group=_FILES

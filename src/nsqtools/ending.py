@@ -1,0 +1,67 @@
+"""What a process knows of its end before it has an event loop, and when the loop no longer helps.
+
+The command line calls `remember_signals` first of all, so that a SIGTERM that comes while modules are
+still being imported is not lost and does not kill; `Lifecycle` takes over with `take_signals`. It also
+calls `arm` with what ends the process for good. From then on `end_within` bounds what is left to do: a
+thread that hangs in an fsync cannot be cancelled, and Python waits for its threads before it exits.
+A program that embeds nsqtools does neither, and nothing here touches it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing itself is among what --version need not load
+    from collections.abc import Callable
+    from types import FrameType
+
+INTERRUPTED = 130
+_remembered: list[int] = []
+_end: Callable[[], object] | None = None
+
+
+def remember_signals() -> None:
+    """Keep SIGTERM for `take_signals`, and pass over SIGHUP: there is nothing to reload yet.
+
+    A second SIGTERM that nobody has taken ends the process at once with INTERRUPTED. SIGINT stays
+    Python's KeyboardInterrupt.
+    """
+    _remembered.clear()
+    signal.signal(signal.SIGTERM, _remember)
+    signal.signal(signal.SIGHUP, _pass_over)
+
+
+def take_signals() -> list[signal.Signals]:
+    """What was remembered; it is asked for once."""
+    taken = [signal.Signals(number) for number in _remembered]
+    _remembered.clear()
+    return taken
+
+
+def _remember(number: int, _frame: FrameType | None) -> None:
+    if _remembered:
+        os._exit(INTERRUPTED)
+    _remembered.append(number)
+
+
+def _pass_over(_number: int, _frame: FrameType | None) -> None:
+    """Not SIG_IGN, which a program that we start would inherit."""
+
+
+def arm(end: Callable[[], object] | None) -> None:
+    """Let `end_within` call `end`, which should end the process; None disarms it."""
+    global _end
+    _end = end
+
+
+def end_within(seconds: float) -> None:
+    """End the process in `seconds` whatever hangs; nothing happens when nobody has armed it."""
+    import threading
+
+    if _end is not None:
+        timer = threading.Timer(seconds, _end)
+        timer.name = "the hard end"
+        timer.daemon = True
+        timer.start()
