@@ -101,7 +101,7 @@ async def test_a_refusing_output_stops_the_flow_and_keeps_what_it_holds(
         monkeypatch.setattr(durable, "os", broken)
         await publish(nsqd, *TEN)
         await until(lambda: bool(pipeline.trouble))
-        await until(lambda: pipeline.totals()["output_failures"] > 3)
+        await until(lambda: pipeline.totals()["failures"] > 3)
         await publish(nsqd, b"comes later")
         # Longer than the message timeout: what is held is touched, so nothing times out.
         await asyncio.sleep(1.5)
@@ -133,7 +133,7 @@ async def test_a_disk_that_fails_at_any_call_loses_and_doubles_nothing(
             total += 10
             await until_settled(nsqd, total)
         monkeypatch.setattr(durable, "os", os)
-    assert pipeline.totals()["output_failures"] > 10
+    assert pipeline.totals()["failures"] > 10
     assert sorted(archived(folder), key=int) == [b"%d" % number for number in range(total)]
 
 
@@ -169,7 +169,7 @@ async def test_a_full_disk_waits_for_room(nsqd: Nsqd, small_disk: Path) -> None:
         ballast.unlink()
         await until_settled(nsqd, 3)
     assert archived(small_disk) == bodies
-    assert pipeline.totals()["output_failures"]
+    assert pipeline.totals()["failures"]
 
 
 # Files
@@ -250,7 +250,7 @@ async def test_a_newline_in_a_body_is_warned_of_once(
     warnings = [record.getMessage() for record in caplog.records if "newline" in record.msg]
     assert len(warnings) == 1
     assert "framed or jsonl" in warnings[0]
-    assert pipeline.totals()["ambiguous"] == 2
+    assert pipeline.totals()["ambiguous_messages"] == 2
 
 
 # The end
@@ -343,7 +343,7 @@ async def test_a_run_that_is_cut_while_its_file_is_finished_leaves_no_thread(
     with monkeypatch.context() as patched:
         patched.setattr(durable, "os", FailingOs(0, failures=1_000_000, only={"link"}))
         pipeline.stop()
-        await until(lambda: pipeline.totals()["output_failures"] > 2)
+        await until(lambda: pipeline.totals()["failures"] > 2)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

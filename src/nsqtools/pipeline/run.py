@@ -11,10 +11,15 @@ import logging
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from nsqtools import __version__
 from nsqtools.client.memory import ConsumerMemory
 from nsqtools.clock import SystemClock
 from nsqtools.errors import ConnectionFailed, NsqToolsError
+from nsqtools.observe.counters import Registry
+from nsqtools.observe.health import Health
 from nsqtools.observe.log import Repeated, get_log
+from nsqtools.observe.status import StatusServer
+from nsqtools.pipeline.report import RunMetrics, part_of, status_of, tell_health
 from nsqtools.pipeline.topic import TopicPipeline, TopicSpec
 from nsqtools.wire.names import is_ephemeral
 
@@ -34,6 +39,10 @@ GONE_AFTER_ROUNDS = 3
 TOPIC_RETRY_S = 30.0
 # How soon the list of topics is asked for again while there has been none; the time doubles.
 FIRST_LIST_S = 1.0
+# How often the health of the topics is looked at, and until all are subscribed.
+WATCH_S = 5.0
+WATCH_FIRST_S = 0.2
+_LIST = "list of topics"
 
 
 class Run:
@@ -56,22 +65,20 @@ class Run:
         self._totals: Counter[str] = Counter()
         self._missing: Counter[str] = Counter()
         self._memory = ConsumerMemory()
+        self._health = Health()
+        self.registry = Registry()
+        RunMetrics(self._pipelines.values(), self.registry)
 
     async def run(self, life: Lifecycle) -> bool:
         """Consume until `life` stops; whether everything ended in order.
 
         Raises what `output_of` raised when it did so for every topic that was asked for.
         """
-        options = self._options
-        if not options.is_discovering:
+        self._health = life.health
+        if not self._options.is_discovering:
             self._check_outputs()
-        async with asyncio.TaskGroup() as group:
-            if not options.is_discovering:
-                for topic in self._named():
-                    self._start(topic, group)
-            chores = [group.create_task(self._summaries())]
-            if options.is_discovering:
-                chores.append(group.create_task(self._discover(group)))
+        async with self._status_server(life), asyncio.TaskGroup() as group:
+            chores = self._begin(group)
             life.ready("consuming")
             await life.stopping.wait()
             for chore in chores:
@@ -79,6 +86,39 @@ class Run:
             ended = await life.drain(self._drain(), what="delivering what is in flight")
         self._summarize()
         return ended
+
+    def _begin(self, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
+        """Start what was asked for; gives the tasks that go on until the end."""
+        chores = [group.create_task(self._summaries()), group.create_task(self._watch())]
+        if self._options.is_discovering:
+            self._health.waiting(_LIST, "an answer of nsqlookupd")
+            chores.append(group.create_task(self._discover(group)))
+        else:
+            for topic in self._named():
+                self._start(topic, group)
+        return chores
+
+    def _status_server(self, life: Lifecycle) -> StatusServer:
+        return StatusServer(
+            self._options.status_address,
+            self.registry,
+            life.health,
+            status=lambda: {
+                "program": self._options.program,
+                "version": __version__,
+                "topics": {name: status_of(one) for name, one in self._pipelines.items()},
+            },
+            refresh=self._tell_health,
+        )
+
+    def _tell_health(self) -> None:
+        tell_health(self._pipelines.values(), self._health)
+
+    async def _watch(self) -> None:
+        """Tell the service manager how the topics are: soon at the start, now and then afterwards."""
+        while True:
+            self._tell_health()
+            await asyncio.sleep(WATCH_S if self._health.is_ready else WATCH_FIRST_S)
 
     def rotate(self) -> None:
         """Every topic's output finishes what it is filling (SIGHUP)."""
@@ -100,6 +140,7 @@ class Run:
             raise failures[0]
 
     def _start(self, topic: str, group: asyncio.TaskGroup) -> None:
+        self._health.waiting(part_of(topic), "a subscription")
         self._tasks[topic] = group.create_task(self._keep(topic))
 
     async def _keep(self, topic: str) -> None:
@@ -110,15 +151,21 @@ class Run:
                 try:
                     await self._run_one(topic)
                 except NsqToolsError as failure:
-                    trouble.failed(failure, topic=topic)
+                    self._stands_still(topic, trouble, failure)
                 except Exception as failure:
-                    trouble.failed(failure, topic=topic)
+                    self._stands_still(topic, trouble, failure)
                     logging.getLogger("nsqtools.pipeline").error("a fault", exc_info=failure)
                 else:
                     return
                 await asyncio.sleep(TOPIC_RETRY_S)
         finally:
             self._tasks.pop(topic, None)
+            self._health.forget(part_of(topic))
+
+    def _stands_still(self, topic: str, trouble: Repeated, failure: Exception) -> None:
+        trouble.failed(failure, topic=topic)
+        self._health.failing(part_of(topic), failure)
+        self._health.ready(part_of(topic))
 
     async def _run_one(self, topic: str) -> None:
         options = self._options
@@ -166,12 +213,15 @@ class Run:
                 found = await topics(self._options.lookupd_http_address, options=lookup)
             except ConnectionFailed as failure:
                 trouble.failed(failure)
+                self._health.failing(_LIST, failure)
                 wait_s = min(first_s, wait_s)
                 first_s *= 2
             else:
                 trouble.recovered("the list of topics can be retrieved again")
                 self._take_over(found, group)
                 first_s = wait_s
+                self._health.ok(_LIST)
+            self._health.ready(_LIST)
             await asyncio.sleep(wait_s)
 
     def _take_over(self, found: set[str], group: asyncio.TaskGroup) -> None:

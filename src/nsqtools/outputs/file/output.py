@@ -49,7 +49,7 @@ class FileOutput:
             clock=SystemClock(),
         )
         self._retry_s = 0.0
-        self._counts = dict.fromkeys(("disk_bytes", "files", "ambiguous", "output_failures"), 0)
+        self._counts = dict.fromkeys(("disk_bytes", "files", "ambiguous_messages", "failures"), 0)
 
     async def open(self) -> None:
         """Nothing to do: a file is created with its first message."""
@@ -73,7 +73,7 @@ class FileOutput:
         try:
             self._report(await self._strand.call(self._writer.close))
         except StorageError:
-            self._counts["output_failures"] += 1
+            self._counts["failures"] += 1
             raise
 
     async def abandon(self) -> None:
@@ -112,7 +112,7 @@ class FileOutput:
     # On the loop
 
     def _again(self, failure: StorageError) -> Again:
-        self._counts["output_failures"] += 1
+        self._counts["failures"] += 1
         self._trouble.failed(failure, topic=self._spec.topic)
         self._retry_s = min(max(RETRY_FIRST_S, self._retry_s * 2), RETRY_MAX_S)
         jitter = random.uniform(0.5, 1.0)  # noqa: S311
@@ -124,13 +124,13 @@ class FileOutput:
             self._trouble.recovered("output works again", topic=self._spec.topic)
 
     def _note(self, commit: Commit) -> None:
-        if commit.ambiguous and not self._counts["ambiguous"]:
+        if commit.ambiguous and not self._counts["ambiguous_messages"]:
             self._log.warning(
                 "a message holds a newline: as lines it cannot be told apart on replay; use"
                 " --format=framed or jsonl",
                 topic=self._spec.topic,
             )
-        self._counts["ambiguous"] += commit.ambiguous
+        self._counts["ambiguous_messages"] += commit.ambiguous
         self._counts["disk_bytes"] += commit.disk_bytes
         if commit.created is not None:
             self._log.info("opened", topic=self._spec.topic, path=commit.created)

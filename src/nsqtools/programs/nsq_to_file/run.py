@@ -28,7 +28,7 @@ async def run(options: NsqToFileOptions) -> int:
 
     Raises StorageError when a folder cannot be written, ArchiveError for a name that cannot be.
     """
-    configure(options.log_level, options.log_prefix)
+    configure(options.log_level, options.log_prefix, log_format=options.log_format)
     async with Lifecycle(options.shutdown_timeout_s) as life:
         await asyncio.to_thread(_prepare, options)
         workers = Workers()
