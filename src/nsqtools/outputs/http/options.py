@@ -1,0 +1,187 @@
+"""The options of delivery by HTTP: NSQ's flags, defaults and words, and ours beside them."""
+
+# ruff: noqa: RUF009 - option() makes a dataclass field
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from nsqtools.options import (
+    PATH,
+    TEXT,
+    Choice,
+    Duration,
+    Float,
+    Int,
+    Kind,
+    option,
+    repeated,
+)
+from nsqtools.outputs.http.outcome import STATUS, Rules
+from nsqtools.outputs.http.request import GET_FIELD, HEADER, Header, Method
+from nsqtools.outputs.http.template import Template, escape_url
+from nsqtools.outputs.http.url import split_url
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+Mode = Literal["round-robin", "hostpool", "epsilon-greedy", "all"]
+MODE: Kind[Mode] = Choice(("round-robin", "hostpool", "epsilon-greedy", "all"))
+CONTENT_TYPE = "application/octet-stream"
+# Each of them can be a connection, and so a file descriptor.
+CONCURRENCY_MAX = 1000
+# With what a URL is tried before there is a topic.
+EXAMPLE = {"topic": "topic", "channel": "channel"}
+
+_ENDPOINTS = "Where messages go"
+_REQUESTS = "What a request is"
+_REPLIES = "What a reply means"
+_POSITIVE = Duration(minimum="1ns")
+_SHOULD_BE_POSITIVE = "{flag} should be positive"
+
+
+class UrlKind(Kind[str]):
+    """The URL of an endpoint; a template."""
+
+    metavar = "URL"
+    explain = (
+        "http://host:port/path, https://..., or http+unix://%2Frun%2Fapp.sock/path; {topic} {channel}"
+        " {id} {timestamp} {attempts} and {nsqd} stand for those of a message"
+    )
+    separator = " "
+
+    def parse(self, text: str) -> str:
+        url = split_url(text, EXAMPLE)
+        Template(url.target, fixed=EXAMPLE, escape=escape_url)
+        return text
+
+
+class ContentType(Kind[str]):
+    """A header's value that must not be empty."""
+
+    metavar = "TYPE"
+
+    def parse(self, text: str) -> str:
+        if not text:
+            raise ValueError("--content-type requires a value when used")
+        return HEADER.parse(f"Content-Type: {text}").value
+
+
+URL = UrlKind()
+
+
+@dataclass(frozen=True, kw_only=True)
+class HttpOptions:
+    """How messages are delivered. Times are in seconds, sizes in bytes."""
+
+    post: tuple[str, ...] = repeated(
+        URL, help="endpoint to POST to; the message is the body", group=_ENDPOINTS
+    )
+    get: tuple[str, ...] = repeated(
+        URL,
+        help="endpoint to GET from; the message stands for the one %s in it, form-encoded",
+        group=_ENDPOINTS,
+    )
+    mode: Mode = option(
+        MODE,
+        default="hostpool",
+        help="which endpoint gets a message: in turn; those that work; the quicker, the more often;"
+        " or each message to all",
+        group=_ENDPOINTS,
+    )
+    n: int = option(
+        Int(minimum=1, maximum=CONCURRENCY_MAX),
+        default="100",
+        help="requests of a topic that are under way at once",
+        group=_ENDPOINTS,
+    )
+    sample: float = option(
+        Float(minimum=0.0, maximum=1.0),
+        default="1",
+        help="part of the messages that is sent, 0 to 1; the rest is counted and finished",
+        group=_ENDPOINTS,
+        problem="ERROR: {flag} must be between 0.0 and 1.0",
+    )
+    http_client_connect_timeout_s: float = option(
+        _POSITIVE,
+        default="2s",
+        help="time for a connection to be made, to an endpoint or to nsqlookupd",
+        group=_ENDPOINTS,
+        problem=_SHOULD_BE_POSITIVE,
+    )
+    http_client_request_timeout_s: float = option(
+        _POSITIVE,
+        default="20s",
+        help="time for a reply of an endpoint or of nsqlookupd",
+        group=_ENDPOINTS,
+        problem=_SHOULD_BE_POSITIVE,
+    )
+    tls_ca: Path | None = option(
+        PATH,
+        help="certificates (PEM) that an endpoint's may be signed by; default: the system's",
+        group=_ENDPOINTS,
+    )
+    tls_cert: Path | None = option(
+        PATH, help="client certificate (PEM), with its key unless --tls-key", group=_ENDPOINTS
+    )
+    tls_key: Path | None = option(PATH, help="key of the client certificate", group=_ENDPOINTS)
+    tls_server_name: str = option(
+        TEXT,
+        default="",
+        help="name that an endpoint's certificate must have; default: the URL's host",
+        group=_ENDPOINTS,
+    )
+
+    header: tuple[Header, ...] = repeated(
+        HEADER,
+        help="header of each request, 'Name: value'; the same fields as in a URL",
+        group=_REQUESTS,
+    )
+    content_type: str = option(
+        ContentType(), default=CONTENT_TYPE, help="content type of a POST", group=_REQUESTS
+    )
+
+    ok_status: tuple[range, ...] = repeated(
+        STATUS, help="take this status for a success, as 2xx are", group=_REPLIES
+    )
+    retry_status: tuple[range, ...] = repeated(
+        STATUS, help="try again after this status, as after 408, 425, 429 and 5xx", group=_REPLIES
+    )
+    reject_status: tuple[range, ...] = repeated(
+        STATUS,
+        help="never try again after this status, as after 3xx and other 4xx",
+        group=_REPLIES,
+    )
+    status_every: int = option(
+        Int(minimum=0),
+        default="250",
+        help="tell how long requests took after so many of them, at most once a second; 0: never",
+    )
+
+    @property
+    def method(self) -> Method:
+        return "GET" if self.get else "POST"
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return self.get or self.post
+
+    @property
+    def rules(self) -> Rules:
+        """What statuses mean."""
+        return Rules(ok=self.ok_status, retry=self.retry_status, reject=self.reject_status)
+
+    def check_output(self) -> Iterator[str]:
+        """The mistakes that concern several of these options, in NSQ's words."""
+        if self.content_type != CONTENT_TYPE and not self.post:
+            yield "--content-type only used with --post"
+        if not self.post and not self.get:
+            yield "--get or --post required"
+        if self.post and self.get:
+            yield "use --get or --post not both"
+        if any(url.count(GET_FIELD) != 1 for url in self.get):
+            yield "invalid GET address - must be a printf string"
+        if self.tls_key and not self.tls_cert:
+            yield "--tls-key needs --tls-cert"

@@ -1,0 +1,97 @@
+"""nsq_to_http: the shared run, with HTTP endpoints as its output."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import TYPE_CHECKING
+
+from nsqtools import __version__
+from nsqtools.errors import OptionsError
+from nsqtools.lifecycle import Lifecycle
+from nsqtools.observe.log import configure
+from nsqtools.outputs.http.output import DeliveryPolicy, HttpOutput
+from nsqtools.outputs.http.picking import EpsilonGreedy, HostPool, Picker, RoundRobin
+from nsqtools.outputs.http.pool import ClientOptions
+from nsqtools.outputs.http.request import Header, RequestMaker
+from nsqtools.outputs.http.sender import Endpoint, Sender
+from nsqtools.pipeline.run import Run
+
+if TYPE_CHECKING:
+    from nsqtools.programs.nsq_to_http.options import NsqToHttpOptions
+
+_PICKERS: dict[str, type[RoundRobin]] = {
+    "round-robin": RoundRobin,
+    "hostpool": HostPool,
+    "epsilon-greedy": EpsilonGreedy,
+    "all": RoundRobin,  # nothing is picked
+}
+
+
+async def run(options: NsqToHttpOptions) -> int:
+    """Deliver until SIGTERM or SIGINT; 0 when everything taken was answered for.
+
+    Raises OptionsError for a file that cannot be read, and for a URL that is none with a topic in it.
+    """
+    configure(options.log_level, options.log_prefix, log_format=options.log_format)
+    async with Lifecycle(options.shutdown_timeout_s) as life:
+        client = await asyncio.to_thread(client_options, options)
+        delivery = Run(options, lambda topic: output_of(options, topic, client))
+        return 0 if await delivery.run(life) else 1
+
+
+def client_options(options: NsqToHttpOptions) -> ClientOptions:
+    """How endpoints are asked. Raises OptionsError for certificates that cannot be used."""
+    has_tls = any(url.startswith("https:") for url in options.urls)
+    return ClientOptions(
+        connect_timeout_s=options.http_client_connect_timeout_s,
+        request_timeout_s=options.http_client_request_timeout_s,
+        tls=_tls(options) if has_tls else None,
+        server_name=options.tls_server_name,
+    )
+
+
+def _tls(options: NsqToHttpOptions) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=options.tls_ca)
+    except (OSError, ssl.SSLError) as error:
+        raise OptionsError([f"cannot use --tls-ca {options.tls_ca}: {error}"]) from error
+    if options.tls_cert is not None:
+        try:
+            context.load_cert_chain(options.tls_cert, options.tls_key)
+        except (OSError, ssl.SSLError) as error:
+            raise OptionsError([f"cannot use --tls-cert {options.tls_cert}: {error}"]) from error
+    return context
+
+
+def output_of(options: NsqToHttpOptions, topic: str, client: ClientOptions) -> HttpOutput:
+    """The delivery of one topic. Raises OptionsError for what is no URL with this topic in it."""
+    fixed = {"topic": topic, "channel": options.channel}
+    endpoints = []
+    for url in options.urls:
+        try:
+            maker = RequestMaker(options.method, url, headers_of(options), fixed=fixed)
+        except ValueError as error:
+            raise OptionsError([f"topic {topic} in a URL: {error}"]) from error
+        endpoints.append(Endpoint(maker, client, label=maker.label))
+    sender = Sender(endpoints, picker_of(options), options.rules, concurrency=options.n)
+    policy = DeliveryPolicy(
+        concurrency=options.n,
+        sample=options.sample,
+        to_all=options.mode == "all",
+        tries_kept_max=2 * options.max_in_flight,
+    )
+    return HttpOutput(topic, sender, policy)
+
+
+def picker_of(options: NsqToHttpOptions) -> Picker:
+    """What chooses among the endpoints of a topic."""
+    return _PICKERS[options.mode](len(options.urls))
+
+
+def headers_of(options: NsqToHttpOptions) -> list[Header]:
+    """Those of each request; what the user names goes before ours."""
+    headers = [Header(name="User-Agent", value=f"{options.program}/{__version__}")]
+    if options.method == "POST":
+        headers.append(Header(name="Content-Type", value=options.content_type))
+    return [*headers, *options.header]
