@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from nsqtools.wire.messages import PAYLOAD_HEADER_BYTES, Messages
+from nsqtools.wire.messages import PAYLOAD_HEADER_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from nsqtools.wire.messages import Messages
 
 # Bounds what a reader must hold before it can check a group. Compression gains nothing beyond it.
 GROUP_BYTES_MAX = 4 << 20
@@ -93,16 +95,15 @@ def split(batches: Sequence[Messages]) -> Iterator[list[Messages]]:
     piece: list[Messages] = []
     piece_bytes = 0
     for messages in batches:
-        payloads: list[bytes] = []
-        for payload in messages.payloads:
+        start = 0
+        for at, payload in enumerate(messages.payloads):
             if piece_bytes and piece_bytes + len(payload) > GROUP_BYTES_MAX:
-                if payloads:
-                    piece.append(Messages(payloads, nsqd=messages.nsqd))
+                if at > start:
+                    piece.append(messages.part(start, at))
                 yield piece
-                piece, payloads, piece_bytes = [], [], 0
-            payloads.append(payload)
+                piece, start, piece_bytes = [], at, 0
             piece_bytes += len(payload)
-        if payloads:
-            piece.append(Messages(payloads, nsqd=messages.nsqd))
+        if len(messages) > start:
+            piece.append(messages.part(start, len(messages)))
     if piece:
         yield piece

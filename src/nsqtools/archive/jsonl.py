@@ -9,6 +9,7 @@ from json.encoder import encode_basestring
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
+from nsqtools.archive.failures import FailedMessages, Failure
 from nsqtools.archive.lines import LineSplitter
 from nsqtools.archive.stream import Damage, Records
 from nsqtools.wire.messages import ID_BYTES
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
     from nsqtools.wire.messages import Messages
 
 _COMMON = {"ts", "id", "attempts", "nsqd", "topic"}
-_KEYS = (_COMMON | {"body"}, _COMMON | {"body_b64"})
+_FAILURE = {"status", "error", "tries"}
+_KEYS = tuple(
+    _COMMON | body | failure for failure in (set(), _FAILURE) for body in ({"body"}, {"body_b64"})
+)
 _COLUMNS = itemgetter("ts", "id", "attempts", "nsqd", "topic")
 # As PAYLOAD_HEADER, with the 64 bits of the timestamp as a line writes them: without a sign.
 _HEADER = struct.Struct(">QH16s")
@@ -39,17 +43,21 @@ class JsonlEncoder:
     def encode(self, batches: Sequence[Messages]) -> bytes:
         lines: list[str] = []
         for messages in batches:
-            tail = f',"nsqd":{encode_basestring(messages.nsqd)},"topic":{self._topic},"body'
+            tail = f',"nsqd":{encode_basestring(messages.nsqd)},"topic":{self._topic}'
+            tails = [tail] * len(messages)
+            if isinstance(messages, FailedMessages):
+                tails = [tail + _failure_text(failure) for failure in messages.failures]
             columns = zip(
                 messages.timestamps,
                 _id_texts(messages.ids),
                 messages.attempts,
+                tails,
                 _body_texts(messages.bodies),
                 strict=True,
             )
             lines += [
-                f'{{"ts":{ts},"id":{message_id},"attempts":{attempts}{tail}{body}}}\n'
-                for ts, message_id, attempts, body in columns
+                f'{{"ts":{ts},"id":{message_id},"attempts":{attempts}{tail},"body{body}}}\n'
+                for ts, message_id, attempts, tail, body in columns
             ]
         # A body was valid UTF-8 when it was decoded, so only a host name could need the handler.
         return "".join(lines).encode("utf-8", "surrogateescape")
@@ -57,6 +65,11 @@ class JsonlEncoder:
     def count_ambiguous(self, batches: Sequence[Messages]) -> int:
         """None: a newline is escaped."""
         return 0
+
+
+def _failure_text(failure: Failure) -> str:
+    error = encode_basestring(failure.error)
+    return f',"status":{failure.status},"error":{error},"tries":{failure.tries}'
 
 
 def _id_texts(ids: list[bytes]) -> list[str]:
@@ -140,10 +153,11 @@ def _decode_together(lines: list[bytes], start: int) -> Records | None:
             return None
         bodies = [_decode_body(record) for record in records]
         headers, nsqds = _decode_columns(records)
+        failures = _decode_failures(records)
     except (ValueError, RecursionError, AttributeError, TypeError, KeyError, struct.error):
         return None  # whatever it is, one of them is no record: which one is found one by one
     payloads = [header + body for header, body in zip(headers, bodies, strict=True)]
-    return Records(payloads=payloads, bodies=bodies, nsqds=nsqds, offset=start)
+    return Records(payloads=payloads, bodies=bodies, nsqds=nsqds, offset=start, failures=failures)
 
 
 def _decode_columns(records: list[dict[str, Any]]) -> tuple[list[bytes], list[str]]:
@@ -161,15 +175,32 @@ def _decode_columns(records: list[dict[str, Any]]) -> tuple[list[bytes], list[st
     return list(map(_HEADER.pack, timestamps, attempts, raw_ids)), list(nsqds)
 
 
+def _decode_failures(records: list[dict[str, Any]]) -> list[Failure | None] | None:
+    """None where no record is one of a dead letter; raises ValueError as `_check` does."""
+    if not any("status" in record for record in records):
+        return None
+    return [_decode_failure(record) for record in records]
+
+
+def _decode_failure(record: dict[str, Any]) -> Failure | None:
+    if "status" not in record:
+        return None
+    status, error, tries = record["status"], record["error"], record["tries"]
+    if type(status) is not int or type(tries) is not int or type(error) is not str:
+        raise ValueError("failure")
+    return Failure(status=status, error=error, tries=tries)
+
+
 def _decode_one_by_one(lines: list[bytes], start: int, *, torn: bool) -> Iterator[Records]:
     payloads: list[bytes] = []
     bodies: list[bytes] = []
     nsqds: list[str] = []
+    failures: list[Failure | None] = []
     offset = start
     damage: Damage | None = None
     for line in lines:
         try:
-            header, body, nsqd = _decode(line)
+            header, body, nsqd, failure = _decode(line)
         except ValueError as error:
             reason = "a cut line" if torn else f"a line that is no record ({error})"
             damage = Damage(offset, reason, torn=torn)
@@ -178,21 +209,29 @@ def _decode_one_by_one(lines: list[bytes], start: int, *, torn: bool) -> Iterato
         payloads.append(header + body)
         bodies.append(body)
         nsqds.append(nsqd)
+        failures.append(failure)
         offset += len(line) + 1
     if payloads:
-        yield Records(payloads=payloads, bodies=bodies, nsqds=nsqds, offset=start)
+        yield Records(
+            payloads=payloads,
+            bodies=bodies,
+            nsqds=nsqds,
+            offset=start,
+            failures=failures if any(failures) else None,
+        )
     if damage is not None:
         raise damage
 
 
-def _decode(line: bytes) -> tuple[bytes, bytes, str]:
-    """The payload's header, the body and the nsqd of one line; raises `ValueError`."""
+def _decode(line: bytes) -> tuple[bytes, bytes, str, Failure | None]:
+    """The payload's header, the body, the nsqd and the failure of one line; raises `ValueError`."""
     try:
         record = json.loads(line.decode("utf-8"))
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     _check(record)
-    return _decode_header(record), _decode_body(record), record["nsqd"]
+    failure = _decode_failure(record)
+    return _decode_header(record), _decode_body(record), record["nsqd"], failure
 
 
 def _check(record: Any) -> None:

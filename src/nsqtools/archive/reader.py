@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
+    from nsqtools.archive.failures import Failure
     from nsqtools.archive.stream import Records
     from nsqtools.archive.zstd_frames import Index, IndexEntry
 
@@ -68,9 +69,10 @@ class ArchiveInfo:
 class RecordBatch:
     """Records in the order of the file: at most 10,000, and at most 1 MiB of bodies or one record.
 
-    `messages` and `nsqds` are there where the format keeps them. `first_record` counts from 0 in
-    the file (of a selection by time: the number of the batch's first record). `offset` is a byte
-    position in the file: of the first record or its group; when compressed, of the first frame.
+    `messages` and `nsqds` are there where the format keeps them, `failures` in a dead letter.
+    `first_record` counts from 0 in the file (of a selection by time: the number of the batch's first
+    record). `offset` is a byte position in the file: of the first record or its group; when
+    compressed, of the first frame.
     """
 
     messages: Messages | None
@@ -78,6 +80,7 @@ class RecordBatch:
     first_record: int
     offset: int
     nsqds: list[str] | None
+    failures: list[Failure | None] | None = None
 
 
 class _Decoder(Protocol):
@@ -408,16 +411,18 @@ def _batches_of(run: Records, first_record: int) -> Iterator[RecordBatch]:
 
 def _batch(run: Records, start: int, stop: int, first_record: int) -> RecordBatch:
     whole = start == 0 and stop == len(run.bodies)
-    payloads, nsqds = run.payloads, run.nsqds
+    payloads, nsqds, failures = run.payloads, run.nsqds, run.failures
     if not whole:
         payloads = None if payloads is None else payloads[start:stop]
         nsqds = None if nsqds is None else nsqds[start:stop]
+        failures = None if failures is None else failures[start:stop]
     return RecordBatch(
         messages=None if payloads is None else Messages(payloads),
         bodies=run.bodies if whole else run.bodies[start:stop],
         first_record=first_record + start,
         offset=run.offset,
         nsqds=nsqds,
+        failures=failures,
     )
 
 
@@ -438,4 +443,5 @@ def _within(batch: RecordBatch, bounds: tuple[bytes, bytes]) -> RecordBatch | No
         first_record=batch.first_record + keep[0],
         offset=batch.offset,
         nsqds=None if batch.nsqds is None else [batch.nsqds[at] for at in keep],
+        failures=None if batch.failures is None else [batch.failures[at] for at in keep],
     )

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import io
     from pathlib import Path
 
+    from nsqtools.archive.failures import Failure
+
 READ_BYTES = 256 << 10
 # A frame or member of up to this much content is checked whole before any of it is handed out.
 VERIFIED_BYTES_MAX = 32 << 20
@@ -37,12 +39,14 @@ class Damage(Exception):  # noqa: N818 - it is what was found, and becomes Damag
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Records:
-    """Records in the order of the file; `payloads` and `nsqds` where the format keeps them."""
+    """Records in the order of the file; `payloads` and `nsqds` where the format keeps them,
+    `failures` where the file is a dead letter."""
 
     payloads: list[bytes] | None
     bodies: list[bytes]
     nsqds: list[str] | None
     offset: int
+    failures: list[Failure | None] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

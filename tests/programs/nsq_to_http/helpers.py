@@ -13,6 +13,7 @@ from tests.support.web import channel_stats
 from nsqtools.lifecycle import Lifecycle
 from nsqtools.options import load
 from nsqtools.pipeline.run import Run
+from nsqtools.programs.nsq_to_http.dead_letters import DeadLetters
 from nsqtools.programs.nsq_to_http.options import NsqToHttpOptions
 from nsqtools.programs.nsq_to_http.run import client_options, output_of
 
@@ -42,8 +43,12 @@ async def delivering(
     """A whole run, without its signals; it must end in order."""
     options = options_of(nsqd, *flags, environ=environ)
     client = client_options(options)
-    run = Run(options, lambda topic: output_of(options, topic, client))
-    async with Lifecycle(PATIENCE_S, handle_signals=False) as life, asyncio.TaskGroup() as group:
+    async with (
+        DeadLetters(options) as dead,
+        Lifecycle(PATIENCE_S, handle_signals=False) as life,
+        asyncio.TaskGroup() as group,
+    ):
+        run = Run(options, lambda topic: output_of(options, topic, client, dead))
         task = group.create_task(run.run(life))
         yield run
         life.stop("test")

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from nsqtools.options import (
+    ADDRESS,
+    FOLDER,
     PATH,
     TEXT,
     Choice,
@@ -22,6 +24,7 @@ from nsqtools.outputs.http.outcome import STATUS, Rules
 from nsqtools.outputs.http.request import GET_FIELD, HEADER, Header, Method
 from nsqtools.outputs.http.template import Template, escape_url
 from nsqtools.outputs.http.url import split_url
+from nsqtools.wire.names import is_valid_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,6 +41,7 @@ EXAMPLE = {"topic": "topic", "channel": "channel"}
 _ENDPOINTS = "Where messages go"
 _REQUESTS = "What a request is"
 _REPLIES = "What a reply means"
+_GIVING_UP = "What is never taken"
 _POSITIVE = Duration(minimum="1ns")
 _SHOULD_BE_POSITIVE = "{flag} should be positive"
 
@@ -154,6 +158,40 @@ class HttpOptions:
         help="never try again after this status, as after 3xx and other 4xx",
         group=_REPLIES,
     )
+    max_attempts: int = option(
+        Int(minimum=0, maximum=65535),
+        default="0",
+        help="give a message up after so many tries, 0: never",
+        group=_GIVING_UP,
+    )
+    max_age_s: float = option(
+        Duration(),
+        default="0s",
+        help="give a message that fails up so long after it was published, 0: never",
+        group=_GIVING_UP,
+    )
+    dead_letter_dir: Path | None = option(
+        FOLDER,
+        help="keep what is given up or refused in archives (jsonl) in this folder, with status and"
+        " error; file_to_nsq publishes them again",
+        group=_GIVING_UP,
+    )
+    dead_letter_topic: str = option(
+        TEXT,
+        default="",
+        help="publish what is given up or refused to this topic; {topic} stands for its own",
+        group=_GIVING_UP,
+    )
+    dead_letter_nsqd_tcp_address: tuple[str, ...] = repeated(
+        ADDRESS, help="nsqd that has that topic; default: --nsqd-tcp-address", group=_GIVING_UP
+    )
+    dead_letter_max_ratio: float = option(
+        Float(minimum=0.0, maximum=1.0),
+        default="0.5",
+        help="when a greater part of the last 100 messages fails, it is an outage: hold messages"
+        " instead of giving them up; 1: never",
+        group=_GIVING_UP,
+    )
     status_every: int = option(
         Int(minimum=0),
         default="250",
@@ -183,5 +221,19 @@ class HttpOptions:
             yield "use --get or --post not both"
         if any(url.count(GET_FIELD) != 1 for url in self.get):
             yield "invalid GET address - must be a printf string"
+        if self.dead_letter_dir and self.dead_letter_topic:
+            yield "use --dead-letter-dir or --dead-letter-topic not both"
+        if self.dead_letter_topic:
+            yield from self._check_dead_letter_topic()
         if self.tls_key and not self.tls_cert:
             yield "--tls-key needs --tls-cert"
+
+    def _check_dead_letter_topic(self) -> Iterator[str]:
+        if not is_valid_name(self.dead_letter_topic_of("topic")):
+            yield "--dead-letter-topic is no name of a topic"
+        if self.dead_letter_topic == "{topic}":
+            yield "--dead-letter-topic should not be the topic itself"
+
+    def dead_letter_topic_of(self, topic: str) -> str:
+        """The dead letter topic of a topic."""
+        return self.dead_letter_topic.replace("{topic}", topic)

@@ -1,9 +1,10 @@
 """The output of nsq_to_http: the messages of one topic, each a request, each with its own answer.
 
-Rules. (1) Done is what an endpoint answered with a status that says so. (2) What may go well another time
-is wanted again, after a time that grows; it stays in hand meanwhile. (3) When no endpoint can be asked
-the whole topic stands still: nsqd is asked for nothing. (4) What will never go well is refused, and the
-pipeline leaves it with nsqd.
+Rules. (1) Done is what an endpoint answered with a status that says so, or what is durable as a dead
+letter. (2) What may go well another time is wanted again, after a time that grows; it stays in hand
+meanwhile. (3) When no endpoint can be asked the whole topic stands still: nsqd is asked for nothing. (4)
+What will never go well goes to the dead letter, unless most of what is sent fails; where there is none
+it is refused, and the pipeline leaves it with nsqd.
 
 A delivery holds several messages only where requests are quick (`CHUNK_S`): what an answer of the engine
 costs is shared then, and no message waits long for its neighbours.
@@ -17,9 +18,11 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from nsqtools.archive.failures import Failure
 from nsqtools.clock import SystemClock
 from nsqtools.observe.log import Repeated, get_log
 from nsqtools.outputs.contract import DONE, Again, Feeding, Refused
+from nsqtools.outputs.http.dead_letter import BREAKER_RETRY_S, Breaker
 from nsqtools.outputs.http.health import PAUSE_MAX_S
 from nsqtools.outputs.http.outcome import Outcome, backoff_s, retry_after_s
 from nsqtools.outputs.http.request import values_of
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
     from nsqtools.outputs.contract import Answer
     from nsqtools.outputs.http.connection import Reply
+    from nsqtools.outputs.http.dead_letter import DeadLetter
     from nsqtools.outputs.http.sender import Sender
     from nsqtools.wire.messages import Messages
 
@@ -51,6 +55,9 @@ _COUNTED = (
 )
 
 
+_HELD = Again(BREAKER_RETRY_S, "most messages fail: an outage", stands=True)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveryPolicy:
     """`sample` is the part of messages that is sent; `to_all` sends each to every endpoint."""
@@ -58,6 +65,12 @@ class DeliveryPolicy:
     concurrency: int
     sample: float = 1.0
     to_all: bool = False
+    tries_max: int = 0
+    """After so many tries, nsqd's attempts among them, a message is given up; 0: never."""
+    age_max_s: float = 0.0
+    """So long after it was published a message that fails is given up; 0: never."""
+    dead_letter_max_ratio: float = 1.0
+    """With a greater part of failures it is an outage: nothing is given up."""
     tries_kept_max: int = 10_000
     """Of so many messages that wait for another try it is known how many there were."""
 
@@ -74,12 +87,14 @@ class Tries:
 class _Delivery:
     """Messages that were delivered together, and the answers so far."""
 
-    __slots__ = ("_failed", "answers", "jobs", "left", "rows", "whole")
+    __slots__ = ("_failed", "answers", "failures", "jobs", "left", "rows", "whole")
 
     def __init__(
-        self, rows: list[Row], failed: Callable[[Row, Job, Reply, Outcome], Answer]
+        self, rows: list[Row], failed: Callable[[_Delivery, Job, Reply, Outcome], Answer]
     ) -> None:
         self.rows = rows
+        self.failures: dict[int, Failure] = {}
+        """Of those that are refused, by their places."""
         self.answers: list[Answer] = [DONE] * len(rows)
         self.jobs: list[Job] = []
         self.left = 0
@@ -89,7 +104,7 @@ class _Delivery:
     def finished(self, job: Job, reply: Reply, outcome: Outcome) -> None:
         """A job of this delivery was answered."""
         if outcome is not Outcome.DONE:
-            answer = self._failed(self.rows[job.place], job, reply, outcome)
+            answer = self._failed(self, job, reply, outcome)
             # Where it goes to several endpoints, a refusal waits for those that may do it yet.
             if not isinstance(self.answers[job.place], Again):
                 self.answers[job.place] = answer
@@ -101,7 +116,15 @@ class _Delivery:
 class HttpOutput:
     """An `Output`; see `contract`."""
 
-    def __init__(self, topic: str, sender: Sender, policy: DeliveryPolicy) -> None:
+    def __init__(
+        self,
+        topic: str,
+        sender: Sender,
+        policy: DeliveryPolicy,
+        dead_letter: DeadLetter | None = None,
+    ) -> None:
+        self._dead_letter = dead_letter
+        self._breaker = Breaker(policy.dead_letter_max_ratio)
         self._topic = topic
         self._sender = sender
         self._policy = policy
@@ -112,7 +135,7 @@ class HttpOutput:
         self._trouble = Repeated(
             get_log("http"), "an endpoint refused messages", clock=SystemClock()
         )
-        self._counts = dict.fromkeys(("sampled_out", "retries", "rejected"), 0)
+        self._counts = dict.fromkeys(("sampled_out", "retries", "rejected", "dead_lettered"), 0)
 
     @property
     def feeding(self) -> Feeding:
@@ -130,7 +153,9 @@ class HttpOutput:
         return {**self._counts, **counted, "connections_opened": opened}
 
     async def open(self) -> None:
-        """Nothing to do: connections are made with the first requests."""
+        """Connections are made with the first requests."""
+        if self._dead_letter is not None:
+            await self._dead_letter.open()
 
     async def deliver(self, messages: Sequence[Messages]) -> Answer | Sequence[Answer]:
         """Send what is sampled, each message to an endpoint, or to all."""
@@ -139,19 +164,27 @@ class HttpOutput:
         for place, row in enumerate(rows):
             self._add_jobs(delivery, place, *row)
         await self._send(delivery)
+        if self._dead_letter is not None:
+            await self._bury(delivery, self._dead_letter)
         self._note_done(delivery)
         return _together(delivery.answers)
 
     def rotate(self) -> None:
-        """There is nothing to finish."""
+        """Finish the file of dead letters."""
+        if self._dead_letter is not None:
+            self._dead_letter.rotate()
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections, and the dead letter."""
         self._sender.close()
+        if self._dead_letter is not None:
+            await self._dead_letter.close()
 
     async def abandon(self) -> None:
         """The same; what is on its way may have arrived or not."""
         self._sender.close()
+        if self._dead_letter is not None:
+            await self._dead_letter.abandon()
 
     # Inside
 
@@ -187,18 +220,57 @@ class HttpOutput:
                 job = Job(body, delivery.finished, place=place, values=values, only=number)
                 delivery.jobs.append(job)
 
-    def _failed(self, row: Row, job: Job, reply: Reply, outcome: Outcome) -> Answer:
+    def _failed(self, delivery: _Delivery, job: Job, reply: Reply, outcome: Outcome) -> Answer:
         if job.wait_s:
             return Again(job.wait_s, reply.error, stands=True)
-        if outcome is Outcome.REJECTED:
-            self._counts["rejected"] += 1
-            self._trouble.failed(error_of(reply), topic=self._topic)
-            return Refused(f"status {reply.status}")
+        row = delivery.rows[job.place]
         tries = self._tries_of(row)
         tries.count += 1
+        reason = self._reason_to_give_up(row, tries, reply, outcome)
+        if reason:
+            self._counts["rejected"] += 1
+            error = error_of(reply)
+            delivery.failures[job.place] = Failure(
+                status=reply.status, error=error, tries=tries.count
+            )
+            self._trouble.failed(error, topic=self._topic)
+            return Refused(reason)
         self._counts["retries"] += 1
         asked_s = retry_after_s(reply.retry_after, time.time()) if reply.retry_after else 0.0
         return Again(max(backoff_s(tries.count), min(asked_s, PAUSE_MAX_S)), error_of(reply))
+
+    def _reason_to_give_up(self, row: Row, tries: Tries, reply: Reply, outcome: Outcome) -> str:
+        """Why a message is not tried again; nothing when it is."""
+        messages, at = row
+        policy = self._policy
+        if outcome is Outcome.REJECTED:
+            return f"status {reply.status}"
+        if policy.tries_max and messages.attempts[at] - 1 + tries.count >= policy.tries_max:
+            return "attempts used up"
+        if policy.age_max_s and time.time() - messages.timestamps[at] / 1e9 > policy.age_max_s:
+            return "too old"
+        return ""
+
+    async def _bury(self, delivery: _Delivery, dead_letter: DeadLetter) -> None:
+        """Keep what was refused as dead letters, when that is allowed."""
+        answers, breaker = delivery.answers, self._breaker
+        places: list[int] = []
+        for place, answer in enumerate(answers):
+            if isinstance(answer, Refused) and breaker.is_open:
+                answers[place] = _HELD
+            elif isinstance(answer, Refused):
+                breaker.note(failed=True)
+                places.append(place)
+            elif answer is DONE:
+                breaker.note(failed=False)
+        if not places:
+            return
+        kept = await dead_letter.keep(
+            [(*delivery.rows[place], delivery.failures[place]) for place in places]
+        )
+        for place in places:
+            answers[place] = kept
+        self._counts["dead_lettered"] += len(places) if kept is DONE else 0
 
     def _tries_of(self, row: Row) -> Tries:
         """What was tried for a message; of the longest unheard one nothing is known any more."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from nsqtools import durable
 from nsqtools.archive.naming import FileNaming, host_identifier
-from nsqtools.archive.recovery import recover
 from nsqtools.archive.rotation import RotationPolicy
-from nsqtools.archive.writer import DIRECTORY_MODE, ArchiveSpec
+from nsqtools.archive.writer import ArchiveSpec
 from nsqtools.lifecycle import Lifecycle
-from nsqtools.observe.log import configure, get_log
+from nsqtools.observe.log import configure
+from nsqtools.outputs.file.folders import prepare
 from nsqtools.outputs.file.output import FileOutput
 from nsqtools.outputs.workers import Workers
 from nsqtools.pipeline.run import Run
@@ -19,8 +18,6 @@ from nsqtools.pipeline.run import Run
 if TYPE_CHECKING:
     from nsqtools.outputs.file.options import FileOptions
     from nsqtools.programs.nsq_to_file.options import NsqToFileOptions
-
-log = get_log("archive")
 
 
 async def run(options: NsqToFileOptions) -> int:
@@ -30,7 +27,9 @@ async def run(options: NsqToFileOptions) -> int:
     """
     configure(options.log_level, options.log_prefix, log_format=options.log_format)
     async with Lifecycle(options.shutdown_timeout_s) as life:
-        await asyncio.to_thread(_prepare, options)
+        await asyncio.to_thread(
+            prepare, options.output_dir, options.effective_work_dir, archive_naming(options)
+        )
         workers = Workers()
         try:
             archiver = Run(
@@ -40,26 +39,6 @@ async def run(options: NsqToFileOptions) -> int:
             return 0 if await archiver.run(life) else 1
         finally:
             workers.close()
-
-
-def _prepare(options: NsqToFileOptions) -> None:
-    """Folders that can be written, and files of dead writers finished."""
-    for folder in (options.output_dir, options.effective_work_dir):
-        durable.make_directories(folder, DIRECTORY_MODE)
-        durable.check_writable(folder)
-    naming = archive_naming(options)
-    for found in recover(options.effective_work_dir, options.output_dir, naming=naming):
-        what = "recovered a file of a run that did not end"
-        if found.published is None:
-            what = "a file of no living run is not published"
-        log.warning(
-            what,
-            path=found.path,
-            published=found.published or "-",
-            records=found.records,
-            cut_bytes=found.cut_bytes,
-            reason=found.reason,
-        )
 
 
 def output_of(options: NsqToFileOptions, topic: str, workers: Workers) -> FileOutput:

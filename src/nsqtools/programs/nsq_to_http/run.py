@@ -16,6 +16,7 @@ from nsqtools.outputs.http.pool import ClientOptions
 from nsqtools.outputs.http.request import Header, RequestMaker
 from nsqtools.outputs.http.sender import Endpoint, Sender
 from nsqtools.pipeline.run import Run
+from nsqtools.programs.nsq_to_http.dead_letters import DeadLetters
 
 if TYPE_CHECKING:
     from nsqtools.programs.nsq_to_http.options import NsqToHttpOptions
@@ -36,8 +37,10 @@ async def run(options: NsqToHttpOptions) -> int:
     configure(options.log_level, options.log_prefix, log_format=options.log_format)
     async with Lifecycle(options.shutdown_timeout_s) as life:
         client = await asyncio.to_thread(client_options, options)
-        delivery = Run(options, lambda topic: output_of(options, topic, client))
-        return 0 if await delivery.run(life) else 1
+        async with DeadLetters(options) as dead:
+            delivery = Run(options, lambda topic: output_of(options, topic, client, dead))
+            life.on_reload(delivery.rotate)
+            return 0 if await delivery.run(life) else 1
 
 
 def client_options(options: NsqToHttpOptions) -> ClientOptions:
@@ -64,7 +67,9 @@ def _tls(options: NsqToHttpOptions) -> ssl.SSLContext:
     return context
 
 
-def output_of(options: NsqToHttpOptions, topic: str, client: ClientOptions) -> HttpOutput:
+def output_of(
+    options: NsqToHttpOptions, topic: str, client: ClientOptions, dead: DeadLetters
+) -> HttpOutput:
     """The delivery of one topic. Raises OptionsError for what is no URL with this topic in it."""
     fixed = {"topic": topic, "channel": options.channel}
     endpoints = []
@@ -80,8 +85,11 @@ def output_of(options: NsqToHttpOptions, topic: str, client: ClientOptions) -> H
         sample=options.sample,
         to_all=options.mode == "all",
         tries_kept_max=2 * options.max_in_flight,
+        tries_max=options.max_attempts,
+        age_max_s=options.max_age_s,
+        dead_letter_max_ratio=options.dead_letter_max_ratio,
     )
-    return HttpOutput(topic, sender, policy)
+    return HttpOutput(topic, sender, policy, dead.of(topic))
 
 
 def picker_of(options: NsqToHttpOptions) -> Picker:
