@@ -17,12 +17,14 @@ from nsqtools.options import (
     Float,
     Int,
     Kind,
+    Size,
     option,
     repeated,
 )
+from nsqtools.outputs.http.batches import BatchFormat, Batching, Encoding
 from nsqtools.outputs.http.outcome import STATUS, Rules
 from nsqtools.outputs.http.request import GET_FIELD, HEADER, Header, Method
-from nsqtools.outputs.http.template import Template, escape_url
+from nsqtools.outputs.http.template import OF_MESSAGE, Template, escape_url
 from nsqtools.outputs.http.url import split_url
 from nsqtools.wire.names import is_valid_name
 
@@ -31,7 +33,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Mode = Literal["round-robin", "hostpool", "epsilon-greedy", "all"]
+BATCH_FORMAT: Kind[BatchFormat] = Choice(("lines", "json", "length-prefixed"))
+ENCODING: Kind[Encoding] = Choice(("none", "gzip", "zstd"))
+# All of a batch is held in memory several times for a moment.
+BATCH_SIZE_MAX = 10_000
 MODE: Kind[Mode] = Choice(("round-robin", "hostpool", "epsilon-greedy", "all"))
+JSON = "application/json"
 CONTENT_TYPE = "application/octet-stream"
 # Each of them can be a connection, and so a file descriptor.
 CONCURRENCY_MAX = 1000
@@ -147,6 +154,40 @@ class HttpOptions:
         ContentType(), default=CONTENT_TYPE, help="content type of a POST", group=_REQUESTS
     )
 
+    batch_size: int = option(
+        Int(minimum=1, maximum=BATCH_SIZE_MAX),
+        default="1",
+        help="messages in a request; with more than one they are done together, and parted again"
+        " when they are refused",
+        group=_REQUESTS,
+    )
+    batch_bytes: int = option(
+        Size(minimum=1),
+        default="1MiB",
+        help="bytes of messages in a request, roughly; a larger message goes alone",
+        group=_REQUESTS,
+        flag="batch-bytes",
+    )
+    batch_wait_s: float = option(
+        Duration(),
+        default="100ms",
+        help="longest time that a message waits for others to join it",
+        group=_REQUESTS,
+    )
+    batch_format: BatchFormat = option(
+        BATCH_FORMAT,
+        default="lines",
+        help="lines: a message a line; json: an array; length-prefixed: each behind its size, 4"
+        " bytes, big-endian",
+        group=_REQUESTS,
+    )
+    compress: Encoding = option(
+        ENCODING,
+        default="none",
+        help="compress bodies; the header Content-Encoding says how",
+        group=_REQUESTS,
+    )
+
     ok_status: tuple[range, ...] = repeated(
         STATUS, help="take this status for a success, as 2xx are", group=_REPLIES
     )
@@ -207,6 +248,24 @@ class HttpOptions:
         return self.get or self.post
 
     @property
+    def batching(self) -> Batching | None:
+        """How messages are joined; None: each is a request."""
+        if self.batch_size == 1:
+            return None
+        return Batching(
+            messages_max=self.batch_size,
+            bytes_max=self.batch_bytes,
+            wait_s=self.batch_wait_s,
+            format=self.batch_format,
+        )
+
+    @property
+    def effective_content_type(self) -> str:
+        """Of an array of JSON, unless something else was named."""
+        is_array = self.batching is not None and self.batch_format == "json"
+        return JSON if is_array and self.content_type == CONTENT_TYPE else self.content_type
+
+    @property
     def rules(self) -> Rules:
         """What statuses mean."""
         return Rules(ok=self.ok_status, retry=self.retry_status, reject=self.reject_status)
@@ -221,12 +280,23 @@ class HttpOptions:
             yield "use --get or --post not both"
         if any(url.count(GET_FIELD) != 1 for url in self.get):
             yield "invalid GET address - must be a printf string"
+        if self.batch_size > 1 and not self.post:
+            yield "--batch-size needs --post"
+        if self.compress != "none" and not self.post:
+            yield "--compress needs --post"
+        if self.batch_size > 1 and self._names_messages():
+            yield "--batch-size: a URL or --header with {id}, {timestamp}, {attempts} or {nsqd}"
         if self.dead_letter_dir and self.dead_letter_topic:
             yield "use --dead-letter-dir or --dead-letter-topic not both"
         if self.dead_letter_topic:
             yield from self._check_dead_letter_topic()
         if self.tls_key and not self.tls_cert:
             yield "--tls-key needs --tls-cert"
+
+    def _names_messages(self) -> bool:
+        """Whether a template has fields that differ between messages."""
+        texts = (*self.urls, *(header.value for header in self.header))
+        return any(f"{{{name}}}" in text for text in texts for name in OF_MESSAGE)
 
     def _check_dead_letter_topic(self) -> Iterator[str]:
         if not is_valid_name(self.dead_letter_topic_of("topic")):

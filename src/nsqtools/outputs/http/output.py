@@ -22,6 +22,8 @@ from nsqtools.archive.failures import Failure
 from nsqtools.clock import SystemClock
 from nsqtools.observe.log import Repeated, get_log
 from nsqtools.outputs.contract import DONE, Again, Feeding, Refused
+from nsqtools.outputs.http.batches import compressor, is_json, join
+from nsqtools.outputs.http.connection import Reply
 from nsqtools.outputs.http.dead_letter import BREAKER_RETRY_S, Breaker
 from nsqtools.outputs.http.health import PAUSE_MAX_S
 from nsqtools.outputs.http.outcome import Outcome, backoff_s, retry_after_s
@@ -32,9 +34,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from nsqtools.outputs.contract import Answer
-    from nsqtools.outputs.http.connection import Reply
+    from nsqtools.outputs.http.batches import Batching, Encoding
     from nsqtools.outputs.http.dead_letter import DeadLetter
     from nsqtools.outputs.http.sender import Sender
+    from nsqtools.outputs.workers import Strand
     from nsqtools.wire.messages import Messages
 
     Row = tuple[Messages, int]
@@ -55,6 +58,13 @@ _COUNTED = (
 )
 
 
+_OWN_COUNTS = (
+    *("sampled_out", "retries", "rejected", "dead_lettered"),
+    *("split_batches", "ambiguous_messages"),
+)
+# More than this is compressed in a thread: the loop has other things to do.
+COMPRESSED_ON_LOOP_BYTES = 64 << 10
+_NOT_JSON = Reply(0, "the body is no JSON, and cannot stand in an array")
 _HELD = Again(BREAKER_RETRY_S, "most messages fail: an outage", stands=True)
 
 
@@ -65,6 +75,9 @@ class DeliveryPolicy:
     concurrency: int
     sample: float = 1.0
     to_all: bool = False
+    batching: Batching | None = None
+    """None: a request for each message."""
+    encoding: Encoding = "none"
     tries_max: int = 0
     """After so many tries, nsqd's attempts among them, a message is given up; 0: never."""
     age_max_s: float = 0.0
@@ -90,8 +103,10 @@ class _Delivery:
     __slots__ = ("_failed", "answers", "failures", "jobs", "left", "rows", "whole")
 
     def __init__(
-        self, rows: list[Row], failed: Callable[[_Delivery, Job, Reply, Outcome], Answer]
+        self, rows: list[Row], failed: Callable[[_Delivery, Job, Reply, Outcome], Answer | None]
     ) -> None:
+        """`failed` gives the answer for the messages of a job, or None where others have taken its
+        place."""
         self.rows = rows
         self.failures: dict[int, Failure] = {}
         """Of those that are refused, by their places."""
@@ -105,9 +120,10 @@ class _Delivery:
         """A job of this delivery was answered."""
         if outcome is not Outcome.DONE:
             answer = self._failed(self, job, reply, outcome)
-            # Where it goes to several endpoints, a refusal waits for those that may do it yet.
-            if not isinstance(self.answers[job.place], Again):
-                self.answers[job.place] = answer
+            for place in job.places if answer is not None else ():
+                # Where it goes to several endpoints, a refusal waits for those that may do it yet.
+                if answer is not None and not isinstance(self.answers[place], Again):
+                    self.answers[place] = answer
         self.left -= 1
         if not self.left and not self.whole.done():
             self.whole.set_result(None)
@@ -121,8 +137,12 @@ class HttpOutput:
         topic: str,
         sender: Sender,
         policy: DeliveryPolicy,
+        strand: Strand,
         dead_letter: DeadLetter | None = None,
     ) -> None:
+        """`strand` compresses what is large."""
+        self._strand = strand
+        self._compress = compressor(policy.encoding)
         self._dead_letter = dead_letter
         self._breaker = Breaker(policy.dead_letter_max_ratio)
         self._topic = topic
@@ -135,10 +155,19 @@ class HttpOutput:
         self._trouble = Repeated(
             get_log("http"), "an endpoint refused messages", clock=SystemClock()
         )
-        self._counts = dict.fromkeys(("sampled_out", "retries", "rejected", "dead_lettered"), 0)
+        self._counts = dict.fromkeys(_OWN_COUNTS, 0)
 
     @property
     def feeding(self) -> Feeding:
+        batching = self._policy.batching
+        if batching is not None:
+            return Feeding(
+                wait_s=batching.wait_s,
+                messages_max=batching.messages_max,
+                bytes_max=batching.bytes_max,
+                deliveries_max=self._policy.concurrency,
+                gives_back=True,
+            )
         chunk = min(CHUNK_MAX, max(1, int(CHUNK_S / max(self._latency_s, 1e-6))))
         return Feeding(
             wait_s=0.0,
@@ -161,8 +190,7 @@ class HttpOutput:
         """Send what is sampled, each message to an endpoint, or to all."""
         rows = [(each, at) for each in messages for at in range(len(each))]
         delivery = _Delivery(rows, self._failed)
-        for place, row in enumerate(rows):
-            self._add_jobs(delivery, place, *row)
+        await self._add_jobs(delivery)
         await self._send(delivery)
         if self._dead_letter is not None:
             await self._bury(delivery, self._dead_letter)
@@ -204,47 +232,123 @@ class HttpOutput:
             took_s = self._loop.time() - sent_s
             self._latency_s += (took_s - self._latency_s) * _LATENCY_WEIGHT
 
-    def _add_jobs(self, delivery: _Delivery, place: int, messages: Messages, at: int) -> None:
-        policy = self._policy
-        if policy.sample < 1.0 and random.random() >= policy.sample:  # noqa: S311
-            self._counts["sampled_out"] += 1
-            return
-        values = values_of(messages, at) if self._needs_values else NO_VALUES
-        body = messages.bodies[at]
-        if not policy.to_all:
-            delivery.jobs.append(Job(body, delivery.finished, place=place, values=values))
-            return
-        tries = self._tries.get((messages.nsqd, messages.ids[at]))
-        for number in range(len(self._sender.endpoints)):
-            if tries is None or number not in tries.done_at:
-                job = Job(body, delivery.finished, place=place, values=values, only=number)
-                delivery.jobs.append(job)
+    async def _add_jobs(self, delivery: _Delivery) -> None:
+        """A job for each message that is sent, or for all of them."""
+        places: Sequence[int] = range(len(delivery.rows))
+        if self._policy.sample < 1.0:
+            places = self._sampled(places)
+        if self._policy.batching is not None:
+            places = self._sendable(delivery, places, self._policy.batching)
+        groups = [places] if self._policy.batching else [(place,) for place in places]
+        for only in range(len(self._sender.endpoints)) if self._policy.to_all else (None,):
+            for group in groups:
+                wanted = group if only is None else self._wanted_by(only, delivery, group)
+                if wanted:
+                    body = self._body(delivery, wanted)
+                    if self._compress is not None:
+                        body = await self._compressed(body, self._compress)
+                    delivery.jobs.append(self._job(delivery, wanted, body, only))
 
-    def _failed(self, delivery: _Delivery, job: Job, reply: Reply, outcome: Outcome) -> Answer:
+    def _job(
+        self, delivery: _Delivery, places: Sequence[int], body: bytes, only: int | None
+    ) -> Job:
+        values = values_of(*delivery.rows[places[0]]) if self._needs_values else NO_VALUES
+        return Job(body, delivery.finished, places=places, values=values, only=only)
+
+    def _sampled(self, places: Sequence[int]) -> list[int]:
+        sample = self._policy.sample
+        kept = [place for place in places if random.random() < sample]  # noqa: S311
+        self._counts["sampled_out"] += len(places) - len(kept)
+        return kept
+
+    def _sendable(
+        self, delivery: _Delivery, places: Sequence[int], batching: Batching
+    ) -> Sequence[int]:
+        """Those that can be in a batch; the others fail."""
+        if batching.format == "json":
+            kept = []
+            for place in places:
+                if is_json(_body_of(delivery.rows[place])):
+                    kept.append(place)
+                else:
+                    delivery.answers[place] = self._give_up(delivery, place, _NOT_JSON, "not JSON")
+            return kept
+        if batching.format == "lines" and not self._counts["ambiguous_messages"]:
+            ambiguous = sum(b"\n" in _body_of(delivery.rows[place]) for place in places)
+            self._counts["ambiguous_messages"] += ambiguous
+            if ambiguous:
+                get_log("http").warning(
+                    "a message holds a newline: as lines it cannot be told from two; use"
+                    " --batch-format=length-prefixed or json",
+                    topic=self._topic,
+                )
+        return places
+
+    def _wanted_by(self, only: int, delivery: _Delivery, places: Sequence[int]) -> list[int]:
+        """Those that an endpoint has not got yet."""
+        found = [(place, self._tries.get(_key(delivery.rows[place]))) for place in places]
+        return [place for place, tries in found if tries is None or only not in tries.done_at]
+
+    def _body(self, delivery: _Delivery, places: Sequence[int]) -> bytes:
+        if self._policy.batching is None:
+            return _body_of(delivery.rows[places[0]])
+        bodies = [_body_of(delivery.rows[place]) for place in places]
+        return join(bodies, self._policy.batching.format)
+
+    async def _compressed(self, body: bytes, compress: Callable[[bytes], bytes]) -> bytes:
+        """On the loop what is small; what is not in a thread."""
+        if len(body) <= COMPRESSED_ON_LOOP_BYTES:
+            return compress(body)
+        return await self._strand.call(lambda: compress(body))
+
+    def _failed(
+        self, delivery: _Delivery, job: Job, reply: Reply, outcome: Outcome
+    ) -> Answer | None:
         if job.wait_s:
             return Again(job.wait_s, reply.error, stands=True)
-        row = delivery.rows[job.place]
-        tries = self._tries_of(row)
-        tries.count += 1
-        reason = self._reason_to_give_up(row, tries, reply, outcome)
+        tries_max = 0
+        reason = f"status {reply.status}" if outcome is Outcome.REJECTED else ""
+        for place in job.places:
+            tries = self._tries_of(delivery.rows[place])
+            tries.count += 1
+            tries_max = max(tries_max, tries.count)
+            reason = reason or self._reason_to_give_up(delivery.rows[place], tries)
+        if reason and len(job.places) > 1:
+            self._split(delivery, job)
+            return None
         if reason:
-            self._counts["rejected"] += 1
-            error = error_of(reply)
-            delivery.failures[job.place] = Failure(
-                status=reply.status, error=error, tries=tries.count
-            )
-            self._trouble.failed(error, topic=self._topic)
-            return Refused(reason)
-        self._counts["retries"] += 1
+            return self._give_up(delivery, job.places[0], reply, reason)
+        self._counts["retries"] += len(job.places)
         asked_s = retry_after_s(reply.retry_after, time.time()) if reply.retry_after else 0.0
-        return Again(max(backoff_s(tries.count), min(asked_s, PAUSE_MAX_S)), error_of(reply))
+        return Again(max(backoff_s(tries_max), min(asked_s, PAUSE_MAX_S)), error_of(reply))
 
-    def _reason_to_give_up(self, row: Row, tries: Tries, reply: Reply, outcome: Outcome) -> str:
-        """Why a message is not tried again; nothing when it is."""
+    def _split(self, delivery: _Delivery, job: Job) -> None:
+        """Send the halves of a batch: one message that is refused must not cost its neighbours."""
+        self._counts["split_batches"] += 1
+        middle = len(job.places) // 2
+        for places in (job.places[:middle], job.places[middle:]):
+            body = self._body(delivery, places)
+            if self._compress is not None:
+                body = self._compress(body)
+            half = self._job(delivery, places, body, job.only)
+            delivery.jobs.append(half)
+            delivery.left += 1
+            self._sender.submit(half)
+
+    def _give_up(self, delivery: _Delivery, place: int, reply: Reply, reason: str) -> Refused:
+        self._counts["rejected"] += 1
+        error = error_of(reply)
+        tries = self._tries.get(_key(delivery.rows[place]))
+        delivery.failures[place] = Failure(
+            status=reply.status, error=error, tries=tries.count if tries else 0
+        )
+        self._trouble.failed(error, topic=self._topic)
+        return Refused(reason)
+
+    def _reason_to_give_up(self, row: Row, tries: Tries) -> str:
+        """Why a message that could be tried again is not; nothing when it is."""
         messages, at = row
         policy = self._policy
-        if outcome is Outcome.REJECTED:
-            return f"status {reply.status}"
         if policy.tries_max and messages.attempts[at] - 1 + tries.count >= policy.tries_max:
             return "attempts used up"
         if policy.age_max_s and time.time() - messages.timestamps[at] / 1e9 > policy.age_max_s:
@@ -274,7 +378,7 @@ class HttpOutput:
 
     def _tries_of(self, row: Row) -> Tries:
         """What was tried for a message; of the longest unheard one nothing is known any more."""
-        key = (row[0].nsqd, row[0].ids[row[1]])
+        key = _key(row)
         tries = self._tries.pop(key, None) or Tries()
         if len(self._tries) >= self._policy.tries_kept_max:
             del self._tries[next(iter(self._tries))]
@@ -287,10 +391,19 @@ class HttpOutput:
             return
         for row, answer in zip(delivery.rows, delivery.answers, strict=True):
             if answer is DONE:
-                self._tries.pop((row[0].nsqd, row[0].ids[row[1]]), None)
+                self._tries.pop(_key(row), None)
         for job in delivery.jobs if self._policy.to_all else ():
-            if job.is_done and delivery.answers[job.place] is not DONE and job.only is not None:
-                self._tries_of(delivery.rows[job.place]).done_at.add(job.only)
+            for place in job.places if job.is_done else ():
+                if delivery.answers[place] is not DONE and job.only is not None:
+                    self._tries_of(delivery.rows[place]).done_at.add(job.only)
+
+
+def _key(row: Row) -> tuple[str, bytes]:
+    return row[0].nsqd, row[0].ids[row[1]]
+
+
+def _body_of(row: Row) -> bytes:
+    return row[0].bodies[row[1]]
 
 
 def _together(answers: list[Answer]) -> Answer | Sequence[Answer]:

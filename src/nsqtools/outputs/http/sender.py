@@ -47,7 +47,8 @@ class Endpoint:
 
 
 class Job(Exchange):
-    """A request that is to be sent to some endpoint, or to `only` one.
+    """A request that is to be sent to some endpoint, or to `only` one; `places` are those of its messages
+    in their delivery.
 
     `finish` is called once, with the reply and what it means. With `wait_s` it was not sent: no endpoint
     may be asked before so many seconds have passed.
@@ -60,7 +61,7 @@ class Job(Exchange):
         "is_cancelled",
         "is_done",
         "only",
-        "place",
+        "places",
         "values",
         "wait_s",
     )
@@ -70,13 +71,13 @@ class Job(Exchange):
         body: bytes,
         finish: Callable[[Job, Reply, Outcome], None],
         *,
-        place: int = 0,
+        places: Sequence[int] = (),
         values: Mapping[str, str] = NO_VALUES,
         only: int | None = None,
     ) -> None:
         self.body = body
         self.finish = finish
-        self.place = place
+        self.places = places
         self.values = values
         self.only = only
         self.endpoint = 0

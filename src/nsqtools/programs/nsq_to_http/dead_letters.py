@@ -37,10 +37,10 @@ class DeadLetters:
 
     async def __aenter__(self) -> Self:
         options = self._options
+        self.workers = Workers()
+        self._exits.callback(self.workers.close)
         if (folder := options.dead_letter_dir) is not None:
             await asyncio.to_thread(prepare, folder, folder, self._naming())
-            self._workers = Workers()
-            self._exits.callback(self._workers.close)
         for address in self._addresses():
             producer = Producer(address, options.producer())
             self._producers.append(await self._exits.enter_async_context(producer))
@@ -61,7 +61,7 @@ class DeadLetters:
             return DeadLetterTopic(options.dead_letter_topic_of(topic), self._producers)
         if options.dead_letter_dir is None:
             return None
-        archive = FileOutput(self._spec(topic), self._workers, sync_interval_s=0.0)
+        archive = FileOutput(self._spec(topic), self.workers, sync_interval_s=0.0)
         return DeadLetterArchive(archive)
 
     def _addresses(self) -> tuple[str, ...]:

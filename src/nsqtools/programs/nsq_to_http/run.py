@@ -88,8 +88,11 @@ def output_of(
         tries_max=options.max_attempts,
         age_max_s=options.max_age_s,
         dead_letter_max_ratio=options.dead_letter_max_ratio,
+        batching=options.batching,
+        encoding=options.compress,
     )
-    return HttpOutput(topic, sender, policy, dead.of(topic))
+    strand = dead.workers.strand(f"requests of {topic}")
+    return HttpOutput(topic, sender, policy, strand, dead.of(topic))
 
 
 def picker_of(options: NsqToHttpOptions) -> Picker:
@@ -101,5 +104,7 @@ def headers_of(options: NsqToHttpOptions) -> list[Header]:
     """Those of each request; what the user names goes before ours."""
     headers = [Header(name="User-Agent", value=f"{options.program}/{__version__}")]
     if options.method == "POST":
-        headers.append(Header(name="Content-Type", value=options.content_type))
+        headers.append(Header(name="Content-Type", value=options.effective_content_type))
+    if options.compress != "none":
+        headers.append(Header(name="Content-Encoding", value=options.compress))
     return [*headers, *options.header]
