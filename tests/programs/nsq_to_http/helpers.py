@@ -13,9 +13,8 @@ from tests.support.web import channel_stats
 from nsqtools.lifecycle import Lifecycle
 from nsqtools.options import load
 from nsqtools.pipeline.run import Run
-from nsqtools.programs.nsq_to_http.dead_letters import DeadLetters
 from nsqtools.programs.nsq_to_http.options import NsqToHttpOptions
-from nsqtools.programs.nsq_to_http.run import client_options, output_of
+from nsqtools.programs.nsq_to_http.run import Shared, output_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -42,13 +41,12 @@ async def delivering(
 ) -> AsyncIterator[Run]:
     """A whole run, without its signals; it must end in order."""
     options = options_of(nsqd, *flags, environ=environ)
-    client = client_options(options)
     async with (
-        DeadLetters(options) as dead,
+        Shared(options) as shared,
         Lifecycle(PATIENCE_S, handle_signals=False) as life,
         asyncio.TaskGroup() as group,
     ):
-        run = Run(options, lambda topic: output_of(options, topic, client, dead))
+        run = Run(options, lambda topic: output_of(options, topic, shared))
         task = group.create_task(run.run(life))
         yield run
         life.stop("test")

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Literal
 
 from nsqtools.options import (
     ADDRESS,
+    BOOL,
     FOLDER,
     PATH,
+    SECRET,
     TEXT,
     Choice,
     Duration,
@@ -23,7 +25,7 @@ from nsqtools.options import (
 )
 from nsqtools.outputs.http.batches import BatchFormat, Batching, Encoding
 from nsqtools.outputs.http.outcome import STATUS, Rules
-from nsqtools.outputs.http.request import GET_FIELD, HEADER, Header, Method
+from nsqtools.outputs.http.request import GET_FIELD, HEADER, HEADER_NAME, Header, Method
 from nsqtools.outputs.http.template import OF_MESSAGE, Template, escape_url
 from nsqtools.outputs.http.url import split_url
 from nsqtools.wire.names import is_valid_name
@@ -47,6 +49,7 @@ EXAMPLE = {"topic": "topic", "channel": "channel"}
 
 _ENDPOINTS = "Where messages go"
 _REQUESTS = "What a request is"
+_SECRETS = "Who we are"
 _REPLIES = "What a reply means"
 _GIVING_UP = "What is never taken"
 _POSITIVE = Duration(minimum="1ns")
@@ -150,6 +153,13 @@ class HttpOptions:
         help="header of each request, 'Name: value'; the same fields as in a URL",
         group=_REQUESTS,
     )
+    nsq_headers: bool = option(
+        BOOL,
+        default="false",
+        help="tell in headers which message it is: X-Nsq-Topic, and where a request has one message"
+        " X-Nsq-Message-Id, X-Nsq-Timestamp (ns) and X-Nsq-Attempts",
+        group=_REQUESTS,
+    )
     content_type: str = option(
         ContentType(), default=CONTENT_TYPE, help="content type of a POST", group=_REQUESTS
     )
@@ -186,6 +196,23 @@ class HttpOptions:
         default="none",
         help="compress bodies; the header Content-Encoding says how",
         group=_REQUESTS,
+    )
+
+    basic_auth: str = option(
+        SECRET, default="", help="user:password of each request", group=_SECRETS
+    )
+    basic_auth_file: Path | None = option(PATH, help="file that holds it", group=_SECRETS)
+    bearer_token: str = option(SECRET, default="", help="token of each request", group=_SECRETS)
+    bearer_token_file: Path | None = option(PATH, help="file that holds it", group=_SECRETS)
+    hmac_key: str = option(
+        SECRET,
+        default="",
+        help="key by which time and body are signed (HMAC-SHA256)",
+        group=_SECRETS,
+    )
+    hmac_key_file: Path | None = option(PATH, help="file that holds it", group=_SECRETS)
+    hmac_header: str = option(
+        HEADER_NAME, default="X-Nsq-Signature", help="header of the signature", group=_SECRETS
     )
 
     ok_status: tuple[range, ...] = repeated(
@@ -286,12 +313,25 @@ class HttpOptions:
             yield "--compress needs --post"
         if self.batch_size > 1 and self._names_messages():
             yield "--batch-size: a URL or --header with {id}, {timestamp}, {attempts} or {nsqd}"
+        yield from self._check_secrets()
         if self.dead_letter_dir and self.dead_letter_topic:
             yield "use --dead-letter-dir or --dead-letter-topic not both"
         if self.dead_letter_topic:
             yield from self._check_dead_letter_topic()
         if self.tls_key and not self.tls_cert:
             yield "--tls-key needs --tls-cert"
+
+    def _check_secrets(self) -> Iterator[str]:
+        for name in ("basic_auth", "bearer_token", "hmac_key"):
+            if getattr(self, name) and getattr(self, f"{name}_file"):
+                flag = name.replace("_", "-")
+                yield f"--{flag} and --{flag}-file are both given"
+        has_basic, has_bearer = (
+            self.basic_auth or self.basic_auth_file,
+            self.bearer_token or self.bearer_token_file,
+        )
+        if has_basic and has_bearer:
+            yield "use --basic-auth-file or --bearer-token-file not both"
 
     def _names_messages(self) -> bool:
         """Whether a template has fields that differ between messages."""

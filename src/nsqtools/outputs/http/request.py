@@ -82,6 +82,18 @@ def values_of(messages: Messages, at: int) -> dict[str, str]:
     }
 
 
+class HeaderName(Kind[str]):
+    """The name of a header."""
+
+    metavar = "NAME"
+
+    def parse(self, text: str) -> str:
+        return HEADER.parse(f"{text}: value").name
+
+
+HEADER_NAME = HeaderName()
+
+
 class RequestMaker:
     """The requests of one topic to one endpoint.
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from nsqtools import __version__
 from nsqtools.errors import OptionsError
 from nsqtools.lifecycle import Lifecycle
 from nsqtools.observe.log import configure
+from nsqtools.outputs.http.credentials import Credentials, Secret, credentials
 from nsqtools.outputs.http.output import DeliveryPolicy, HttpOutput
 from nsqtools.outputs.http.picking import EpsilonGreedy, HostPool, Picker, RoundRobin
 from nsqtools.outputs.http.pool import ClientOptions
@@ -19,6 +20,8 @@ from nsqtools.pipeline.run import Run
 from nsqtools.programs.nsq_to_http.dead_letters import DeadLetters
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from nsqtools.programs.nsq_to_http.options import NsqToHttpOptions
 
 _PICKERS: dict[str, type[RoundRobin]] = {
@@ -28,6 +31,13 @@ _PICKERS: dict[str, type[RoundRobin]] = {
     "all": RoundRobin,  # nothing is picked
 }
 
+_OF_TOPIC = (Header(name="X-Nsq-Topic", value="{topic}"),)
+_OF_MESSAGE = (
+    Header(name="X-Nsq-Message-Id", value="{id}"),
+    Header(name="X-Nsq-Timestamp", value="{timestamp}"),
+    Header(name="X-Nsq-Attempts", value="{attempts}"),
+)
+
 
 async def run(options: NsqToHttpOptions) -> int:
     """Deliver until SIGTERM or SIGINT; 0 when everything taken was answered for.
@@ -35,12 +45,47 @@ async def run(options: NsqToHttpOptions) -> int:
     Raises OptionsError for a file that cannot be read, and for a URL that is none with a topic in it.
     """
     configure(options.log_level, options.log_prefix, log_format=options.log_format)
-    async with Lifecycle(options.shutdown_timeout_s) as life:
-        client = await asyncio.to_thread(client_options, options)
-        async with DeadLetters(options) as dead:
-            delivery = Run(options, lambda topic: output_of(options, topic, client, dead))
-            life.on_reload(delivery.rotate)
-            return 0 if await delivery.run(life) else 1
+    async with Lifecycle(options.shutdown_timeout_s) as life, Shared(options) as shared:
+        delivery = Run(options, lambda topic: output_of(options, topic, shared))
+        life.on_reload(delivery.rotate)
+        return 0 if await delivery.run(life) else 1
+
+
+class Shared:
+    """What the topics of a run share: how endpoints are asked, who we are, and dead letters.
+
+    Entering raises OptionsError for a file that cannot be used, StorageError for a folder.
+    """
+
+    def __init__(self, options: NsqToHttpOptions) -> None:
+        self._options = options
+        self.dead = DeadLetters(options)
+
+    async def __aenter__(self) -> Self:
+        self.client = await asyncio.to_thread(client_options, self._options)
+        self.credentials = await asyncio.to_thread(credentials_of, self._options)
+        await self.dead.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.dead.__aexit__(exc_type, exc, traceback)
+
+
+def credentials_of(options: NsqToHttpOptions) -> Credentials:
+    """Who we are. Blocking; raises OptionsError for a file that cannot be used."""
+    return credentials(
+        basic=Secret(name="basic-auth", value=options.basic_auth, path=options.basic_auth_file),
+        bearer=Secret(
+            name="bearer-token", value=options.bearer_token, path=options.bearer_token_file
+        ),
+        key=Secret(name="hmac-key", value=options.hmac_key, path=options.hmac_key_file),
+        header_name=options.hmac_header,
+    )
 
 
 def client_options(options: NsqToHttpOptions) -> ClientOptions:
@@ -67,18 +112,22 @@ def _tls(options: NsqToHttpOptions) -> ssl.SSLContext:
     return context
 
 
-def output_of(
-    options: NsqToHttpOptions, topic: str, client: ClientOptions, dead: DeadLetters
-) -> HttpOutput:
+def output_of(options: NsqToHttpOptions, topic: str, shared: Shared) -> HttpOutput:
     """The delivery of one topic. Raises OptionsError for what is no URL with this topic in it."""
     fixed = {"topic": topic, "channel": options.channel}
     endpoints = []
     for url in options.urls:
         try:
-            maker = RequestMaker(options.method, url, headers_of(options), fixed=fixed)
+            maker = RequestMaker(
+                options.method,
+                url,
+                [*headers_of(options), *shared.credentials.headers],
+                fixed=fixed,
+                sign=shared.credentials.sign,
+            )
         except ValueError as error:
             raise OptionsError([f"topic {topic} in a URL: {error}"]) from error
-        endpoints.append(Endpoint(maker, client, label=maker.label))
+        endpoints.append(Endpoint(maker, shared.client, label=maker.label))
     sender = Sender(endpoints, picker_of(options), options.rules, concurrency=options.n)
     policy = DeliveryPolicy(
         concurrency=options.n,
@@ -91,8 +140,8 @@ def output_of(
         batching=options.batching,
         encoding=options.compress,
     )
-    strand = dead.workers.strand(f"requests of {topic}")
-    return HttpOutput(topic, sender, policy, strand, dead.of(topic))
+    strand = shared.dead.workers.strand(f"requests of {topic}")
+    return HttpOutput(topic, sender, policy, strand, shared.dead.of(topic))
 
 
 def picker_of(options: NsqToHttpOptions) -> Picker:
@@ -107,4 +156,6 @@ def headers_of(options: NsqToHttpOptions) -> list[Header]:
         headers.append(Header(name="Content-Type", value=options.effective_content_type))
     if options.compress != "none":
         headers.append(Header(name="Content-Encoding", value=options.compress))
+    if options.nsq_headers:
+        headers += [*_OF_TOPIC, *(_OF_MESSAGE if options.batching is None else ())]
     return [*headers, *options.header]
