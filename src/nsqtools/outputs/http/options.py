@@ -39,6 +39,8 @@ BATCH_FORMAT: Kind[BatchFormat] = Choice(("lines", "json", "length-prefixed"))
 ENCODING: Kind[Encoding] = Choice(("none", "gzip", "zstd"))
 # All of a batch is held in memory several times for a moment.
 BATCH_SIZE_MAX = 10_000
+Concurrency = Literal["fixed", "auto"]
+CONCURRENCY: Kind[Concurrency] = Choice(("fixed", "auto"))
 MODE: Kind[Mode] = Choice(("round-robin", "hostpool", "epsilon-greedy", "all"))
 JSON = "application/json"
 CONTENT_TYPE = "application/octet-stream"
@@ -109,6 +111,19 @@ class HttpOptions:
         Int(minimum=1, maximum=CONCURRENCY_MAX),
         default="100",
         help="requests of a topic that are under way at once",
+        group=_ENDPOINTS,
+    )
+    concurrency: Concurrency = option(
+        CONCURRENCY,
+        default="fixed",
+        help="fixed: up to -n requests at once; auto: for each endpoint as many, up to -n, as it takes"
+        " without becoming slower",
+        group=_ENDPOINTS,
+    )
+    rate_per_s: float = option(
+        Float(minimum=0),
+        default="0",
+        help="requests of a topic a second, 0: as fast as it goes",
         group=_ENDPOINTS,
     )
     sample: float = option(
@@ -264,6 +279,15 @@ class HttpOptions:
         Int(minimum=0),
         default="250",
         help="tell how long requests took after so many of them, at most once a second; 0: never",
+    )
+
+    dry_run: bool = option(
+        BOOL,
+        default="false",
+        help="print the request that the first message would make, give it back, and end",
+    )
+    print: bool = option(
+        BOOL, default="false", help="print a line for each request: status, time, message, endpoint"
     )
 
     @property

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from nsqtools.archive.failures import Failure
 from nsqtools.clock import SystemClock
 from nsqtools.observe.log import Repeated, get_log
+from nsqtools.options import printable
 from nsqtools.outputs.contract import DONE, Again, Feeding, Refused
 from nsqtools.outputs.http.batches import compressor, is_json, join
 from nsqtools.outputs.http.connection import Reply
@@ -100,10 +101,13 @@ class Tries:
 class _Delivery:
     """Messages that were delivered together, and the answers so far."""
 
-    __slots__ = ("_failed", "answers", "failures", "jobs", "left", "rows", "whole")
+    __slots__ = ("_echo", "_failed", "answers", "failures", "jobs", "left", "rows", "whole")
 
     def __init__(
-        self, rows: list[Row], failed: Callable[[_Delivery, Job, Reply, Outcome], Answer | None]
+        self,
+        rows: list[Row],
+        failed: Callable[[_Delivery, Job, Reply, Outcome], Answer | None],
+        echo: Callable[[_Delivery, Job, Reply], None] | None,
     ) -> None:
         """`failed` gives the answer for the messages of a job, or None where others have taken its
         place."""
@@ -115,9 +119,12 @@ class _Delivery:
         self.left = 0
         self.whole: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._failed = failed
+        self._echo = echo
 
     def finished(self, job: Job, reply: Reply, outcome: Outcome) -> None:
         """A job of this delivery was answered."""
+        if self._echo is not None:
+            self._echo(self, job, reply)
         if outcome is not Outcome.DONE:
             answer = self._failed(self, job, reply, outcome)
             for place in job.places if answer is not None else ():
@@ -141,6 +148,8 @@ class HttpOutput:
         dead_letter: DeadLetter | None = None,
     ) -> None:
         """`strand` compresses what is large."""
+        self.echo: Callable[[str], None] | None = None
+        """Gets a line for each request."""
         self._strand = strand
         self._compress = compressor(policy.encoding)
         self._dead_letter = dead_letter
@@ -189,7 +198,7 @@ class HttpOutput:
     async def deliver(self, messages: Sequence[Messages]) -> Answer | Sequence[Answer]:
         """Send what is sampled, each message to an endpoint, or to all."""
         rows = [(each, at) for each in messages for at in range(len(each))]
-        delivery = _Delivery(rows, self._failed)
+        delivery = _Delivery(rows, self._failed, self._tell if self.echo else None)
         await self._add_jobs(delivery)
         await self._send(delivery)
         if self._dead_letter is not None:
@@ -321,6 +330,18 @@ class HttpOutput:
         self._counts["retries"] += len(job.places)
         asked_s = retry_after_s(reply.retry_after, time.time()) if reply.retry_after else 0.0
         return Again(max(backoff_s(tries_max), min(asked_s, PAUSE_MAX_S)), error_of(reply))
+
+    def _tell(self, delivery: _Delivery, job: Job, reply: Reply) -> None:
+        """Say what became of a request."""
+        if self.echo is None or job.wait_s:
+            return
+        messages, at = delivery.rows[job.places[0]]
+        took_ms = (self._loop.time() - job.sent_s) * 1000 if job.sent_s else 0.0
+        which = messages.ids[at].decode("latin-1")
+        more = f" and {len(job.places) - 1} more" if len(job.places) > 1 else ""
+        what = reply.status or f"- ({printable(reply.error)})"
+        label = self._sender.endpoints[job.endpoint].label
+        self.echo(f"{what} {took_ms:.1f}ms {self._topic} {printable(which)}{more} {label}")
 
     def _split(self, delivery: _Delivery, job: Job) -> None:
         """Send the halves of a batch: one message that is refused must not cost its neighbours."""

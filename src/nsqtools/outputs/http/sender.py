@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nsqtools.clock import SystemClock
@@ -15,6 +16,7 @@ from nsqtools.observe.log import Repeated, get_log
 from nsqtools.options import printable
 from nsqtools.outputs.http.connection import Exchange, Reply
 from nsqtools.outputs.http.health import Circuit
+from nsqtools.outputs.http.limit import AdaptiveLimit
 from nsqtools.outputs.http.outcome import Outcome, Rules, retry_after_s
 from nsqtools.outputs.http.pool import Pool
 
@@ -24,11 +26,29 @@ if TYPE_CHECKING:
     from nsqtools.outputs.http.picking import Picker
     from nsqtools.outputs.http.pool import ClientOptions
     from nsqtools.outputs.http.request import RequestMaker
+    from nsqtools.outputs.http.status_lines import StatusLines
 
 _SERVER_ERROR = 500
+# Statuses by which an endpoint says that it is asked too much; 0 is no reply.
+_OVERLOADED = frozenset({0, 429, 503})
+# What a rate has not used for so long may be used at once.
+BURST_S = 0.1
 # Statuses by which an endpoint says when it wants to be asked again.
 _PAUSING = frozenset({429, 503})
 NO_VALUES: Mapping[str, str] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pacing:
+    """How many requests at once, in all, and, with `rate_per_s`, in a second (0: as many as there are).
+
+    With `is_adaptive` each endpoint has a limit of its own that follows how quick it is.
+    """
+
+    concurrency: int
+    rate_per_s: float = 0.0
+    is_adaptive: bool = False
+    status: StatusLines | None = None
 
 
 class Endpoint:
@@ -90,17 +110,19 @@ class Sender:
     """See the module. `close` ends all connections; what is on its way fails."""
 
     def __init__(
-        self, endpoints: Sequence[Endpoint], picker: Picker, rules: Rules, *, concurrency: int
+        self, endpoints: Sequence[Endpoint], picker: Picker, rules: Rules, pacing: Pacing
     ) -> None:
         self.endpoints = endpoints
         self.counts: Counter[str] = Counter()
-        self.latencies: list[tuple[int, float]] = []
-        """Endpoint and seconds of the last requests; whoever reads them takes them away."""
-        self.latencies_max = 0
         self._picker = picker
         self._rules = rules
         self._outcomes: dict[int, Outcome] = {}
-        self._concurrency = concurrency
+        self._pacing = pacing
+        self._limits: list[AdaptiveLimit] = []
+        if pacing.is_adaptive:
+            self._limits = [AdaptiveLimit(pacing.concurrency) for _ in endpoints]
+        self._next_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[Job] = deque()
         self._everywhere = tuple(range(len(endpoints)))
@@ -113,6 +135,8 @@ class Sender:
 
     def close(self) -> None:
         self._waiting.clear()
+        if self._timer is not None:
+            self._timer.cancel()
         for endpoint in self.endpoints:
             endpoint.pool.close()
 
@@ -122,14 +146,38 @@ class Sender:
 
     def _pump(self) -> None:
         waiting = self._waiting
-        while waiting and self._under_way < self._concurrency:
-            job = waiting.popleft()
-            if not job.is_cancelled:
-                self._send(job, self._loop.time())
+        while waiting and self._under_way < self._pacing.concurrency:
+            now_s = self._loop.time()
+            if waiting[0].is_cancelled:
+                waiting.popleft()
+            elif self._waits_for_rate(now_s) or (self._limits and self._is_full(waiting[0])):
+                return
+            else:
+                self._send(waiting.popleft(), now_s)
+
+    def _waits_for_rate(self, now_s: float) -> bool:
+        """Whether the next request has to wait; it is looked at again in time."""
+        if not self._pacing.rate_per_s or self._next_s <= now_s:
+            return False
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._next_s, self._pump_again)
+        return True
+
+    def _pump_again(self) -> None:
+        self._timer = None
+        self._pump()
+
+    def _is_full(self, job: Job) -> bool:
+        """Whether each endpoint that may be asked has as many requests as it can take now."""
+        wanted = self._everywhere if job.only is None else (job.only,)
+        closed = [at for at in wanted if not self.endpoints[at].circuit.is_open]
+        return bool(closed) and all(self._limits[at].is_full for at in closed)
 
     def _send(self, job: Job, now_s: float) -> None:
         wanted = self._everywhere if job.only is None else (job.only,)
         available = [at for at in wanted if self.endpoints[at].circuit.available_s(now_s) <= now_s]
+        if self._limits:
+            available = [at for at in available if not self._limits[at].is_full] or available
         if not available:
             job.wait_s = self._wait_s(wanted, now_s)
             job.finish(job, Reply(0, self._why(wanted)), Outcome.RETRY)
@@ -141,6 +189,10 @@ class Sender:
         job.request = endpoint.maker.make(job.body, job.values)
         endpoint.circuit.began()
         self._under_way += 1
+        if self._limits:
+            self._limits[at].began()
+        if self._pacing.rate_per_s:
+            self._next_s = max(self._next_s, now_s - BURST_S) + 1 / self._pacing.rate_per_s
         endpoint.pool.send(job)
 
     def _wait_s(self, wanted: Sequence[int], now_s: float) -> float:
@@ -160,8 +212,12 @@ class Sender:
             outcome = self._outcomes[status] = self._rules.judge(status)
         self.counts["requests"] += 1
         latency_s = now_s - job.sent_s if job.sent_s else 0.0
-        if len(self.latencies) < self.latencies_max:
-            self.latencies.append((job.endpoint, latency_s))
+        if self._pacing.status is not None:
+            self._pacing.status.note(job.endpoint, latency_s, now_s)
+        if self._limits:
+            self._limits[job.endpoint].answered(
+                latency_s, now_s, is_overloaded=reply.status in _OVERLOADED
+            )
         if outcome is Outcome.DONE:
             job.is_done = True
             self._well(job, latency_s, now_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from nsqtools import __version__
@@ -11,15 +12,18 @@ from nsqtools.errors import OptionsError
 from nsqtools.lifecycle import Lifecycle
 from nsqtools.observe.log import configure
 from nsqtools.outputs.http.credentials import Credentials, Secret, credentials
+from nsqtools.outputs.http.dry_run import DryRun
 from nsqtools.outputs.http.output import DeliveryPolicy, HttpOutput
 from nsqtools.outputs.http.picking import EpsilonGreedy, HostPool, Picker, RoundRobin
 from nsqtools.outputs.http.pool import ClientOptions
 from nsqtools.outputs.http.request import Header, RequestMaker
-from nsqtools.outputs.http.sender import Endpoint, Sender
+from nsqtools.outputs.http.sender import Endpoint, Pacing, Sender
+from nsqtools.outputs.http.status_lines import StatusLines
 from nsqtools.pipeline.run import Run
 from nsqtools.programs.nsq_to_http.dead_letters import DeadLetters
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
 
     from nsqtools.programs.nsq_to_http.options import NsqToHttpOptions
@@ -46,9 +50,23 @@ async def run(options: NsqToHttpOptions) -> int:
     """
     configure(options.log_level, options.log_prefix, log_format=options.log_format)
     async with Lifecycle(options.shutdown_timeout_s) as life, Shared(options) as shared:
+        if options.dry_run:
+            return 0 if await dry_run(options, shared, life) else 1
         delivery = Run(options, lambda topic: output_of(options, topic, shared))
         life.on_reload(delivery.rotate)
         return 0 if await delivery.run(life) else 1
+
+
+async def dry_run(options: NsqToHttpOptions, shared: Shared, life: Lifecycle) -> bool:
+    """Print the request of the first message, and give it back; whether that ended in order."""
+
+    def show(request: str) -> None:
+        print(request, flush=True)
+        life.stop("dry run")
+
+    one = replace(options, max_in_flight=1)
+    trial = Run(one, lambda topic: DryRun(makers_of(one, topic, shared)[0], show))
+    return await trial.run(life)
 
 
 class Shared:
@@ -114,21 +132,11 @@ def _tls(options: NsqToHttpOptions) -> ssl.SSLContext:
 
 def output_of(options: NsqToHttpOptions, topic: str, shared: Shared) -> HttpOutput:
     """The delivery of one topic. Raises OptionsError for what is no URL with this topic in it."""
-    fixed = {"topic": topic, "channel": options.channel}
-    endpoints = []
-    for url in options.urls:
-        try:
-            maker = RequestMaker(
-                options.method,
-                url,
-                [*headers_of(options), *shared.credentials.headers],
-                fixed=fixed,
-                sign=shared.credentials.sign,
-            )
-        except ValueError as error:
-            raise OptionsError([f"topic {topic} in a URL: {error}"]) from error
-        endpoints.append(Endpoint(maker, shared.client, label=maker.label))
-    sender = Sender(endpoints, picker_of(options), options.rules, concurrency=options.n)
+    makers = makers_of(options, topic, shared)
+    endpoints = [Endpoint(maker, shared.client, label=maker.label) for maker in makers]
+    sender = Sender(
+        endpoints, picker_of(options), options.rules, pacing_of(options, topic, endpoints)
+    )
     policy = DeliveryPolicy(
         concurrency=options.n,
         sample=options.sample,
@@ -141,7 +149,35 @@ def output_of(options: NsqToHttpOptions, topic: str, shared: Shared) -> HttpOutp
         encoding=options.compress,
     )
     strand = shared.dead.workers.strand(f"requests of {topic}")
-    return HttpOutput(topic, sender, policy, strand, shared.dead.of(topic))
+    output = HttpOutput(topic, sender, policy, strand, shared.dead.of(topic))
+    if options.print:
+        output.echo = print
+    return output
+
+
+def makers_of(options: NsqToHttpOptions, topic: str, shared: Shared) -> list[RequestMaker]:
+    """The requests of a topic to each endpoint. Raises OptionsError as `output_of`."""
+    fixed = {"topic": topic, "channel": options.channel}
+    headers = [*headers_of(options), *shared.credentials.headers]
+    sign = shared.credentials.sign
+    try:
+        return [
+            RequestMaker(options.method, url, headers, fixed=fixed, sign=sign)
+            for url in options.urls
+        ]
+    except ValueError as error:
+        raise OptionsError([f"topic {topic} in a URL: {error}"]) from error
+
+
+def pacing_of(options: NsqToHttpOptions, topic: str, endpoints: Sequence[Endpoint]) -> Pacing:
+    """How many requests there may be."""
+    labels = [endpoint.label for endpoint in endpoints]
+    return Pacing(
+        concurrency=options.n,
+        rate_per_s=options.rate_per_s,
+        is_adaptive=options.concurrency == "auto",
+        status=StatusLines(options.status_every, topic, labels) if options.status_every else None,
+    )
 
 
 def picker_of(options: NsqToHttpOptions) -> Picker:
