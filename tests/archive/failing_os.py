@@ -1,4 +1,4 @@
-"""A module `os` that fails at call N, for `nsqtools.durable`."""
+"""A module `os` that fails at call N, for `nsqtools.durable` and `nsqtools.publish`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import errno
 import os
 from typing import TYPE_CHECKING, Any
 
+from nsqtools import durable, publish
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import pytest
 
 COUNTED = {
     "open",
@@ -48,6 +52,11 @@ class FailingOs:
         self._code = code
         self._write_max = write_max
         self._only = only or COUNTED
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Take the place of `os` in all modules that write durable files."""
+        monkeypatch.setattr(durable, "os", self)
+        monkeypatch.setattr(publish, "os", self)
 
     def heal(self) -> None:
         self._failures = 0

@@ -1,7 +1,8 @@
-"""The output of nsq_to_file: one topic's archive, and the one thread that writes it.
+"""The output of nsq_to_file: one topic's archive, the thread that writes it, and one that finishes.
 
-Compressing, writing and fsync happen in that thread and release the GIL, while the loop receives the
-next batch: one hand-over a commit.
+Compressing, writing and fsync happen in the first and release the GIL, while the loop receives the
+next batch: one hand-over a commit. Finished files are compacted and published in the second, while
+commits go on.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from nsqtools.outputs.thread import OutputThread
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nsqtools.archive.writer import ArchiveSpec, Commit, Published
+    from nsqtools.archive.finishing import Published
+    from nsqtools.archive.writer import ArchiveSpec, Commit
     from nsqtools.wire.messages import Messages
 
 
@@ -29,33 +31,55 @@ class FileOutput:
         """Raises ArchiveError for a name or format that cannot be written."""
         self._writer = ArchiveWriter(spec)
         self._thread = OutputThread(f"archive-{spec.topic}")
+        self._finisher = OutputThread(f"finish-{spec.topic}")
+        self._published: list[Published] = []
 
     @property
     def next_tick(self) -> float | None:
-        """When `tick` has something to do, in seconds since the epoch; None while no file is open."""
+        """In how many seconds `tick` has something to do; None while no file is open."""
         return self._writer.next_tick
+
+    @property
+    def has_sealed(self) -> bool:
+        """Whether a file waits for `finish`."""
+        return len(self._writer.sealed) > 0
 
     async def write(self, batches: Sequence[Messages]) -> Commit:
         """Make messages durable: they may be acknowledged when this returns."""
         return await self._thread.call(lambda: self._writer.commit(batches))
 
-    async def tick(self) -> list[Published]:
-        """Finish the open file when its time is over."""
-        return await self._thread.call(self._writer.tick)
+    async def tick(self) -> None:
+        """Seal the open file when its time is over."""
+        await self._thread.call(self._writer.tick)
 
-    async def rotate(self) -> list[Published]:
-        """Finish the open file now."""
-        return await self._thread.call(self._writer.rotate)
+    async def rotate(self) -> None:
+        """Seal the open file now."""
+        await self._thread.call(self._writer.rotate)
+
+    async def finish(self) -> list[Published]:
+        """Publish what is sealed; those published since the last report, by a call that raised too."""
+        while (published := await self._finisher.call(self._writer.finish)) is not None:
+            self._published.append(published)
+        reported, self._published = self._published, []
+        return reported
 
     async def close(self) -> list[Published]:
-        """Finish the open file and end the thread; after an error it can be called again."""
-        published = await self._thread.call(self._writer.close)
+        """Publish every file and end the threads; after an error it can be called again."""
+        published = await self.finish()  # first, as there may be no room for another
+        try:
+            await self._thread.call(self._writer.close)
+            published += await self.finish()
+        except BaseException:
+            self._published = published + self._published
+            raise
         self._thread.end()
+        self._finisher.end()
         return published
 
     async def abandon(self) -> None:
-        """Leave the open file to the recovery of the next start, and end the thread."""
+        """Leave all files to the recovery of the next start, and end the threads."""
         try:
             await self._thread.call(self._writer.abandon)
         finally:
             self._thread.end()
+            self._finisher.end()

@@ -7,10 +7,11 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from nsqtools import durable
+from nsqtools.archive.destination import DIRECTORY_MODE
 from nsqtools.archive.naming import FileNaming, host_identifier
 from nsqtools.archive.recovery import recover
 from nsqtools.archive.rotation import RotationPolicy
-from nsqtools.archive.writer import DIRECTORY_MODE, ArchiveSpec
+from nsqtools.archive.writer import ArchiveSpec
 from nsqtools.client.memory import ConsumerMemory
 from nsqtools.clock import SystemClock
 from nsqtools.errors import ConnectionFailed, NsqToolsError
@@ -48,11 +49,10 @@ def _prepare(options: NsqToFileOptions) -> None:
     for folder in (options.output_dir, options.effective_work_dir):
         durable.make_directories(folder, DIRECTORY_MODE)
         durable.check_writable(folder)
-    naming = archive_naming(options)
-    for found in recover(options.effective_work_dir, options.output_dir, naming=naming):
+    for found in recover(options.effective_work_dir):
         what = "recovered a file of a run that did not end"
         if found.published is None:
-            what = "a file of no living run is not published"
+            what = "a file of a run that did not end is not published"
         log.warning(
             what,
             path=found.path,

@@ -23,7 +23,8 @@ from nsqtools.pipeline.gather import GatherPolicy, gather
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from nsqtools.archive.writer import Commit, Published
+    from nsqtools.archive.finishing import Published
+    from nsqtools.archive.writer import Commit
     from nsqtools.client.batch import Batch
     from nsqtools.client.memory import ConsumerMemory
     from nsqtools.client.options import ConsumerOptions
@@ -83,7 +84,8 @@ class TopicPipeline:
         self._clock = spec.clock
         self._policy = GatherPolicy(sync_interval_s=spec.sync_interval_s)
         self._stop = asyncio.Event()
-        self._rotate = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._rotate_wanted = False
         self._log = get_log("archive")
         self._trouble = Repeated(
             self._log, "output failed, the topic waits and is not acknowledged", clock=self._clock
@@ -103,7 +105,8 @@ class TopicPipeline:
 
     def rotate(self) -> None:
         """Finish the open file soon."""
-        self._rotate.set()
+        self._rotate_wanted = True
+        self._wake.set()
 
     @property
     def is_failing(self) -> bool:
@@ -139,7 +142,8 @@ class TopicPipeline:
         self._count(commit, unsettled)
         if commit.created is not None:
             self._log.info("opened", topic=self.topic, path=commit.created)
-        self._report(commit.published)
+        if self._output.has_sealed:
+            self._wake.set()
 
     def _count(self, commit: Commit, unsettled: int) -> None:
         counts = self.counts
@@ -181,21 +185,28 @@ class TopicPipeline:
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(TICK_INTERVAL_S):
-                    await self._rotate.wait()
-            due = self._output.next_tick
-            if self._rotate.is_set():
-                self._rotate.clear()
-                self._report(await self._retry(self._output.rotate))
-            elif due is not None and due <= self._clock.time():
-                self._report(await self._retry(self._output.tick))
+                    await self._wake.wait()
+            self._wake.clear()
+            due_s = self._output.next_tick
+            if self._rotate_wanted:
+                self._rotate_wanted = False
+                await self._retry(self._output.rotate)
+            elif due_s is not None and due_s <= 0:
+                await self._retry(self._output.tick)
+            if self._output.has_sealed:
+                self._report(await self._retry(self._output.finish))
 
     def _report(self, published: Sequence[Published]) -> None:
         for file in published:
+            if file.not_compacted:
+                self._log.warning(
+                    "published as it was", topic=self.topic, reason=file.not_compacted
+                )
             self.counts.files += 1
             self._log.info(
                 "finished",
                 topic=self.topic,
-                path=file.path,
+                path=file.location,
                 messages=file.messages,
                 bytes=file.disk_bytes,
             )
