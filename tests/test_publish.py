@@ -125,6 +125,27 @@ def test_keep_as(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names(tmp_path) == ["a", "b", "c", "d"]
 
 
+def test_a_reservation_that_a_crash_left_is_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there are no hard links; one that another writer holds is not."""
+    source, destination = tmp_path / "a", tmp_path / "b"
+    source.write_bytes(b"data")
+    fd = publish._reserve(destination)
+    monkeypatch.setattr(publish, "os", NoLinks(FailingOs(), errno.EPERM))
+    with pytest.raises(FileExistsError):
+        publish.place(source, destination)
+    os.close(fd)
+    publish.place(source, destination)
+    assert destination.read_bytes() == b"data"
+    assert names(tmp_path) == ["b"]
+    # An empty file of somebody is no reservation.
+    source.write_bytes(b"more")
+    (tmp_path / "c").touch()
+    with pytest.raises(FileExistsError):
+        publish.place(source, tmp_path / "c")
+
+
 @pytest.mark.parametrize("call", ["fchmod", "utime", "close"])
 def test_a_copy_that_fails_is_a_storage_error(
     call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import stat
-import time
 from typing import TYPE_CHECKING
 
 from nsqtools import durable
-from nsqtools.errors import StorageError
+from nsqtools.errors import DataPathInUse, StorageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,6 +32,7 @@ _NO_HARD_LINKS = {
     errno.ENOSYS,
     errno.EMLINK,
 }
+_RESERVATION_MODE = 0o200
 
 
 def place(source: Path, destination: Path) -> None:
@@ -47,9 +48,10 @@ def place(source: Path, destination: Path) -> None:
     Raises `FileExistsError` when another file has the name (the source is untouched), and
     `StorageError`.
     """
-    if os.path.lexists(destination):
+    if os.path.lexists(destination) and not _is_reservation(destination):
         if os.path.lexists(source) and not _is_same(source, destination):
             raise FileExistsError(errno.EEXIST, "file exists", str(destination))
+        _remove_dead_copy(source, destination.parent)
     else:
         _move_or_copy(source, destination)
     durable.fsync_directory(destination.parent)
@@ -61,7 +63,6 @@ def _move_or_copy(source: Path, destination: Path) -> None:
     except StorageError as error:
         if error.errno != errno.EXDEV:
             raise
-        durable.remove_leftovers(destination.parent, now=time.time())
         copy = _copy(source, destination.parent)
         try:
             _place(copy, destination)
@@ -75,7 +76,7 @@ def _place(source: Path, destination: Path) -> None:
         try:
             os.link(source, destination)
         except OSError as error:
-            if error.errno not in _NO_HARD_LINKS:
+            if error.errno not in _NO_HARD_LINKS and not _is_reservation(destination):
                 raise
             _reserve_and_rename(source, destination)
     except FileExistsError:
@@ -86,22 +87,61 @@ def _place(source: Path, destination: Path) -> None:
 
 def _reserve_and_rename(source: Path, destination: Path) -> None:
     """The exclusive rename that POSIX lacks: the empty reservation makes it exclusive."""
-    os.close(os.open(destination, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    fd = _reserve(destination)
     try:
         os.replace(source, destination)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(destination)
         raise
+    finally:
+        durable.close(fd)
+
+
+def _reserve(destination: Path) -> int:
+    """The open, locked reservation; one that a crash left is taken over.
+
+    Raises `FileExistsError` when the name is somebody else's, be it for a moment.
+    """
+    flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        fd = os.open(destination, flags | os.O_CREAT | os.O_EXCL, _RESERVATION_MODE)
+    except FileExistsError:
+        if not _is_reservation(destination):
+            raise
+        fd = os.open(destination, flags)
+    try:
+        durable.lock_file(fd, destination)
+        # Its holder may have renamed over it in this moment.
+        if durable.is_at(destination, durable.identity(fd, destination)):
+            return fd
+    except DataPathInUse:
+        pass
+    except BaseException:
+        durable.close(fd)
+        raise
+    durable.close(fd)
+    raise FileExistsError(errno.EEXIST, "file exists", str(destination))
+
+
+def _is_reservation(path: Path) -> bool:
+    """Whether a file is empty, ours, and of a mode that nobody gives a file."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    wanted = stat.S_IFREG | _RESERVATION_MODE
+    return (found.st_mode, found.st_size, found.st_uid) == (wanted, 0, os.geteuid())
 
 
 def _copy(source: Path, directory: Path) -> Path:
     """A durable copy of `source` in `directory`; the modification time is copied too."""
-    temporary = durable.temporary_name(directory)
+    _remove_dead_copy(source, directory)
+    temporary = _copy_path(source, directory)
     with durable.storage("open", source):
         reading = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        writing = durable.create(temporary, 0o600)
+        writing = _create_copy(temporary)
         try:
             # Held while it grows, so that it can be told from a dead copy.
             durable.lock_file(writing, temporary)
@@ -123,6 +163,40 @@ def _copy(source: Path, directory: Path) -> Path:
     return temporary
 
 
+def _create_copy(path: Path) -> int:
+    try:
+        return durable.create(path, 0o600)
+    except FileExistsError as error:
+        raise StorageError("create", path, error) from error
+
+
+def _copy_path(source: Path, directory: Path) -> Path:
+    """Where a copy of this file grows: the same name in every try, so that none is left behind."""
+    with durable.storage("stat", source):
+        found = os.lstat(source)
+    what = f"{os.uname().nodename} {source.absolute()} {found.st_ino} {found.st_mtime_ns}"
+    unique = hashlib.sha256(os.fsencode(what)).hexdigest()[:32]
+    prefix, suffix = durable.TEMPORARY_PREFIX, durable.TEMPORARY_SUFFIX
+    return directory / f"{prefix}{unique}{suffix}"
+
+
+def _remove_dead_copy(source: Path, directory: Path) -> None:
+    """Remove the copy that an earlier try left, if any, unless somebody is writing it."""
+    if not durable.is_taken(source):
+        return
+    path = _copy_path(source, directory)
+    if not durable.is_taken(path):
+        return
+    fd = durable.open_existing(path)
+    try:
+        durable.lock_file(fd, path)
+        durable.unlink(path)
+    except DataPathInUse as error:
+        raise StorageError("copy to", path, OSError(errno.EBUSY, str(error))) from error
+    finally:
+        durable.close(fd)
+
+
 def keep_as(source: Path, destination: Path) -> None:
     """Give a file a second name, by hard link or, where there are none, by a copy.
 
@@ -131,6 +205,7 @@ def keep_as(source: Path, destination: Path) -> None:
     if durable.is_taken(destination):
         if not _is_same(source, destination):
             raise FileExistsError(errno.EEXIST, "file exists", str(destination))
+        _remove_dead_copy(source, destination.parent)
         return
     try:
         os.link(source, destination)
