@@ -10,6 +10,7 @@ from nsqtools import durable, publish
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     import pytest
 
@@ -81,3 +82,18 @@ class FailingOs:
             return real(*args, **options)
 
         return call
+
+
+class FoldersApart:
+    """Every folder is a filesystem of its own."""
+
+    def __init__(self, below: Any) -> None:
+        self._below = below
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._below, name)
+
+    def link(self, source: Path, destination: Path) -> None:
+        if source.parent != destination.parent:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        self._below.link(source, destination)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-import os
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
-from tests.archive.failing_os import FailingOs
+from tests.archive.failing_os import FailingOs, FoldersApart
 from tests.archive.helpers import batch_of, claims, close, finish, read_bodies, spec, visible
 from tests.test_publish import NoLinks
 
@@ -188,21 +187,6 @@ def install(monkeypatch: pytest.MonkeyPatch, failing: FailingOs, links: str) -> 
         monkeypatch.setattr(publish, "os", NoLinks(failing, errno.EPERM))
     elif links == "another filesystem":
         monkeypatch.setattr(publish, "os", FoldersApart(failing))
-
-
-class FoldersApart:
-    """Every folder is a filesystem of its own."""
-
-    def __init__(self, below: FailingOs) -> None:
-        self._below = below
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._below, name)
-
-    def link(self, source: Path, destination: Path) -> None:
-        if source.parent != destination.parent:
-            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
-        os.link(source, destination)
 
 
 def insist(call: Callable[[], T], failing: FailingOs) -> T:
