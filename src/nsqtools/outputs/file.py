@@ -7,6 +7,7 @@ commits go on.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING
 
 from nsqtools.archive.writer import ArchiveWriter
@@ -32,7 +33,7 @@ class FileOutput:
         self._writer = ArchiveWriter(spec)
         self._thread = OutputThread(f"archive-{spec.topic}")
         self._finisher = OutputThread(f"finish-{spec.topic}")
-        self._published: list[Published] = []
+        self._published: deque[Published] = deque()
 
     @property
     def next_tick(self) -> float | None:
@@ -58,10 +59,19 @@ class FileOutput:
 
     async def finish(self) -> list[Published]:
         """Publish what is sealed; those published since the last report, by a call that raised too."""
-        while (published := await self._finisher.call(self._writer.finish)) is not None:
+        while await self._finisher.call(self._finish_one):
+            pass
+        return self._report()
+
+    def _finish_one(self) -> bool:
+        # Kept here, in the thread: who waits for it may be cancelled meanwhile.
+        published = self._writer.finish()
+        if published is not None:
             self._published.append(published)
-        reported, self._published = self._published, []
-        return reported
+        return published is not None
+
+    def _report(self) -> list[Published]:
+        return [self._published.popleft() for _ in range(len(self._published))]
 
     async def close(self) -> list[Published]:
         """Publish every file and end the threads; after an error it can be called again."""
@@ -70,7 +80,7 @@ class FileOutput:
             await self._thread.call(self._writer.close)
             published += await self.finish()
         except BaseException:
-            self._published = published + self._published
+            self._published.extendleft(reversed(published))
             raise
         self._thread.end()
         self._finisher.end()
