@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.archive.failing_os import FailingOs
+from tests.archive.failing_os import FailingOs, FoldersApart
 
 from nsqtools import durable, publish
 from nsqtools.errors import StorageError
@@ -144,6 +144,27 @@ def test_a_reservation_that_a_crash_left_is_taken_over(
     (tmp_path / "c").touch()
     with pytest.raises(FileExistsError):
         publish.place(source, tmp_path / "c")
+
+
+def test_a_copy_that_somebody_holds_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dead one is removed; whoever holds a living one may be another host with our names."""
+    source, destination = tmp_path / "a", tmp_path / "out" / "b"
+    source.write_bytes(b"data")
+    destination.parent.mkdir()
+    copy = publish._copy_path(source, destination.parent)
+    copy.write_bytes(b"da")
+    monkeypatch.setattr(publish, "os", FoldersApart(FailingOs()))
+    with durable.lock(copy), pytest.raises(StorageError) as caught:
+        publish.place(source, destination)
+    assert caught.value.errno == errno.EBUSY
+    assert copy.read_bytes() == b"da"
+    publish.place(source, destination)
+    assert names(destination.parent) == ["b"]
+    copy.write_bytes(b"left by a crash after the link")
+    publish.place(source, destination)
+    assert names(destination.parent) == ["b"]
 
 
 @pytest.mark.parametrize("call", ["fchmod", "utime", "close"])

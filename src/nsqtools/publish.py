@@ -143,8 +143,7 @@ def _copy(source: Path, directory: Path) -> Path:
     try:
         writing = _create_copy(temporary)
         try:
-            # Held while it grows, so that it can be told from a dead copy.
-            durable.lock_file(writing, temporary)
+            _lock_copy(writing, temporary)
             with durable.storage("copy", source):
                 status = os.fstat(reading)
                 _copy_range(reading, writing, status.st_size, source, temporary)
@@ -161,6 +160,14 @@ def _copy(source: Path, directory: Path) -> Path:
     finally:
         durable.close(reading)
     return temporary
+
+
+def _lock_copy(fd: int, path: Path) -> None:
+    """Held while the copy grows, so that it can be told from a dead one."""
+    try:
+        durable.lock_file(fd, path)
+    except DataPathInUse as error:  # somebody looks whether it is dead
+        raise StorageError("copy to", path, OSError(errno.EBUSY, str(error))) from error
 
 
 def _create_copy(path: Path) -> int:
@@ -189,10 +196,8 @@ def _remove_dead_copy(source: Path, directory: Path) -> None:
         return
     fd = durable.open_existing(path)
     try:
-        durable.lock_file(fd, path)
+        _lock_copy(fd, path)
         durable.unlink(path)
-    except DataPathInUse as error:
-        raise StorageError("copy to", path, OSError(errno.EBUSY, str(error))) from error
     finally:
         durable.close(fd)
 

@@ -78,6 +78,23 @@ def test_a_recovered_zstd_file_is_the_file_its_writer_would_have_made(tmp_path: 
     assert Path(result.published).read_bytes() == Path(published.location).read_bytes()
 
 
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+def test_recovery_compacts_as_the_writer_does(compression: str, tmp_path: Path) -> None:
+    results = []
+    for folder in (tmp_path / "dead", tmp_path / "alive"):
+        writer = ArchiveWriter(spec(folder, "framed", compression, compact=True))
+        for number in range(50):
+            writer.commit([batch_of([b"body %d" % number], number)])
+        if folder.name == "dead":
+            writer.abandon()
+            results += [result.published for result in recover(folder)]
+        else:
+            results += [published.location for published in close(writer)]
+    one, other = (Path(result or "").read_bytes() for result in results)
+    assert one == other
+    assert len(one) < 1500
+
+
 def test_a_living_writer_is_left_alone(tmp_path: Path) -> None:
     writer = ArchiveWriter(spec(tmp_path), clock=ManualClock())
     writer.commit(COMMITS[0])
