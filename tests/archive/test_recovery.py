@@ -318,22 +318,14 @@ def test_what_cannot_be_understood_is_kept(
     assert not (tmp_path / "x.part").exists()
 
 
-def test_old_temporary_files_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    old = tmp_path / ".nsqtools-1-abc.tmp"
-    old.write_bytes(b"half a copy")
-    list(recover(tmp_path))
-    assert old.exists()
-    with durable.lock(old):
-        assert durable.remove_leftovers(tmp_path, now=old.stat().st_ctime + 61) == 0
-    assert durable.remove_leftovers(tmp_path, now=old.stat().st_ctime + 61) == 1
-    assert not old.exists()
-
-
-def test_leftovers_of_others_are_not_waited_for(tmp_path: Path) -> None:
-    pipe = tmp_path / ".nsqtools-1-abc.tmp"
-    os.mkfifo(pipe)
-    assert durable.remove_leftovers(tmp_path, now=pipe.stat().st_ctime + 61) == 0
-    assert pipe.exists()
+def test_nothing_but_the_claims_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default the work directory is /tmp, which may hold anything."""
+    leave_behind(tmp_path, "framed", "none")
+    listed = FailingOs(only={"listdir", "scandir"})
+    monkeypatch.setattr(durable, "os", listed)
+    monkeypatch.setattr(os, "walk", None)
+    assert len(list(recover(tmp_path))) == 1
+    assert listed.calls == ["listdir"]
 
 
 @pytest.mark.parametrize(("record_format", "compression"), [("framed", "none"), ("lines", "zstd")])

@@ -12,7 +12,6 @@ the file is kept whole as `.part.bad`, and what is sound before the fault is pub
 from __future__ import annotations
 
 import contextlib
-import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -65,8 +64,6 @@ def recover(
     nothing. Raises `StorageError` when the claims cannot be listed. What is not iterated is left
     as it is.
     """
-    with contextlib.suppress(StorageError):
-        durable.remove_leftovers(work_dir, now=time.time())
     for path in claim_paths(work_dir):
         subject = path
         try:

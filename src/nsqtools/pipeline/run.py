@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,7 @@ def _prepare(options: NsqToFileOptions) -> None:
     for folder in (options.output_dir, options.effective_work_dir):
         durable.make_directories(folder, DIRECTORY_MODE)
         durable.check_writable(folder)
+    durable.remove_leftovers(options.output_dir, now=time.time())
     for found in recover(options.effective_work_dir):
         what = "recovered a file of a run that did not end"
         if found.published is None:
