@@ -17,10 +17,14 @@ from tests.archive.helpers import (
     PAIRS,
     any_commits,
     batch_of,
+    claimed,
+    claims,
+    close,
     read_bodies,
     read_payloads,
     spec,
     unfinished_file,
+    visible,
     write_file,
 )
 
@@ -84,8 +88,8 @@ def test_every_level_finds_what_repeats(compression: str, level: int, tmp_path: 
     bodies = [noise, noise, b"short"]
     writer = ArchiveWriter(spec(tmp_path, compression=compression, level=level))
     writer.commit([batch_of(bodies)])
-    (published,) = writer.close()
-    assert read_bodies(published.path) == (bodies, None)
+    (published,) = close(writer)
+    assert read_bodies(Path(published.location)) == (bodies, None)
     # gzip's window is 32 KiB; zstd's reaches the first body from the second.
     copies = 1 if compression == "zstd" else 2
     assert len(noise) * copies < published.disk_bytes < len(noise) * copies * 1.1
@@ -98,9 +102,8 @@ def test_a_file_cut_anywhere_gives_a_prefix_and_recovers_to_whole_commits(
     data, ends = unfinished_file(tmp_path, record_format, compression, TEXT_COMMITS)
     bodies = bodies_of(TEXT_COMMITS)
     whole_lines = (record_format, compression) in (("lines", "none"), ("jsonl", "none"))
-    part = tmp_path / "topic-000000.log.part"
     for cut in range(len(data) + 1):
-        part.write_bytes(data[:cut])
+        part = claimed(tmp_path, data[:cut], record_format, compression)
         commits = sum(end <= cut for end in ends)
         expected = bodies_of(TEXT_COMMITS[:commits])
         if whole_lines:
@@ -114,16 +117,17 @@ def test_a_file_cut_anywhere_gives_a_prefix_and_recovers_to_whole_commits(
             assert damage.offset <= cut
         if at_commit:
             assert damage is None
-        (result,) = recover(tmp_path, tmp_path)
+        (result,) = recover(tmp_path)
         assert result.records == len(expected)
         assert not part.exists()
         if expected:
             assert result.published is not None
-            assert read_bodies(result.published) == (expected, None)
-            result.published.unlink()
+            published = Path(result.published)
+            assert read_bodies(published) == (expected, None)
+            published.unlink()
         else:
             assert result.published is None
-        assert list(tmp_path.iterdir()) == []
+        assert visible(tmp_path) == claims(tmp_path) == []
 
 
 def check_prefix(

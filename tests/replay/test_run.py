@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -38,7 +39,6 @@ from nsqtools.wire.messages import Messages, encode_payload
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
-    from pathlib import Path
 
     from nsqtools.broker.server import Broker
 
@@ -84,6 +84,7 @@ def archive(
         naming=FileNaming(host="h"),
         record_format=record_format,
         compression=compression,
+        compact=False,
     )
     writer = ArchiveWriter(spec)
     payloads = [
@@ -91,8 +92,10 @@ def archive(
     ]
     for at in range(0, len(payloads), commit):
         writer.commit([Messages(payloads[at : at + commit], nsqd="127.0.0.1:4150")])
-    (published_file,) = writer.close()
-    return published_file.path
+    writer.close()
+    published_file = writer.finish()
+    assert published_file is not None
+    return Path(published_file.location)
 
 
 def options_for(address: str, *argv: object) -> FileToNsqOptions:

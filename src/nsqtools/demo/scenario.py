@@ -134,7 +134,7 @@ class Demo:
         return 0 if identical else 1
 
     def _print_files(self) -> None:
-        files = sorted(self.archive.iterdir())
+        files = self._files()
         print(f"archive  {self.archive} ({len(files)} file{'' if len(files) == 1 else 's'})")
         if files:
             print("look     ls -l", self.archive)
@@ -177,6 +177,10 @@ class Demo:
                 for batch in reader.batches():
                     yield batch.bodies
 
+    def _files(self) -> list[Path]:
+        """The finished files, without the folder of claims beside them."""
+        return sorted(path for path in self.archive.iterdir() if path.is_file())
+
     async def _archive(self, nsqd: str) -> Stage:
         began_s = time.perf_counter()
         host = host_identifier("")
@@ -214,7 +218,7 @@ class Demo:
             messages=counts.messages,
             body_bytes=counts.body_bytes,
             seconds=time.perf_counter() - began_s,
-            disk_bytes=sum(path.stat().st_size for path in self.archive.iterdir()),
+            disk_bytes=sum(path.stat().st_size for path in self._files()),
         )
 
     def _rotate_size_bytes(self) -> int:

@@ -6,12 +6,13 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from nsqtools import durable
+from nsqtools.archive.destination import DIRECTORY_MODE
 from nsqtools.archive.naming import FileNaming, host_identifier
-from nsqtools.archive.recovery import recover
 from nsqtools.archive.rotation import RotationPolicy
-from nsqtools.archive.writer import DIRECTORY_MODE, ArchiveSpec
+from nsqtools.archive.writer import ArchiveSpec
 from nsqtools.lifecycle import Lifecycle
-from nsqtools.observe.log import configure, get_log
+from nsqtools.observe.log import configure
+from nsqtools.outputs.file.leftovers import Leftovers
 from nsqtools.outputs.file.output import FileOutput
 from nsqtools.outputs.workers import Workers
 from nsqtools.pipeline.run import Run
@@ -19,8 +20,6 @@ from nsqtools.pipeline.run import Run
 if TYPE_CHECKING:
     from nsqtools.outputs.file.options import FileOptions
     from nsqtools.programs.nsq_to_file.options import NsqToFileOptions
-
-log = get_log("archive")
 
 
 async def run(options: NsqToFileOptions) -> int:
@@ -32,40 +31,38 @@ async def run(options: NsqToFileOptions) -> int:
     async with Lifecycle(options.shutdown_timeout_s) as life:
         await asyncio.to_thread(_prepare, options)
         workers = Workers()
+        leftovers = Leftovers(options.effective_work_dir, workers)
+        archiver = Run(
+            options,
+            lambda topic: output_of(options, topic, workers, leftovers),
+            done="archived",
+        )
+        life.on_reload(archiver.rotate)
+        rest = asyncio.create_task(leftovers.finish_rest(set(options.topic)))
         try:
-            archiver = Run(
-                options, lambda topic: output_of(options, topic, workers), done="archived"
-            )
-            life.on_reload(archiver.rotate)
             return 0 if await archiver.run(life) else 1
         finally:
+            rest.cancel()
+            await asyncio.wait([rest])
             workers.close()
 
 
 def _prepare(options: NsqToFileOptions) -> None:
-    """Folders that can be written, and files of dead writers finished."""
+    """Folders that can be written."""
     for folder in (options.output_dir, options.effective_work_dir):
         durable.make_directories(folder, DIRECTORY_MODE)
         durable.check_writable(folder)
-    naming = archive_naming(options)
-    for found in recover(options.effective_work_dir, options.output_dir, naming=naming):
-        what = "recovered a file of a run that did not end"
-        if found.published is None:
-            what = "a file of no living run is not published"
-        log.warning(
-            what,
-            path=found.path,
-            published=found.published or "-",
-            records=found.records,
-            cut_bytes=found.cut_bytes,
-            reason=found.reason,
-        )
 
 
-def output_of(options: NsqToFileOptions, topic: str, workers: Workers) -> FileOutput:
+def output_of(
+    options: NsqToFileOptions, topic: str, workers: Workers, leftovers: Leftovers | None = None
+) -> FileOutput:
     """The archive of one topic. Raises ArchiveError for a name or a format that cannot be."""
     return FileOutput(
-        archive_spec(options, topic), workers, sync_interval_s=options.sync_interval_s
+        archive_spec(options, topic),
+        workers,
+        sync_interval_s=options.sync_interval_s,
+        leftovers=leftovers,
     )
 
 
@@ -91,6 +88,7 @@ def archive_spec(options: NsqToFileOptions, topic: str) -> ArchiveSpec:
         naming=naming,
         record_format=options.record_format,
         compression=options.compression,
+        compact=not options.no_compact,
         level=options.compression_level if options.compression != "none" else None,
         rotation=RotationPolicy(
             rotate_interval_s=options.rotate_interval_s,
