@@ -246,7 +246,7 @@ def test_batches_are_bounded(record_format: str, compression: str, tmp_path: Pat
 @pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
 def test_a_line_has_a_limit(compression: str, tmp_path: Path) -> None:
     path = write_file(tmp_path, "lines", compression, [[batch_of([b"short", b"x" * 5000, b"y"])]])
-    with open_archive(path, record_bytes_max=4999) as reader:
+    with open_archive(path, body_bytes_max=4999) as reader:
         batches = reader.batches()
         assert next(batches).bodies == [b"short"]
         with pytest.raises(DamagedArchive, match="a line of more than 4999 bytes"):
@@ -363,7 +363,7 @@ def test_a_file_object_is_read_from_where_it_stands(tmp_path: Path) -> None:
 def test_decoders_take_pieces_cut_anywhere(bodies: list[bytes], cuts: list[int]) -> None:
     header = encode_header(record_format="framed", topic="t", channel="c", host="h")
     encoder = FramedEncoder(header)
-    data = header + b"".join(encoder.encode([batch_of([body])]) for body in bodies)
+    data = header + b"".join(encoder.encode([batch_of([body])]).content for body in bodies)
     framed = FramedDecoder(1000, header_due=True)
     edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
     found: list[bytes] = []
@@ -388,8 +388,8 @@ def test_decoders_take_pieces_cut_anywhere(bodies: list[bytes], cuts: list[int])
 
 def test_a_long_record_is_not_joined_for_every_piece() -> None:
     encoder = FramedEncoder(b"")
-    data = bytes(encoder.encode([batch_of([b"x" * (8 << 20)])]))
-    decoder = FramedDecoder(stream.RECORD_BYTES_MAX, header_due=False)
+    data = bytes(encoder.encode([batch_of([b"x" * (8 << 20)])]).content)
+    decoder = FramedDecoder(stream.BODY_BYTES_MAX, header_due=False)
     found = []
     for at in range(0, len(data), 4096):
         for run in decoder.feed(data[at : at + 4096], at):

@@ -14,13 +14,13 @@ from nsqtools.archive.groups import GROUP_BYTES_MAX, split
 from nsqtools.archive.header import HeaderError, decode_header, encode_header, looks_damaged
 from nsqtools.archive.jsonl import (
     JsonlEncoder,
-    _body_text,
-    _body_texts,
     _decode_one_by_one,
     _decode_together,
+    _text,
+    _texts_together,
 )
 from nsqtools.archive.lines import LinesEncoder
-from nsqtools.archive.stream import Damage
+from nsqtools.archive.stream import Damage, Records
 from nsqtools.wire.messages import Messages, count_messages
 
 bodies_of_text = st.lists(st.text().map(str.encode) | st.sampled_from([b"", b'"', b"\\", b"\x7f"]))
@@ -28,12 +28,17 @@ bodies_of_text = st.lists(st.text().map(str.encode) | st.sampled_from([b"", b'"'
 
 @given(bodies=bodies_of_text | st.lists(st.binary(max_size=5)))
 def test_bodies_are_escaped_together_as_one_by_one(bodies: list[bytes]) -> None:
-    assert _body_texts(bodies) == [_body_text(body) for body in bodies]
+    texts = _texts_together(batch_of(bodies)) if bodies else []
+    one_by_one = [_text(body) for body in bodies]
+    if texts is None:
+        assert any(is_base64 or b"\x7f" in text for text, is_base64 in one_by_one)
+    else:
+        assert one_by_one == [(text, False) for text in texts]
 
 
 @given(batches=st.lists(any_batch, max_size=3))
 def test_every_line_is_json(batches: list[Messages]) -> None:
-    lines = JsonlEncoder("topic").encode(batches).split(b"\n")
+    lines = JsonlEncoder("topic").encode(batches).content.split(b"\n")
     assert lines.pop() == b""
     assert len(lines) == count_messages(batches)
     for line in lines:
@@ -42,9 +47,8 @@ def test_every_line_is_json(batches: list[Messages]) -> None:
 
 @given(batches=st.lists(any_batch, max_size=3))
 def test_ambiguous_bodies_are_counted(batches: list[Messages]) -> None:
-    encoder = LinesEncoder()
     expected = sum(b"\n" in body for found in batches for body in found.bodies)
-    assert encoder.count_ambiguous(batches) == expected
+    assert LinesEncoder().encode(batches).ambiguous == expected
 
 
 def test_many_sizes_are_remembered_within_bounds() -> None:
@@ -136,7 +140,14 @@ def test_lines_decoded_together_are_lines_decoded_one_by_one(
     except (Damage, ValueError):
         assert together is None
     else:
-        assert together == run
+        assert together is not None
+        assert (together.bodies, together.nsqds) == (run.bodies, run.nsqds)
+        assert payloads_of(together) == payloads_of(run)
+
+
+def payloads_of(run: Records) -> list[bytes]:
+    assert run.messages is not None
+    return run.messages.payloads
 
 
 @pytest.mark.parametrize(

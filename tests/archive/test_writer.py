@@ -11,7 +11,6 @@ from tests.archive.failing_os import FailingOs
 from tests.archive.helpers import (
     NAMING,
     PAIRS,
-    START_NS,
     START_S,
     ManualClock,
     batch_of,
@@ -53,8 +52,6 @@ def test_a_commit_says_what_became_durable(tmp_path: Path) -> None:
             path=tmp_path / "topic.log",
             messages=4,
             disk_bytes=24,
-            first_ts_ns=START_NS,
-            last_ts_ns=START_NS + 3_000_000,
         )
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["topic.log"]

@@ -9,18 +9,18 @@ No record of a group is handed out before its mark was found right.
 from __future__ import annotations
 
 import struct
+from functools import partial
 from typing import TYPE_CHECKING
 
 from zlib_ng.zlib_ng import crc32
 
+from nsqtools.archive.groups import Encoded
 from nsqtools.archive.header import HEADER_BYTES_MAX, MAGIC, HeaderError, decode_header
 from nsqtools.archive.stream import Damage, Records
-from nsqtools.wire.messages import PAYLOAD_HEADER_BYTES
+from nsqtools.wire.messages import PAYLOAD_HEADER_BYTES, Messages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    from nsqtools.wire.messages import Messages
 
 _SIZE = struct.Struct(">i")
 _MARK = struct.Struct(">iII")
@@ -44,30 +44,36 @@ class _Prefixes(dict[int, bytes]):
 
 
 class FramedEncoder:
-    """One join for a batch, one checksum for a group."""
+    """Two joins for a batch, one checksum for a group."""
 
     def __init__(self, header: bytes) -> None:
         self.stream_header = header
         self._prefixes = _Prefixes()
 
-    def encode(self, batches: Sequence[Messages]) -> bytearray:
-        if len(batches) == 1:
-            payloads = batches[0].payloads
-        else:
-            payloads = [payload for messages in batches for payload in messages.payloads]
-        parts: list[bytes] = [_MARK_ROOM] * (2 * len(payloads) + 1)
-        parts[:-1:2] = map(self._prefixes.__getitem__, map(len, payloads))
-        parts[1::2] = payloads
-        # One large allocation: the mark is filled in where it stands.
+    def encode(self, batches: Sequence[Messages]) -> Encoded:
+        """None is ambiguous: sizes tell records apart."""
+        parts: list[bytes] = []
+        count = 0
+        for messages in batches:
+            count += len(messages)
+            for payload_bytes, payloads in messages.runs():
+                if payload_bytes is None:
+                    parts += self._with_sizes(payloads)
+                else:
+                    prefix = self._prefixes[payload_bytes]
+                    parts += (prefix, prefix.join(payloads))
+        parts.append(_MARK_ROOM)  # filled in where it stands, after one large allocation
         content = bytearray().join(parts)
         end = len(content) - MARK_BYTES
         with memoryview(content) as view:
-            _MARK.pack_into(content, end, _MARK_SIZE, len(payloads), crc32(view[:end]))
-        return content
+            _MARK.pack_into(content, end, _MARK_SIZE, count, crc32(view[:end]))
+        return Encoded(content, 0)
 
-    def count_ambiguous(self, batches: Sequence[Messages]) -> int:
-        """None: sizes tell records apart."""
-        return 0
+    def _with_sizes(self, payloads: list[bytes]) -> list[bytes]:
+        parts = [b""] * (2 * len(payloads))
+        parts[::2] = map(self._prefixes.__getitem__, map(len, payloads))
+        parts[1::2] = payloads
+        return parts
 
 
 class FramedDecoder:
@@ -78,9 +84,9 @@ class FramedDecoder:
     long as the pieces follow on each other.
     """
 
-    def __init__(self, record_bytes_max: int, *, header_due: bool) -> None:
-        self._payload_bytes_max = record_bytes_max + PAYLOAD_HEADER_BYTES
-        self._group_bytes_max = record_bytes_max + GROUP_SLACK_BYTES
+    def __init__(self, body_bytes_max: int, *, header_due: bool) -> None:
+        self._payload_bytes_max = body_bytes_max + PAYLOAD_HEADER_BYTES
+        self._group_bytes_max = body_bytes_max + GROUP_SLACK_BYTES
         self._header_due = header_due
         self._buffer = b""
         self._start = 0
@@ -106,7 +112,7 @@ class FramedDecoder:
         damage = self._take_groups(payloads)
         if payloads:
             bodies = [payload[PAYLOAD_HEADER_BYTES:] for payload in payloads]
-            yield Records(payloads=payloads, bodies=bodies, nsqds=None, offset=offset)
+            yield Records(bodies=bodies, offset=offset, make_messages=partial(Messages, payloads))
         if damage is not None:
             raise damage
         self._buffer = self._buffer[self._start :]

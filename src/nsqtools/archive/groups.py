@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from nsqtools.wire.messages import PAYLOAD_HEADER_BYTES, Messages
+from nsqtools.wire.messages import PAYLOAD_HEADER_BYTES, Messages, count_messages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -14,14 +15,38 @@ if TYPE_CHECKING:
 GROUP_BYTES_MAX = 4 << 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Group:
-    """Encoded records, and what the index says of them."""
+    """Encoded records and what they were made from; what only an index needs is worked out for it."""
 
     content: bytes | bytearray
-    records: int
-    first_ts_ns: int
-    last_ts_ns: int
+    batches: Sequence[Messages]
+
+    @cached_property
+    def records(self) -> int:
+        return count_messages(self.batches)
+
+    @cached_property
+    def _time_range_ns(self) -> tuple[int, int]:
+        ranges = [messages.time_range_ns() for messages in self.batches]
+        return min(first for first, _ in ranges), max(last for _, last in ranges)
+
+    @property
+    def first_ts_ns(self) -> int:
+        """The earliest publish time; there must be a message."""
+        return self._time_range_ns[0]
+
+    @property
+    def last_ts_ns(self) -> int:
+        """The latest publish time; there must be a message."""
+        return self._time_range_ns[1]
+
+
+class Encoded(NamedTuple):
+    """A batch as bytes; `ambiguous` counts bodies that a reader will not tell apart."""
+
+    content: bytes | bytearray
+    ambiguous: int
 
 
 class RecordEncoder(Protocol):
@@ -30,10 +55,7 @@ class RecordEncoder(Protocol):
     stream_header: bytes
     """What a file's content begins with, before the first record."""
 
-    def encode(self, batches: Sequence[Messages]) -> bytes | bytearray: ...
-
-    def count_ambiguous(self, batches: Sequence[Messages]) -> int:
-        """How many of the bodies will not be told apart by a reader."""
+    def encode(self, batches: Sequence[Messages]) -> Encoded: ...
 
 
 class Container(Protocol):
@@ -75,12 +97,6 @@ class PlainContainer:
 
     def trailer(self) -> bytes:
         return b""
-
-
-def time_range_ns(batches: Sequence[Messages]) -> tuple[int, int]:
-    """Earliest and latest publish time; there must be a message."""
-    ranges = [messages.time_range_ns() for messages in batches]
-    return min(first for first, _ in ranges), max(last for _, last in ranges)
 
 
 def payload_bytes(batches: Sequence[Messages]) -> int:

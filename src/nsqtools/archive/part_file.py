@@ -36,8 +36,6 @@ class PartFile:
         self.last_commit_at = now
         self.size_bytes = 0
         self.records = 0
-        self.first_ts_ns = 0
-        self.last_ts_ns = 0
         self.is_sealed = False
         self.destination: Path | None = None
         self._fd = fd
@@ -76,10 +74,6 @@ class PartFile:
             data = self.container.file_header + data
         self._write(data)
         self.container.keep()
-        first = min(group.first_ts_ns for group in groups)
-        last = max(group.last_ts_ns for group in groups)
-        self.first_ts_ns = min(first, self.first_ts_ns) if self.records else first
-        self.last_ts_ns = max(last, self.last_ts_ns)
         self.records += sum(group.records for group in groups)
         self.last_commit_at = now
         return len(data)

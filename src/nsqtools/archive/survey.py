@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nsqtools.archive import gzip_members, zstd_frames
+from nsqtools.archive.formats import LINES, RECORD_FORMATS
 from nsqtools.archive.framed import FramedDecoder
 from nsqtools.archive.header import MAGIC, HeaderError, decode_header, looks_damaged
 from nsqtools.archive.jsonl import JsonlDecoder, is_ours
 from nsqtools.archive.lines import NEWLINE
-from nsqtools.archive.stream import READ_BYTES, RECORD_BYTES_MAX, Damage, Source
+from nsqtools.archive.stream import BODY_BYTES_MAX, READ_BYTES, Damage, Source
 from nsqtools.archive.zstd_walk import ZstdWalk
 from nsqtools.errors import StorageError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from nsqtools.archive.stream import Records
+    from nsqtools.archive.stream import RecordDecoder, Records
 
 _START_BYTES = 64
 
@@ -98,11 +99,10 @@ class _Counter:
     """Counts records in content; what was counted becomes part of the survey by `commit`."""
 
     def __init__(self, record_format: str) -> None:
-        self._decoder: FramedDecoder | JsonlDecoder | None = None
-        if record_format == "framed":
-            self._decoder = FramedDecoder(RECORD_BYTES_MAX, header_due=True)
-        elif record_format == "jsonl":
-            self._decoder = JsonlDecoder(RECORD_BYTES_MAX)
+        self._decoder: RecordDecoder | None = None
+        if record_format != LINES.name:  # whose lines are whole whatever their size
+            new_decoder = RECORD_FORMATS[record_format].new_decoder
+            self._decoder = new_decoder(body_bytes_max=BODY_BYTES_MAX, header_due=True)
         self._pending = Survey()
 
     def feed(self, data: bytes) -> None:
@@ -127,7 +127,10 @@ def _survey_gzip(source: Source, found: Survey) -> None:
         size = found.size_bytes
         torn = size < gzip_members.HEADER_START_BYTES
         raise Damage(0, "no file header in the first gzip member", torn=torn)
-    counter = _Counter(decode_header(header).meta["format"])
+    record_format = decode_header(header).meta["format"]
+    if record_format not in RECORD_FORMATS:
+        raise Damage(0, f"a file header of record format {record_format}, which is not known")
+    counter = _Counter(record_format)
     while source.peek(1):
         member = source.position
         try:
@@ -139,7 +142,7 @@ def _survey_gzip(source: Source, found: Survey) -> None:
 
 
 def _survey_framed(source: Source, found: Survey) -> None:
-    decoder = FramedDecoder(RECORD_BYTES_MAX, header_due=True)
+    decoder = FramedDecoder(BODY_BYTES_MAX, header_due=True)
     try:
         while data := source.take_some():
             for run in decoder.feed(data, source.position - len(data)):
@@ -153,7 +156,7 @@ def _survey_framed(source: Source, found: Survey) -> None:
 def _survey_lines(source: Source, found: Survey) -> None:
     """Whole lines, of any length; of `jsonl` the times too."""
     first_line = source.peek(READ_BYTES).split(NEWLINE, 1)[0]
-    decoder = JsonlDecoder(RECORD_BYTES_MAX) if is_ours(first_line) else None
+    decoder = JsonlDecoder(BODY_BYTES_MAX) if is_ours(first_line) else None
     while data := source.take_some():
         start = source.position - len(data)
         if decoder is None:
@@ -176,8 +179,5 @@ def _count_jsonl(decoder: JsonlDecoder, data: bytes, start: int, found: Survey) 
 
 
 def _add(found: Survey, run: Records) -> None:
-    payloads = run.payloads or []
-    if not payloads:
-        return
-    first, last = min(payloads), max(payloads)
-    found.add(len(payloads), int.from_bytes(first[:8], "big"), int.from_bytes(last[:8], "big"))
+    if run.messages is not None:
+        found.add(len(run.bodies), *run.messages.time_range_ns())

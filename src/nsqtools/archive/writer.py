@@ -14,23 +14,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from nsqtools import durable
-from nsqtools.archive.framed import FramedEncoder
-from nsqtools.archive.groups import (
-    GROUP_BYTES_MAX,
-    Group,
-    PlainContainer,
-    payload_bytes,
-    split,
-    time_range_ns,
-)
-from nsqtools.archive.gzip_members import GzipContainer
-from nsqtools.archive.header import COMPRESSIONS, RECORD_FORMATS, encode_header
-from nsqtools.archive.jsonl import JsonlEncoder
-from nsqtools.archive.lines import LinesEncoder
+from nsqtools.archive.formats import COMPRESSIONS, RECORD_FORMATS
+from nsqtools.archive.groups import GROUP_BYTES_MAX, Group, payload_bytes, split
+from nsqtools.archive.header import encode_header
 from nsqtools.archive.naming import PART_SUFFIX, first_free, needs_revision, path_of
 from nsqtools.archive.part_file import PartFile
 from nsqtools.archive.rotation import FileState, RotationPolicy, next_rotation, reason_to_rotate
-from nsqtools.archive.zstd_frames import FRAMES_PER_FILE, ZstdContainer, new_compressor
+from nsqtools.archive.stream import BODY_BYTES_MAX
+from nsqtools.archive.zstd_frames import FRAMES_PER_FILE
 from nsqtools.errors import ArchiveError, StorageError
 from nsqtools.wire.messages import count_messages
 
@@ -38,13 +29,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from nsqtools.archive.groups import Container, RecordEncoder
     from nsqtools.archive.naming import FileNaming
     from nsqtools.wire.messages import Messages
 
 DIRECTORY_MODE = 0o770  # as nsq_to_file (spec: tools, part 1.3)
-DEFAULT_LEVELS = {"none": 0, "gzip": 6, "zstd": 3}
-LEVEL_RANGES = {"none": (0, 0), "gzip": (1, 9), "zstd": (1, 22)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +59,7 @@ class ArchiveSpec:
 
     @property
     def effective_level(self) -> int:
-        return DEFAULT_LEVELS[self.compression] if self.level is None else self.level
+        return COMPRESSIONS[self.compression].default_level if self.level is None else self.level
 
     def problem(self) -> str | None:
         """What is wrong with format, compression or level; None when they will do."""
@@ -79,21 +67,20 @@ class ArchiveSpec:
             return f"unknown record format {self.record_format}"
         if self.compression not in COMPRESSIONS:
             return f"unknown compression {self.compression}"
-        low, high = LEVEL_RANGES[self.compression]
-        if not low <= self.effective_level <= high:
-            return f"{self.compression} level {self.effective_level} is not within {low}-{high}"
+        levels = COMPRESSIONS[self.compression].levels
+        if self.effective_level not in levels:
+            within = f"{levels[0]}-{levels[-1]}"
+            return f"{self.compression} level {self.effective_level} is not within {within}"
         return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """A finished file under its final name; times in ns since the epoch."""
+    """A finished file under its final name."""
 
     path: Path
     messages: int
     disk_bytes: int
-    first_ts_ns: int
-    last_ts_ns: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,13 +97,6 @@ class Commit:
     ambiguous: int
     created: Path | None
     published: list[Published]
-
-
-def _group(batches: Sequence[Messages], content: bytes | bytearray) -> Group:
-    first, last = time_range_ns(batches)
-    return Group(
-        content=content, records=count_messages(batches), first_ts_ns=first, last_ts_ns=last
-    )
 
 
 class ArchiveWriter:
@@ -141,14 +121,16 @@ class ArchiveWriter:
             ),
         )
         self._naming.stem(clock())
-        self._header = encode_header(
+        header = encode_header(
             record_format=spec.record_format,
             topic=spec.topic,
             channel=spec.channel,
             host=spec.host,
         )
-        self._encoder = self._new_encoder()
-        self._compressor = new_compressor(spec.effective_level)
+        record_format = RECORD_FORMATS[spec.record_format]
+        self._encoder = record_format.new_encoder(topic=spec.topic, header=header)
+        compression = COMPRESSIONS[spec.compression]
+        self._new_container = compression.new_containers(header, spec.effective_level)
         self._file: PartFile | None = None
         self._published: list[Published] = []
         self._stem = ""
@@ -220,29 +202,20 @@ class ArchiveWriter:
         published, self._published = self._published, []
         return published
 
-    def _new_encoder(self) -> RecordEncoder:
-        if self._spec.record_format == "framed":
-            return FramedEncoder(self._header)
-        if self._spec.record_format == "jsonl":
-            return JsonlEncoder(self._spec.topic)
-        return LinesEncoder()
-
-    def _new_container(self) -> Container:
-        if self._spec.compression == "zstd":
-            return ZstdContainer(self._header, self._compressor)
-        if self._spec.compression == "gzip":
-            return GzipContainer(self._header, self._spec.effective_level)
-        return PlainContainer()
-
     def _encode(self, batches: Sequence[Messages], *, is_first: bool) -> tuple[list[Group], int]:
         full = [messages for messages in batches if len(messages)]
-        parts = [full] if payload_bytes(full) <= GROUP_BYTES_MAX else split(full)
-        pieces = [(part, self._encoder.encode(part)) for part in parts]
-        ambiguous = self._encoder.count_ambiguous(full)
-        if is_first and self._encoder.stream_header:
-            piece, content = pieces[0]
-            pieces[0] = (piece, self._encoder.stream_header + content)
-        return [_group(*piece) for piece in pieces], ambiguous
+        if (largest := max(messages.body_bytes_max for messages in full)) > BODY_BYTES_MAX:
+            raise ArchiveError(f"a body of {largest} bytes is more than {BODY_BYTES_MAX}")
+        groups: list[Group] = []
+        ambiguous = 0
+        before = self._encoder.stream_header if is_first else b""
+        for part in [full] if payload_bytes(full) <= GROUP_BYTES_MAX else split(full):
+            encoded = self._encoder.encode(part)
+            content = before + encoded.content if before else encoded.content
+            groups.append(Group(content=content, batches=part))
+            ambiguous += encoded.ambiguous
+            before = b""
+        return groups, ambiguous
 
     def _append(self, file: PartFile, groups: list[Group], now: float) -> int:
         try:
@@ -303,8 +276,6 @@ class ArchiveWriter:
                 path=path,
                 messages=file.records,
                 disk_bytes=file.size_bytes,
-                first_ts_ns=file.first_ts_ns,
-                last_ts_ns=file.last_ts_ns,
             )
         )
 

@@ -14,10 +14,10 @@ import struct
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from nsqtools.wire.cutting import cut
+from nsqtools.wire.cutting import NUMBER_CODES, cut, cut_numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 ID_BYTES = 16
 # In front of a payload on the wire: i32 size, i32 frame type.
@@ -41,6 +41,12 @@ class Span(NamedTuple):
     def column(self, offset: int, size: int) -> list[bytes]:
         """The field at `offset` into each payload."""
         return cut(
+            self.data, self.start, self.stride, FRAME_HEADER_BYTES + offset, size, self.messages
+        )
+
+    def numbers(self, offset: int, size: int) -> list[int]:
+        """The unsigned number at `offset` into each payload."""
+        return cut_numbers(
             self.data, self.start, self.stride, FRAME_HEADER_BYTES + offset, size, self.messages
         )
 
@@ -87,13 +93,11 @@ class Messages:
     @cached_property
     def timestamps(self) -> list[int]:
         """Publish times in nanoseconds since the epoch."""
-        column = self._column(0, _ATTEMPTS_AT)
-        return list(struct.unpack(f">{len(column)}Q", b"".join(column)))
+        return self._numbers(0, _ATTEMPTS_AT)
 
     @cached_property
     def attempts(self) -> list[int]:
-        column = self._column(_ATTEMPTS_AT, _ID_AT)
-        return list(struct.unpack(f">{len(column)}H", b"".join(column)))
+        return self._numbers(_ATTEMPTS_AT, _ID_AT)
 
     @cached_property
     def size_bytes(self) -> int:
@@ -105,6 +109,26 @@ class Messages:
             for part in self._parts
         ) - PAYLOAD_HEADER_BYTES * len(self)
 
+    @cached_property
+    def body_bytes_max(self) -> int:
+        """Bytes of the largest body; 0 when there is no message."""
+        largest = max(
+            part.stride - FRAME_HEADER_BYTES
+            if isinstance(part, Span)
+            else max(map(len, part), default=PAYLOAD_HEADER_BYTES)
+            for part in self._parts or [[]]
+        )
+        return largest - PAYLOAD_HEADER_BYTES
+
+    def runs(self) -> Iterator[tuple[int | None, list[bytes]]]:
+        """The payloads in order, in runs, each with the size that all of the run are known to have."""
+        for part in self._parts:
+            if isinstance(part, Span):
+                size = part.stride - FRAME_HEADER_BYTES
+                yield size, part.column(0, size)
+            else:
+                yield None, part
+
     def time_range_ns(self) -> tuple[int, int]:
         """First and last publish time in nanoseconds; the messages must not be none."""
         ends: list[bytes] = []
@@ -114,6 +138,16 @@ class Messages:
                 ends += (min(column), max(column))
         first, last = min(ends)[:_ATTEMPTS_AT], max(ends)[:_ATTEMPTS_AT]
         return int.from_bytes(first, "big"), int.from_bytes(last, "big")
+
+    def _numbers(self, start: int, end: int) -> list[int]:
+        numbers: list[int] = []
+        for part in self._parts:
+            if isinstance(part, Span):
+                numbers += part.numbers(start, end - start)
+            else:
+                fields = b"".join([payload[start:end] for payload in part])
+                numbers += struct.unpack(f">{len(part)}{NUMBER_CODES[end - start]}", fields)
+        return numbers
 
     def _column(self, start: int, end: int | None) -> list[bytes]:
         """The field from `start` to `end` (None: the end) of every payload."""
