@@ -216,6 +216,40 @@ class Counting(io.RawIOBase):
         return data
 
 
+@pytest.mark.parametrize("compression", ["none", "gzip"])
+def test_a_file_that_shrinks_while_it_is_read(compression: str, tmp_path: Path) -> None:
+    commits = [[batch_of([os.urandom(75_000).hex().encode()], number)] for number in range(10)]
+    data, ends = unfinished_file(tmp_path, "lines", compression, commits)
+    path = tmp_path / "x"
+    path.write_bytes(data)
+    found: list[bytes] = []
+    with open_archive(path) as reader:
+        batches = reader.batches()
+        found += next(batches).bodies
+        os.truncate(path, ends[6])  # an end that looks like any other
+        with pytest.raises(DamagedArchive, match="became shorter") as caught:
+            found.extend(body for batch in batches for body in batch.bodies)
+    assert found == [commit[0].bodies[0] for commit in commits[: len(found)]]
+    assert len(found) <= 7
+    assert (caught.value.offset, caught.value.records) == (ends[6], len(found))
+
+
+def test_a_file_that_grows_while_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"a\n")
+    with open_archive(path) as reader:
+        path.write_bytes(b"a\nb\n")
+        found = [body for batch in reader.batches() for body in batch.bodies]
+    assert found == [b"a", b"b"]
+
+
+def test_a_long_first_line_does_not_hide_the_format(tmp_path: Path) -> None:
+    path = write_file(tmp_path, "jsonl", "none", [[batch_of([b"x" * (3 << 20), b"y"])]])
+    with open_archive(path) as reader:
+        assert reader.info.record_format == "jsonl"
+        assert [batch.bodies[-1] for batch in reader.batches()] == [b"x" * (3 << 20), b"y"]
+
+
 def test_an_unsealed_file_is_selected_from_by_record(tmp_path: Path) -> None:
     data, _ = unfinished_file(tmp_path, "framed", "zstd", TIMED)
     path = tmp_path / "x.part"

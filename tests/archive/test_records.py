@@ -13,15 +13,18 @@ from nsqtools.archive.framed import FramedEncoder
 from nsqtools.archive.groups import GROUP_BYTES_MAX, split
 from nsqtools.archive.header import HeaderError, decode_header, encode_header, looks_damaged
 from nsqtools.archive.jsonl import (
+    JsonlDecoder,
     JsonlEncoder,
     _decode_one_by_one,
     _decode_together,
     _text,
     _texts_together,
+    line_bytes_max,
 )
 from nsqtools.archive.lines import LinesEncoder
 from nsqtools.archive.stream import Damage, Records
-from nsqtools.wire.messages import Messages, count_messages
+from nsqtools.errors import ArchiveError
+from nsqtools.wire.messages import Messages, count_messages, encode_payload
 
 bodies_of_text = st.lists(st.text().map(str.encode) | st.sampled_from([b"", b'"', b"\\", b"\x7f"]))
 
@@ -49,6 +52,22 @@ def test_every_line_is_json(batches: list[Messages]) -> None:
 def test_ambiguous_bodies_are_counted(batches: list[Messages]) -> None:
     expected = sum(b"\n" in body for found in batches for body in found.bodies)
     assert LinesEncoder().encode(batches).ambiguous == expected
+
+
+def test_an_nsqd_has_a_limit() -> None:
+    encoder = JsonlEncoder("topic")
+    with pytest.raises(ArchiveError, match="longer than 4096 bytes"):
+        encoder.encode([batch_of([b"a"], nsqd="n" * 4096)])
+    bodies = [b"\x01" * 1000]
+    worst = Messages([encode_payload(-1, 65535, b"\x00" * 16, bodies[0])], nsqd="\x00" * 682)
+    line = encoder.encode([worst]).content
+    assert len(line) <= line_bytes_max(1000)
+
+
+def test_a_name_that_is_no_text_can_be_read_back() -> None:
+    line = bytes(JsonlEncoder("topic").encode([batch_of([b"a"], nsqd="h\udcff:1")]).content)
+    (run,) = JsonlDecoder(1000).feed(line, 0)
+    assert (run.bodies, run.nsqds) == ([b"a"], ["h?:1"])
 
 
 def test_many_sizes_are_remembered_within_bounds() -> None:
@@ -164,3 +183,35 @@ def payloads_of(run: Records) -> list[bytes]:
 )
 def test_records_do_not_span_lines(lines: list[bytes]) -> None:
     assert _decode_together(lines, 0) is None
+
+
+ODD_LINES = {
+    b'{"ts":1,"id":"0000000000000000","attempts":1,"nsqd":"n","topic":"t","body":"b"}': b"b",
+    b' {"topic":"t" , "body":"b","ts":1,"id":"0000000000000000","attempts":1,"nsqd":"n"}\r': b"b",
+    b'{"ts":1,"id":"0000000000000000","attempts":1,"nsqd":"n","topic":"t","body":"a","body":"b"}': b"b",
+    b'{"ts":NaN,"id":"0000000000000000","attempts":1,"nsqd":"n","topic":"t","body":"b"}': None,
+    b'{"ts":1.0,"id":"0000000000000000","attempts":1,"nsqd":"n","topic":"t","body":"b"}': None,
+    b'{"ts":1,"id":"0000000000000000","attempts":1,"nsqd":"\\ud800","topic":"t","body":"b"}': None,
+    b'{"ts":1,"id":"0000000000000000","attempts":1,"nsqd":"\xff","topic":"t","body":"b"}': None,
+    b'{"ts":1,"id":"0000000000000000","attempts":1,"nsqd":"n","topic":"t","body":"\t"}': None,
+    b'{"ts":1,"id":"0000000000000000","attempts":1,"nsqd":"n","topic":"t","body":"b"},0,{}': None,
+    b'["ts","id","attempts","nsqd","topic","body"]': None,
+    b"null": None,
+    b"": None,
+}
+
+
+@pytest.mark.parametrize(("line", "body"), ODD_LINES.items())
+def test_what_a_line_may_look_like(line: bytes, body: bytes | None) -> None:
+    sound = next(iter(ODD_LINES))
+    together = _decode_together([sound, line, sound], 0)
+    if body is not None:
+        assert together is not None
+        assert together.bodies == [b"b", body, b"b"]
+        return
+    assert together is None
+    runs = _decode_one_by_one([sound, line, sound], 0, torn=False)
+    assert next(runs).bodies == [b"b"]
+    with pytest.raises(Damage) as caught:
+        next(runs)
+    assert caught.value.offset == len(sound) + 1

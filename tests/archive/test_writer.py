@@ -68,6 +68,19 @@ def test_no_file_comes_without_a_message(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+def test_a_body_that_no_reader_takes_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "BODY_BYTES_MAX", 5)
+    writer = ArchiveWriter(spec(tmp_path), clock=ManualClock())
+    with pytest.raises(ArchiveError, match="a body of 6 bytes is larger than 5"):
+        writer.commit([batch_of([b"a"]), batch_of([b"12345", b"123456"], 1)])
+    assert list(tmp_path.iterdir()) == []
+    writer.commit([batch_of([b"12345"])])
+    (published,) = writer.close()
+    assert read_bodies(published.path) == ([b"12345"], None)
+
+
 @pytest.mark.parametrize(("record_format", "compression"), PAIRS)
 def test_a_large_commit_is_several_groups(
     record_format: str, compression: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

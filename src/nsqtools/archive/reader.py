@@ -97,9 +97,11 @@ def open_archive(
     try:
         opened = Source(file, str(label))
         return ArchiveReader(opened, *wanted, body_bytes_max, owned=owned)
-    except BaseException:
+    except BaseException as error:
         if owned:
             file.close()
+        if isinstance(error, Damage):
+            raise DamagedArchive(str(label), error.offset, 0, error.reason) from error
         raise
 
 

@@ -149,7 +149,10 @@ class ArchiveWriter:
         return next_rotation(self._spec.rotation, self._state(self._file), next_name_change=change)
 
     def commit(self, batches: Sequence[Messages]) -> Commit:
-        """Append messages to the archive; they, and their file's name, are durable on return."""
+        """Append messages to the archive; they, and their file's name, are durable on return.
+
+        Raises `ArchiveError`, too, for a body of more than `BODY_BYTES_MAX`, which no reader takes.
+        """
         now = self._clock()
         messages = count_messages(batches)
         if not messages:
@@ -161,6 +164,8 @@ class ArchiveWriter:
                 created=None,
                 published=self._report(),
             )
+        if (largest := max(each.body_bytes_max for each in batches)) > BODY_BYTES_MAX:
+            raise ArchiveError(f"a body of {largest} bytes is larger than {BODY_BYTES_MAX}")
         self._finish_if_due(now)
         if self._file is None:
             self._file = self._open(now)
@@ -204,8 +209,6 @@ class ArchiveWriter:
 
     def _encode(self, batches: Sequence[Messages], *, is_first: bool) -> tuple[list[Group], int]:
         full = [messages for messages in batches if len(messages)]
-        if (largest := max(messages.body_bytes_max for messages in full)) > BODY_BYTES_MAX:
-            raise ArchiveError(f"a body of {largest} bytes is more than {BODY_BYTES_MAX}")
         groups: list[Group] = []
         ambiguous = 0
         before = self._encoder.stream_header if is_first else b""
