@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,8 @@ from nsqtools.archive.header import HeaderError, decode_header, encode_header, l
 from nsqtools.archive.jsonl import (
     JsonlDecoder,
     JsonlEncoder,
+    _Columns,
+    _decode_alike,
     _decode_one_by_one,
     _decode_together,
     _text,
@@ -167,6 +170,72 @@ def test_lines_decoded_together_are_lines_decoded_one_by_one(
 def payloads_of(run: Records) -> list[bytes]:
     assert run.messages is not None
     return run.messages.payloads
+
+
+HEAD = struct.Struct(">QH16s")
+LIKE_TODAY = st.integers(10**18 - 3, 10**18 + 3) | st.integers(0, 2**64 - 1)
+RUN_BODIES = st.sampled_from(
+    [b"", b"body", b'"', b"\\", b"\n", b"\x7f", b"\xff", "\u20ac".encode()]
+)
+SPLICES = [
+    b'"',
+    b"\\",
+    b"\x7f",
+    b"0",
+    b"-",
+    b" ",
+    b"}",
+    b"\xff",
+    b"\\u007f",
+    b"\\ud83d",
+    b"\\ude00",
+    b"",
+]
+
+
+@given(
+    runs=st.lists(
+        st.tuples(LIKE_TODAY, st.lists(RUN_BODIES, min_size=1, max_size=40), st.integers(1, 2)),
+        min_size=1,
+        max_size=3,
+    ),
+    splices=st.lists(
+        st.tuples(
+            st.integers(0, 40), st.integers(-9, 200), st.sampled_from(SPLICES), st.booleans()
+        ),
+        max_size=2,
+    ),
+)
+def test_runs_of_our_own_lines_are_decoded_as_one_by_one(
+    runs: list[tuple[int, list[bytes], int]], splices: list[tuple[int, int, bytes, bool]]
+) -> None:
+    batches = [
+        Messages([HEAD.pack(ts, attempts, b"%016x" % at) + body for at, body in enumerate(bodies)])
+        for ts, bodies, attempts in runs
+    ]
+    lines = bytes(JsonlEncoder("topic").encode(batches).content).split(b"\n")[:-1]
+    for number, at, splice, replaces in splices:
+        line = lines[number % len(lines)]
+        at %= len(line)
+        lines[number % len(lines)] = line[:at] + splice + line[at + replaces :]
+    together = _decode_together(lines, 0)
+    try:
+        (run,) = _decode_one_by_one(lines, 0, torn=False)
+    except (Damage, ValueError):
+        assert together is None
+    else:
+        assert together is not None
+        assert (together.bodies, together.nsqds) == (run.bodies, run.nsqds)
+        assert payloads_of(together) == payloads_of(run)
+
+
+def test_a_run_of_our_own_lines_is_read_as_one() -> None:
+    bodies = [b"%d" % number for number in range(100)]
+    lines = bytes(JsonlEncoder("topic").encode([batch_of(bodies)]).content).split(b"\n")[:-1]
+    # The attempts of these differ from one to the next.
+    assert _decode_alike(lines, _Columns()) == 0
+    alike = [line for line in lines if b'"attempts":2' in line]
+    assert _decode_alike(alike, _Columns()) == len(alike) >= 16
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import struct
 from base64 import b64decode, b64encode
-from functools import partial
+from itertools import islice
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -18,6 +18,7 @@ from nsqtools.archive.groups import Encoded
 from nsqtools.archive.lines import LineSplitter
 from nsqtools.archive.stream import Damage, Records
 from nsqtools.errors import ArchiveError
+from nsqtools.wire.cutting import cut, same_in_run
 from nsqtools.wire.messages import ID_BYTES, Messages
 
 if TYPE_CHECKING:
@@ -38,6 +39,14 @@ _BETWEEN_BODIES = b"\x7f"
 # A number between lines: with it, every line that is an object is every other element of the array.
 _BETWEEN_LINES = b",\n0,"
 LINE_START, _LINE_END = b'{"ts":', b'"}\n'
+_ID_START = b',"id":"'
+_BODY_START = b'"body":"'
+# A line up to its id, as it is for all of the years from 2001 to 2286, and with an id as nsqd makes it.
+_DIGITS = 19
+_ID_AT = len(LINE_START) + _DIGITS + len(_ID_START)
+_HEAD_BYTES = _ID_AT + ID_BYTES + 1
+# Shorter runs of lines that are alike are not worth looking for.
+_RUN_MIN = 16
 _LINE_END_AND_START = _LINE_END + LINE_START
 # What JSON writes as 2 bytes, and what it writes as 6.
 _SHORT_ESCAPES = b'"\\\b\t\n\f\r'
@@ -101,14 +110,13 @@ class JsonlEncoder:
         if len(nsqd) > NSQD_BYTES_MAX:
             raise ArchiveError(f"the name of an nsqd is longer than {NSQD_BYTES_MAX} bytes")
         rest = b',"nsqd":%b,"topic":%b,"' % (nsqd, self._topic)
-        attempts = messages.attempts
-        if in_base64 is not None:
-            return [
-                b'","attempts":%d%b%b":"' % (number, rest, b"body_b64" if is_base64 else b"body")
-                for number, is_base64 in zip(attempts, in_base64, strict=True)
-            ]
-        seen = {number: b'","attempts":%d%bbody":"' % (number, rest) for number in set(attempts)}
-        return [*map(seen.__getitem__, attempts)]
+        if in_base64 is None and messages.same_attempts is not None:
+            return [b'","attempts":%d%bbody":"' % (messages.same_attempts, rest)] * len(messages)
+        kinds = in_base64 or [False] * len(messages)
+        return [
+            b'","attempts":%d%b%b":"' % (number, rest, b"body_b64" if is_base64 else b"body")
+            for number, is_base64 in zip(messages.attempts, kinds, strict=True)
+        ]
 
 
 def _ids(ids: list[bytes]) -> list[bytes]:
@@ -125,7 +133,9 @@ def _texts_together(messages: Messages) -> list[bytes] | None:
         together = _BETWEEN_BODIES.join(messages.bodies).decode("utf-8")
     except UnicodeDecodeError:
         return None  # at least one of them is no text
-    texts = orjson.dumps(together)[1:-1].split(_BETWEEN_BODIES)
+    texts = orjson.dumps(together).split(_BETWEEN_BODIES)
+    texts[0] = texts[0][1:]
+    texts[-1] = texts[-1][:-1]
     return texts if len(texts) == len(messages) else None
 
 
@@ -171,24 +181,27 @@ class JsonlDecoder:
             yield from _decode_lines([line], start, torn=True)
 
 
-class _Heads(NamedTuple):
-    """All columns but the bodies and the nsqds."""
+class _Columns:
+    """What lines said, as far as they were decoded; timestamps as numbers or as their digits."""
 
-    timestamps: Sequence[int]
-    attempts: Sequence[int]
-    ids: bytes
+    def __init__(self) -> None:
+        self.timestamps: list[int | bytes] = []
+        self.attempts: list[int] = []
+        self.ids: list[bytes] = []  # one or more each
+        self.bodies: list[bytes] = []
+        self.nsqds: list[str] = []
 
-    def messages(self, bodies: list[bytes]) -> Messages:
+    def records(self, offset: int) -> Records:
+        return Records(
+            bodies=self.bodies, offset=offset, nsqds=self.nsqds, make_messages=self._messages
+        )
+
+    def _messages(self) -> Messages:
         """NSQ's layout, packed when somebody asks for it: a replay does not."""
-        ids = [self.ids[at : at + ID_BYTES] for at in range(0, len(self.ids), ID_BYTES)]
-        heads = map(_HEADER.pack, self.timestamps, self.attempts, ids)
-        return Messages([head + body for head, body in zip(heads, bodies, strict=True)])
-
-
-def _records(heads: _Heads, bodies: list[bytes], nsqds: list[str], offset: int) -> Records:
-    return Records(
-        bodies=bodies, offset=offset, nsqds=nsqds, make_messages=partial(heads.messages, bodies)
-    )
+        joined = b"".join(self.ids)
+        ids = [joined[at : at + ID_BYTES] for at in range(0, len(joined), ID_BYTES)]
+        heads = map(_HEADER.pack, map(int, self.timestamps), self.attempts, ids)
+        return Messages([head + body for head, body in zip(heads, self.bodies, strict=True)])
 
 
 def _decode_lines(lines: list[bytes], start: int, *, torn: bool = False) -> Iterator[Records]:
@@ -200,28 +213,100 @@ def _decode_lines(lines: list[bytes], start: int, *, torn: bool = False) -> Iter
 
 
 def _decode_together(lines: list[bytes], start: int) -> Records | None:
-    """All lines by one call of the JSON parser, or None when any of them is no record.
+    """All lines by few calls, or None when any of them is no record."""
+    columns = _Columns()
+    try:
+        done = _decode_alike(lines, columns)
+        if done < len(lines):
+            _decode_array(lines[done:] if done else lines, columns)
+    except (ValueError, AttributeError, TypeError, KeyError):
+        return None  # whatever it is, one of them is no record: which one is found one by one
+    return columns.records(start)
+
+
+def _decode_alike(lines: list[bytes], columns: _Columns) -> int:
+    """Runs of lines that differ in ts, id and body only, as our encoder writes them; how many."""
+    done = 0
+    while done < len(lines):
+        first = lines[done]
+        body_at = first.find(_BODY_START, _HEAD_BYTES) + len(_BODY_START)
+        middle = first[_HEAD_BYTES:body_at]
+        count = _count_alike(lines, done, middle) if middle else 0
+        if count < _RUN_MIN or not _decode_run(lines[done : done + count], body_at, columns):
+            break
+        done += count
+    return done
+
+
+def _count_alike(lines: list[bytes], start: int, middle: bytes) -> int:
+    for count, line in enumerate(islice(lines, start, None)):
+        if not line.startswith(middle, _HEAD_BYTES):
+            return count
+    return len(lines) - start
+
+
+def _decode_run(lines: list[bytes], body_at: int, columns: _Columns) -> bool:
+    """Lines that have the same between id and body; False when any is not as our encoder writes it.
+
+    The bodies are read as one string, with a character between them that may stand in a string. Each
+    is read as it would be alone: no escape goes on behind that character, and none ends the string.
+    """
+    count = len(lines)
+    heads = b"".join([line[:_HEAD_BYTES] for line in lines])
+    digits = cut(heads, 0, _HEAD_BYTES, len(LINE_START), _DIGITS, count)
+    ids = b"".join(cut(heads, 0, _HEAD_BYTES, _ID_AT, ID_BYTES, count))
+    if not _are_heads(heads, count) or not b"".join(digits).isdigit() or not ids.isalnum():
+        return False
+    if [line[-2:] for line in lines].count(b'"}') != count:
+        return False
+    texts = _BETWEEN_BODIES.join([line[body_at:-2] for line in lines])
+    try:
+        together: str = orjson.loads(b'"' + texts + b'"')
+    except ValueError:
+        return False
+    bodies = together.encode("utf-8").split(_BETWEEN_BODIES)
+    if len(bodies) != count:
+        return False
+    record = _decode(lines[0])  # and so are the others
+    columns.timestamps += digits
+    columns.attempts += [record["attempts"]] * count
+    columns.ids.append(ids)
+    columns.bodies += bodies
+    columns.nsqds += [record["nsqd"]] * count
+    return True
+
+
+def _are_heads(heads: bytes, count: int) -> bool:
+    """Whether all begin as the shape of a line wants it, and no timestamp begins with a zero."""
+    pattern = LINE_START + b"0" * _DIGITS + _ID_START + b"0" * ID_BYTES + b'"'
+    fixed = [at for at, byte in enumerate(pattern) if byte != ord("0")]
+    first = heads[:_HEAD_BYTES]
+    return (
+        all(first[at] == pattern[at] for at in fixed)
+        and same_in_run(heads, 0, _HEAD_BYTES * count, _HEAD_BYTES, tuple(fixed))
+        and b"0" not in heads[len(LINE_START) :: _HEAD_BYTES]
+    )
+
+
+def _decode_array(lines: list[bytes], columns: _Columns) -> None:
+    """All lines as one array; raises for any that is no record.
 
     One call must not see other records than a call for each line does. It cannot: behind each line
     stands a newline, so no string goes on behind it; what spans lines otherwise is a list or an
     object within a record, and no member may be one. So each of the n - 1 numbers put between lines
     is an element of its own, a line is at least one more, and of 2n - 1 there is none left over.
     """
-    try:
-        elements = orjson.loads(b"[" + _BETWEEN_LINES.join(lines) + b"]")
-        if len(elements) != 2 * len(lines) - 1:
-            return None
-        heads, bodies, nsqds = _decode_columns(elements[::2])
-    except (ValueError, AttributeError, TypeError, KeyError):
-        return None  # whatever it is, one of them is no record: which one is found one by one
-    return _records(heads, bodies, nsqds, start)
+    elements = orjson.loads(b"[" + _BETWEEN_LINES.join(lines) + b"]")
+    if len(elements) != 2 * len(lines) - 1:
+        raise ValueError("not a record a line")
+    _add(elements[::2], columns)
 
 
-def _decode_columns(records: list[dict[str, Any]]) -> tuple[_Heads, list[bytes], list[str]]:
-    """Heads, bodies and nsqds; raises for what `_check` refuses, a column at a time."""
+def _add(records: list[dict[str, Any]], columns: _Columns) -> None:
+    """Raises for what `_check` refuses, a column at a time."""
     try:
-        columns = zip(*map(_COLUMNS_AND_BODY, records), strict=True)
-        timestamps, ids, attempts, nsqds, topics, texts = columns
+        found = zip(*map(_COLUMNS_AND_BODY, records), strict=True)
+        timestamps, ids, attempts, nsqds, topics, texts = found
         bodies = [*map(str.encode, texts)]
     except KeyError:
         timestamps, ids, attempts, nsqds, topics = zip(*map(_COLUMNS, records), strict=True)
@@ -235,8 +320,11 @@ def _decode_columns(records: list[dict[str, Any]]) -> tuple[_Heads, list[bytes],
     "".join(nsqds + topics)  # raises when one of them is no string
     if {*map(len, ids)} != {ID_BYTES}:
         raise ValueError("id")
-    heads = _Heads(timestamps, attempts, "".join(ids).encode("latin-1"))
-    return heads, bodies, list(nsqds)
+    columns.ids.append("".join(ids).encode("latin-1"))
+    columns.timestamps += timestamps
+    columns.attempts += attempts
+    columns.bodies += bodies
+    columns.nsqds += nsqds
 
 
 def _decode_one_by_one(lines: list[bytes], start: int, *, torn: bool) -> Iterator[Records]:
@@ -253,7 +341,9 @@ def _decode_one_by_one(lines: list[bytes], start: int, *, torn: bool) -> Iterato
             break
         offset += len(line) + 1
     if records:
-        yield _records(*_decode_columns(records), start)
+        columns = _Columns()
+        _add(records, columns)
+        yield columns.records(start)
     if damage is not None:
         raise damage
 

@@ -14,7 +14,7 @@ import struct
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from nsqtools.wire.cutting import NUMBER_CODES, cut, cut_numbers
+from nsqtools.wire.cutting import NUMBER_CODES, cut, cut_numbers, same_in_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -43,6 +43,17 @@ class Span(NamedTuple):
         return cut(
             self.data, self.start, self.stride, FRAME_HEADER_BYTES + offset, size, self.messages
         )
+
+    def field(self, start: int, end: int) -> bytes:
+        """These bytes of the first payload."""
+        at = self.start + FRAME_HEADER_BYTES
+        return self.data[at + start : at + end]
+
+    def is_same(self, offset: int) -> bool:
+        """Whether the byte at `offset` is the same in each payload."""
+        stop = self.start + self.messages * self.stride
+        columns = (FRAME_HEADER_BYTES + offset,)
+        return same_in_run(self.data, self.start, stop, self.stride, columns)
 
     def numbers(self, offset: int, size: int) -> list[int]:
         """The unsigned number at `offset` into each payload."""
@@ -98,6 +109,19 @@ class Messages:
     @cached_property
     def attempts(self) -> list[int]:
         return self._numbers(_ATTEMPTS_AT, _ID_AT)
+
+    @cached_property
+    def same_attempts(self) -> int | None:
+        """What all messages have; None when they do not, or when there are none."""
+        seen: set[bytes] = set()
+        for part in self._parts:
+            if not isinstance(part, Span):
+                seen.update([payload[_ATTEMPTS_AT:_ID_AT] for payload in part])
+            elif part.is_same(_ATTEMPTS_AT) and part.is_same(_ATTEMPTS_AT + 1):
+                seen.add(part.field(_ATTEMPTS_AT, _ID_AT))
+            else:
+                return None
+        return int.from_bytes(seen.pop(), "big") if len(seen) == 1 else None
 
     @cached_property
     def size_bytes(self) -> int:
