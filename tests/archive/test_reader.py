@@ -420,6 +420,33 @@ def test_decoders_take_pieces_cut_anywhere(bodies: list[bytes], cuts: list[int])
     assert found == (text.removesuffix(b"\n").split(b"\n") if text else [])
 
 
+@given(
+    groups=st.lists(
+        st.lists(st.tuples(st.integers(0, 5), st.integers(1, 100)), min_size=1, max_size=4),
+        min_size=1,
+        max_size=3,
+    ),
+    cuts=st.lists(st.integers(0, 20_000), max_size=5),
+)
+def test_runs_of_one_size_survive_any_cut(
+    groups: list[list[tuple[int, int]]], cuts: list[int]
+) -> None:
+    bodies = [
+        [b"%d" % number * size for size, count in runs for number in range(count)]
+        for runs in groups
+    ]
+    encoder = FramedEncoder(b"")
+    data = b"".join(encoder.encode([batch_of(group)]).content for group in bodies)
+    decoder = FramedDecoder(1000, header_due=False)
+    edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    found: list[bytes] = []
+    for start, stop in itertools.pairwise(edges):
+        for run in decoder.feed(data[start:stop], start):
+            found += run.bodies
+    assert found == [body for group in bodies for body in group]
+    assert decoder.committed_end == len(data)
+
+
 def test_a_long_record_is_not_joined_for_every_piece() -> None:
     encoder = FramedEncoder(b"")
     data = bytes(encoder.encode([batch_of([b"x" * (8 << 20)])]).content)

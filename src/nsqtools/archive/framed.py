@@ -17,6 +17,7 @@ from zlib_ng.zlib_ng import crc32
 from nsqtools.archive.groups import Encoded
 from nsqtools.archive.header import HEADER_BYTES_MAX, MAGIC, HeaderError, decode_header
 from nsqtools.archive.stream import Damage, Records
+from nsqtools.wire.cutting import cut, same_in_run
 from nsqtools.wire.messages import PAYLOAD_HEADER_BYTES, Messages
 
 if TYPE_CHECKING:
@@ -28,6 +29,11 @@ _MARK_SIZE = -1
 SIZE_BYTES = _SIZE.size
 MARK_BYTES = _MARK.size
 _MARK_ROOM = bytes(MARK_BYTES)
+# Records that are tried at a time whether they have one size; more while they do.
+_RUN_MIN = 16
+_RUN_MAX = 1024
+# Records of the size before them that are taken alone after some that had not one size.
+_RUN_PAUSE = 64
 _PREFIXES_MAX = 4096  # sizes remembered by one encoder
 # A writer closes a group at 4 MiB and one message; this is what a reader will hold beyond one.
 GROUP_SLACK_BYTES = 8 << 20
@@ -94,6 +100,8 @@ class FramedDecoder:
         self._payloads: list[bytes] = []
         self._waiting: list[bytes] = []
         self._missing_bytes = 0
+        self._run = _RUN_MIN
+        self._pause = 0
         self.committed_end = 0
 
     def feed(self, data: bytes, offset: int) -> Iterator[Records]:
@@ -170,7 +178,7 @@ class FramedDecoder:
         buffer, at, end = self._buffer, self._at, len(self._buffer)
         append, unpack = self._payloads.append, _SIZE.unpack_from
         size_min, size_max = PAYLOAD_HEADER_BYTES, self._payload_bytes_max
-        size = 0
+        size = last_size = 0
         while at + SIZE_BYTES <= end:
             (size,) = unpack(buffer, at)
             stop = at + SIZE_BYTES + size
@@ -181,6 +189,12 @@ class FramedDecoder:
                 break
             append(buffer[at + SIZE_BYTES : stop])
             at = stop
+            if size != last_size:
+                last_size = size
+            elif self._pause:
+                self._pause -= 1
+            else:
+                at = self._take_run(at, size)
         else:
             size = size_min  # it ends between records
         self._at = at
@@ -191,6 +205,23 @@ class FramedDecoder:
         if at - self._start > self._group_bytes_max:
             raise Damage(self.committed_end, "a group of records without an end")
         return False
+
+    def _take_run(self, at: int, size: int) -> int:
+        """Collect the records from `at` on that all have this size, as many as are tried at a time;
+        returns where they end."""
+        stride = SIZE_BYTES + size
+        count = min((len(self._buffer) - at) // stride, self._run)
+        stop = at + count * stride
+        # The last byte of a size differs first, so it is compared first.
+        is_run = self._buffer.startswith(_SIZE.pack(size), at) and same_in_run(
+            self._buffer, at, stop, stride, (3, 2, 1, 0)
+        )
+        if count and not is_run:
+            self._run, self._pause = _RUN_MIN, _RUN_PAUSE
+            return at
+        self._payloads += cut(self._buffer, at, stride, SIZE_BYTES, size, count)
+        self._run = min(_RUN_MAX, self._run << 1)
+        return stop
 
     def _close_group(self) -> list[bytes]:
         _, count, checksum = _MARK.unpack_from(self._buffer, self._at)
