@@ -9,7 +9,7 @@ import json
 import os
 import tracemalloc
 import zlib
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import zstandard
@@ -32,9 +32,6 @@ from nsqtools.archive.lines import LinesDecoder
 from nsqtools.archive.reader import BATCH_BYTES_MAX, BATCH_RECORDS_MAX, open_archive
 from nsqtools.errors import ArchiveError, DamagedArchive, StorageError
 from nsqtools.wire.messages import Messages
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 MS = 1_000_000
 
@@ -241,6 +238,14 @@ def test_a_file_that_grows_while_it_is_read(tmp_path: Path) -> None:
         path.write_bytes(b"a\nb\n")
         found = [body for batch in reader.batches() for body in batch.bodies]
     assert found == [b"a", b"b"]
+
+
+@pytest.mark.parametrize("name", ["/proc/version", "/sys/kernel/mm/transparent_hugepage/enabled"])
+def test_a_file_of_the_kernel_has_another_size_than_it_says(name: str) -> None:
+    path = Path(name)
+    if not path.exists():
+        pytest.skip("this kernel has no such file")
+    assert read_bodies(path) == (path.read_bytes().splitlines(), None)
 
 
 def test_a_long_first_line_does_not_hide_the_format(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ class Source:
         if self.seekable:
             self._start = file.tell()
         self._position = 0
-        self._size_bytes = self.size_bytes() if self.seekable else 0
+        self._size_bytes = self._seen_size_bytes()
 
     @property
     def position(self) -> int:
@@ -167,9 +167,16 @@ class Source:
             # A pipe set to non-blocking has nothing yet: waiting here would be a busy loop.
             raise StorageError("read", self.name, BlockingIOError(11, "no data yet"))
         self._position += len(data)
-        if not data and self._position < self._size_bytes:
+        if not data and self._position < self._size_bytes > self._seen_size_bytes():
             raise Damage(self._position, "the file became shorter while it was read")
         return data
+
+    def _seen_size_bytes(self) -> int:
+        """The file's size, or 0 where there is none; files of the kernel may say too much."""
+        try:
+            return self.size_bytes() if self.seekable else 0
+        except StorageError:
+            return 0
 
     def close(self) -> None:
         self._file.close()
