@@ -1,7 +1,8 @@
 """Brokers of one process, each with its share of a backlog: `python -m tests.benchmarks.many ...`.
 
 Two lines of JSON: the ports, when every backlog is there; then how long a consumer of all of them
-took until the last message was acknowledged. No request is made while the clock runs.
+took from its first subscription until the last message was acknowledged. No request is made while
+the clock runs.
 """
 
 from __future__ import annotations
@@ -48,14 +49,14 @@ async def serve(words: list[str]) -> int:
             channels.append(channel)
             port = broker.tcp_port
             await asyncio.to_thread(traffic.write, port, topic, messages, share)
+        waiting = sum(channel.depth for channel in channels)
         tell({"ports": [broker.tcp_port for broker in running]})
         started_s = time.perf_counter()
-        await _until(lambda: all(channel.subscribers for channel in channels))
+        await _until(lambda: any(channel.subscribers for channel in channels))
         subscribed_s = time.perf_counter()
-        left = sum(channel.depth + channel.in_flight for channel in channels)
         await _until(lambda: not any(channel.depth or channel.in_flight for channel in channels))
         seconds = time.perf_counter() - subscribed_s
-        tell({"messages": left, "seconds": seconds, "start_s": subscribed_s - started_s})
+        tell({"messages": waiting, "seconds": seconds, "start_s": subscribed_s - started_s})
     return 0
 
 
