@@ -11,7 +11,6 @@ from tests.archive.failing_os import FailingOs
 from tests.archive.helpers import (
     NAMING,
     PAIRS,
-    START_NS,
     START_S,
     batch_of,
     claims,
@@ -58,8 +57,8 @@ def test_a_commit_says_what_became_durable(tmp_path: Path) -> None:
             location=str(tmp_path / "topic.log"),
             messages=4,
             disk_bytes=24,
-            first_ts_ns=START_NS,
-            last_ts_ns=START_NS + 3_000_000,
+            first_ts_ns=None,
+            last_ts_ns=None,
         )
     ]
     assert visible(tmp_path) == [tmp_path / "topic.log"]
@@ -75,6 +74,19 @@ def test_no_file_comes_without_a_message(tmp_path: Path) -> None:
     assert close(writer) == []
     assert writer.next_tick is None
     assert not (tmp_path / "new").exists()
+
+
+def test_a_body_that_no_reader_takes_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "BODY_BYTES_MAX", 5)
+    writer = ArchiveWriter(spec(tmp_path), clock=ManualClock())
+    with pytest.raises(ArchiveError, match="a body of 6 bytes is larger than 5"):
+        writer.commit([batch_of([b"a"]), batch_of([b"12345", b"123456"], 1)])
+    assert list(tmp_path.iterdir()) == []
+    writer.commit([batch_of([b"12345"])])
+    (published,) = close(writer)
+    assert read_bodies(Path(published.location)) == ([b"12345"], None)
 
 
 @pytest.mark.parametrize(("record_format", "compression"), PAIRS)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -17,13 +18,12 @@ from zlib_ng.zlib_ng import crc32
 
 from nsqtools import durable
 from nsqtools.archive import gzip_members
+from nsqtools.archive.formats import COMPRESSIONS
 from nsqtools.archive.groups import Group
-from nsqtools.archive.gzip_members import GzipContainer
 from nsqtools.archive.header import encode_header
 from nsqtools.archive.lines import NEWLINE
 from nsqtools.archive.stream import Damage, Source
 from nsqtools.archive.survey import survey
-from nsqtools.archive.zstd_frames import ZstdContainer
 from nsqtools.archive.zstd_walk import ZstdWalk
 from nsqtools.errors import StorageError
 
@@ -110,9 +110,7 @@ def _new_container(wanted: ClaimFacts) -> Container:
         channel=wanted.channel,
         host=wanted.host,
     )
-    if wanted.compression == "zstd":
-        return ZstdContainer(header, wanted.level)
-    return GzipContainer(header, wanted.level)
+    return COMPRESSIONS[wanted.compression].new_containers(header, wanted.level)()
 
 
 def _groups(source: Source, compression: str) -> Iterator[Group]:
@@ -121,7 +119,7 @@ def _groups(source: Source, compression: str) -> Iterator[Group]:
         while source.peek(1):
             content = b"".join(gzip_members.member_pieces(source))
             if content:
-                yield Group(content=content, records=0, first_ts_ns=0, last_ts_ns=0)
+                yield Group(content=content, records=0, times=_unknown)
         return
     walk = ZstdWalk(source, strict=True)
     frames = 0
@@ -132,9 +130,16 @@ def _groups(source: Source, compression: str) -> Iterator[Group]:
         yield Group(
             content=content,
             records=entry.records,
-            first_ts_ns=entry.first_ts_ns,
-            last_ts_ns=entry.last_ts_ns,
+            times=partial(_times_of, entry.first_ts_ns, entry.last_ts_ns),
         )
+
+
+def _times_of(first_ts_ns: int, last_ts_ns: int) -> tuple[int, int]:
+    return first_ts_ns, last_ts_ns
+
+
+def _unknown() -> tuple[int, int]:
+    raise AssertionError("a gzip member keeps no times, and nobody asks for them")
 
 
 def _pieces(groups: Iterator[Group], content: _Content) -> Iterator[Group]:
@@ -158,8 +163,10 @@ def _joined(groups: list[Group]) -> Group:
     return Group(
         content=b"".join([group.content for group in groups]),
         records=sum(group.records for group in groups),
-        first_ts_ns=min(group.first_ts_ns for group in groups),
-        last_ts_ns=max(group.last_ts_ns for group in groups),
+        times=lambda: (
+            min(group.first_ts_ns for group in groups),
+            max(group.last_ts_ns for group in groups),
+        ),
     )
 
 

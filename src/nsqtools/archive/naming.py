@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nsqtools.archive.formats import COMPRESSIONS
 from nsqtools.errors import ArchiveError
 from nsqtools.wire.names import is_valid_name
 
@@ -24,7 +25,6 @@ FILENAME_FORMAT = "<TOPIC>.<HOST><REV>.<DATETIME>.log"
 DATETIME_FORMAT = "%Y-%m-%d_%H"
 MISSING_REV = "missing <REV> in --filename-format when gzip, rotation, or work dir enabled"
 PART_SUFFIX = ".part"
-SUFFIXES = {"none": "", "gzip": ".gz", "zstd": ".zst"}
 REV = "<REV>"
 REVISIONS_MAX = 10_000_000
 # Of a search whose steps all fell on taken names: so many in turn, then so many anywhere.
@@ -85,7 +85,7 @@ class FileNaming:
         template = self.filename_format
         if not revision_needed:
             template = _with_optional_revision(template.replace(REV, ""))
-        suffix = SUFFIXES[compression]
+        suffix = COMPRESSIONS[compression].suffix
         if suffix and not template.endswith(suffix):
             template += suffix
         parts = [self._fill(part, topic) for part in template.split("/")]

@@ -56,8 +56,6 @@ class PartFile:
         self.content_bytes = 0
         self.is_sealed = False
         self.fd = fd
-        self._first_ts_ns = 0
-        self._last_ts_ns = 0
         self._identity: tuple[int, int] | None = None
         self._has_garbage = False
 
@@ -106,11 +104,12 @@ class PartFile:
     @property
     def facts(self) -> FileFacts:
         """What the file holds; some message must be in it."""
+        first_ts_ns, last_ts_ns = self.container.time_range_ns or (None, None)
         return FileFacts(
             size_bytes=self.size_bytes,
             records=self.records,
-            first_ts_ns=self._first_ts_ns,
-            last_ts_ns=self._last_ts_ns,
+            first_ts_ns=first_ts_ns,
+            last_ts_ns=last_ts_ns,
         )
 
     def append(self, groups: Sequence[Group], now: float) -> int:
@@ -120,10 +119,6 @@ class PartFile:
             data = self.container.file_header + data
         self._write(data)
         self.container.keep()
-        first = min(group.first_ts_ns for group in groups)
-        last = max(group.last_ts_ns for group in groups)
-        self._first_ts_ns = min(first, self._first_ts_ns) if self.records else first
-        self._last_ts_ns = max(last, self._last_ts_ns)
         self.records += sum(group.records for group in groups)
         self.groups += len(groups)
         self.content_bytes += sum(len(group.content) for group in groups)

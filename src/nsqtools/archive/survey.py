@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING
 from zlib_ng.zlib_ng import crc32
 
 from nsqtools.archive import gzip_members, zstd_frames
+from nsqtools.archive.formats import LINES, RECORD_FORMATS
 from nsqtools.archive.framed import FramedDecoder
 from nsqtools.archive.header import HeaderError
 from nsqtools.archive.jsonl import JsonlDecoder
 from nsqtools.archive.lines import NEWLINE
-from nsqtools.archive.stream import RECORD_BYTES_MAX, Damage, Source
+from nsqtools.archive.stream import BODY_BYTES_MAX, Damage, Source
 from nsqtools.archive.zstd_walk import ZstdWalk
 from nsqtools.errors import StorageError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from nsqtools.archive.stream import Records
+    from nsqtools.archive.stream import RecordDecoder, Records
 
 
 @dataclass(slots=True, kw_only=True)
@@ -112,11 +113,10 @@ class _Counter:
     """Counts records in content; what was counted becomes part of the survey by `commit`."""
 
     def __init__(self, record_format: str) -> None:
-        self._decoder: FramedDecoder | JsonlDecoder | None = None
-        if record_format == "framed":
-            self._decoder = FramedDecoder(RECORD_BYTES_MAX, header_due=True)
-        elif record_format == "jsonl":
-            self._decoder = JsonlDecoder(RECORD_BYTES_MAX)
+        self._decoder: RecordDecoder | None = None
+        if record_format != LINES.name:  # whose lines are whole whatever their size
+            new_decoder = RECORD_FORMATS[record_format].new_decoder
+            self._decoder = new_decoder(body_bytes_max=BODY_BYTES_MAX, header_due=True)
         self._pending = Survey()
         self._crc32 = 0
 
@@ -160,7 +160,7 @@ def _survey_gzip(source: Source, found: Survey, record_format: str) -> None:
 
 
 def _survey_framed(source: Source, found: Survey) -> None:
-    decoder = FramedDecoder(RECORD_BYTES_MAX, header_due=True)
+    decoder = FramedDecoder(BODY_BYTES_MAX, header_due=True)
     try:
         while data := source.take_some():
             for run in decoder.feed(data, source.position - len(data)):
@@ -173,7 +173,7 @@ def _survey_framed(source: Source, found: Survey) -> None:
 
 def _survey_lines(source: Source, found: Survey, record_format: str) -> None:
     """Whole lines, of any length; of `jsonl` the times too."""
-    decoder = JsonlDecoder(RECORD_BYTES_MAX) if record_format == "jsonl" else None
+    decoder = JsonlDecoder(BODY_BYTES_MAX) if record_format == "jsonl" else None
     while data := source.take_some():
         start = source.position - len(data)
         if decoder is None:
@@ -196,8 +196,5 @@ def _count_jsonl(decoder: JsonlDecoder, data: bytes, start: int, found: Survey) 
 
 
 def _add(found: Survey, run: Records) -> None:
-    payloads = run.payloads or []
-    if not payloads:
-        return
-    first, last = min(payloads), max(payloads)
-    found.add(len(payloads), int.from_bytes(first[:8], "big"), int.from_bytes(last[:8], "big"))
+    if run.messages is not None:
+        found.add(len(run.bodies), *run.messages.time_range_ns())

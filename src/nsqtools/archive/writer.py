@@ -21,23 +21,14 @@ from nsqtools import durable
 from nsqtools.archive.claims import ClaimFacts
 from nsqtools.archive.destination import DIRECTORY_MODE, FolderDestination
 from nsqtools.archive.finishing import SealedFile, SealedFiles
-from nsqtools.archive.framed import FramedEncoder
-from nsqtools.archive.groups import (
-    GROUP_BYTES_MAX,
-    Group,
-    PlainContainer,
-    payload_bytes,
-    split,
-    time_range_ns,
-)
-from nsqtools.archive.gzip_members import GzipContainer
-from nsqtools.archive.header import COMPRESSIONS, RECORD_FORMATS, encode_header
-from nsqtools.archive.jsonl import JsonlEncoder
-from nsqtools.archive.lines import LinesEncoder
+from nsqtools.archive.formats import COMPRESSIONS, RECORD_FORMATS
+from nsqtools.archive.groups import GROUP_BYTES_MAX, Group, payload_bytes, split
+from nsqtools.archive.header import encode_header
 from nsqtools.archive.naming import PART_SUFFIX, first_free, needs_revision, path_of
 from nsqtools.archive.part_file import PartFile
 from nsqtools.archive.rotation import FileState, RotationPolicy, next_rotation, reason_to_rotate
-from nsqtools.archive.zstd_frames import FRAMES_PER_FILE, ZstdContainer
+from nsqtools.archive.stream import BODY_BYTES_MAX
+from nsqtools.archive.zstd_frames import FRAMES_PER_FILE
 from nsqtools.clock import SystemClock
 from nsqtools.errors import ArchiveError, StorageError
 from nsqtools.wire.messages import count_messages
@@ -48,13 +39,9 @@ if TYPE_CHECKING:
 
     from nsqtools.archive.destination import Destination
     from nsqtools.archive.finishing import Published
-    from nsqtools.archive.groups import Container, RecordEncoder
     from nsqtools.archive.naming import FileNaming
     from nsqtools.clock import Clock
     from nsqtools.wire.messages import Messages
-
-DEFAULT_LEVELS = {"none": 0, "gzip": 6, "zstd": 3}
-LEVEL_RANGES = {"none": (0, 0), "gzip": (1, 9), "zstd": (1, 22)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +70,7 @@ class ArchiveSpec:
 
     @property
     def effective_level(self) -> int:
-        return DEFAULT_LEVELS[self.compression] if self.level is None else self.level
+        return COMPRESSIONS[self.compression].default_level if self.level is None else self.level
 
     def problem(self) -> str | None:
         """What is wrong with format, compression or level; None when they will do."""
@@ -91,9 +78,10 @@ class ArchiveSpec:
             return f"unknown record format {self.record_format}"
         if self.compression not in COMPRESSIONS:
             return f"unknown compression {self.compression}"
-        low, high = LEVEL_RANGES[self.compression]
-        if not low <= self.effective_level <= high:
-            return f"{self.compression} level {self.effective_level} is not within {low}-{high}"
+        levels = COMPRESSIONS[self.compression].levels
+        if self.effective_level not in levels:
+            within = f"{levels[0]}-{levels[-1]}"
+            return f"{self.compression} level {self.effective_level} is not within {within}"
         return None
 
 
@@ -109,13 +97,6 @@ class Commit:
     disk_bytes: int
     ambiguous: int
     created: Path | None
-
-
-def _group(batches: Sequence[Messages], content: bytes | bytearray) -> Group:
-    first, last = time_range_ns(batches)
-    return Group(
-        content=content, records=count_messages(batches), first_ts_ns=first, last_ts_ns=last
-    )
 
 
 class ArchiveWriter:
@@ -148,13 +129,16 @@ class ArchiveWriter:
             ),
         )
         self._naming.stem(self._clock.time())
-        self._header = encode_header(
+        header = encode_header(
             record_format=spec.record_format,
             topic=spec.topic,
             channel=spec.channel,
             host=spec.host,
         )
-        self._encoder = self._new_encoder()
+        record_format = RECORD_FORMATS[spec.record_format]
+        self._encoder = record_format.new_encoder(topic=spec.topic, header=header)
+        compression = COMPRESSIONS[spec.compression]
+        self._new_container = compression.new_containers(header, spec.effective_level)
         self.sealed = SealedFiles()
         """Complete files that wait for `finish`."""
         self._file: PartFile | None = None
@@ -181,10 +165,15 @@ class ArchiveWriter:
         )
 
     def commit(self, batches: Sequence[Messages]) -> Commit:
-        """Append messages to the archive; they, and their file's name, are durable on return."""
+        """Append messages to the archive; they, and their file's name, are durable on return.
+
+        Raises `ArchiveError`, too, for a body of more than `BODY_BYTES_MAX`, which no reader takes.
+        """
         messages = count_messages(batches)
         if not messages:
             return Commit(messages=0, body_bytes=0, disk_bytes=0, ambiguous=0, created=None)
+        if (largest := max(each.body_bytes_max for each in batches)) > BODY_BYTES_MAX:
+            raise ArchiveError(f"a body of {largest} bytes is larger than {BODY_BYTES_MAX}")
         self._seal_if_due()
         if self._file is None:
             self._file = self._open()
@@ -242,29 +231,18 @@ class ArchiveWriter:
         with self._finishing:
             self.sealed.release_all()
 
-    def _new_encoder(self) -> RecordEncoder:
-        if self._spec.record_format == "framed":
-            return FramedEncoder(self._header)
-        if self._spec.record_format == "jsonl":
-            return JsonlEncoder(self._spec.topic)
-        return LinesEncoder()
-
-    def _new_container(self) -> Container:
-        if self._spec.compression == "zstd":
-            return ZstdContainer(self._header, self._spec.effective_level)
-        if self._spec.compression == "gzip":
-            return GzipContainer(self._header, self._spec.effective_level)
-        return PlainContainer()
-
     def _encode(self, batches: Sequence[Messages], *, is_first: bool) -> tuple[list[Group], int]:
         full = [messages for messages in batches if len(messages)]
-        parts = [full] if payload_bytes(full) <= GROUP_BYTES_MAX else split(full)
-        pieces = [(part, self._encoder.encode(part)) for part in parts]
-        ambiguous = self._encoder.count_ambiguous(full)
-        if is_first and self._encoder.stream_header:
-            piece, content = pieces[0]
-            pieces[0] = (piece, self._encoder.stream_header + content)
-        return [_group(*piece) for piece in pieces], ambiguous
+        groups: list[Group] = []
+        ambiguous = 0
+        before = self._encoder.stream_header if is_first else b""
+        for part in [full] if payload_bytes(full) <= GROUP_BYTES_MAX else split(full):
+            encoded = self._encoder.encode(part)
+            content = before + encoded.content if before else encoded.content
+            groups.append(Group.of(part, content))
+            ambiguous += encoded.ambiguous
+            before = b""
+        return groups, ambiguous
 
     def _append(self, file: PartFile, groups: list[Group]) -> int:
         try:

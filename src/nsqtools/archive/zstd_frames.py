@@ -205,6 +205,13 @@ class ZstdContainer:
         self._pending: list[IndexEntry] = []
 
     @property
+    def time_range_ns(self) -> tuple[int, int] | None:
+        """Earliest and latest publish time of what was kept."""
+        if not len(self.index):
+            return None
+        return min(self.index.first_ts_ns), max(self.index.last_ts_ns)
+
+    @property
     def frames(self) -> int:
         return len(self.index)
 

@@ -26,7 +26,7 @@ from nsqtools.replay.sources import find_sources
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nsqtools.archive.reader import RecordBatch
+    from nsqtools.archive.stream import Records
     from nsqtools.clock import Clock
     from nsqtools.replay.options import FileToNsqOptions
     from nsqtools.replay.progress import Progress
@@ -191,7 +191,7 @@ class Replay:
 
     async def _read_one(self, source: Source) -> None:
         wanted = None if self._options.record_format == "auto" else self._options.record_format
-        following: asyncio.Future[RecordBatch | None] | None = None
+        following: asyncio.Future[Records | None] | None = None
         with contextlib.ExitStack() as held:
             opened = source.opened(wanted, interrupt=self.interrupt)
             try:
@@ -208,7 +208,7 @@ class Replay:
                 # Whatever the thread is at ends before the file is closed under it.
                 await self._call(held.close)
 
-    async def _play(self, source: Source, batch: RecordBatch) -> None:
+    async def _play(self, source: Source, batch: Records) -> None:
         self.counts.records += len(batch.bodies)
         kept = sort_out(batch.bodies, self._limits)
         self.counts.empty += kept.empty
