@@ -32,9 +32,9 @@ from nsqtools.archive.writer import ArchiveSpec, ArchiveWriter
 from nsqtools.errors import OptionsError, ServerError
 from nsqtools.options import load
 from nsqtools.replay import run as run_module
+from nsqtools.replay.inputs import find_inputs
 from nsqtools.replay.options import FileToNsqOptions
 from nsqtools.replay.run import run
-from nsqtools.replay.sources import find_sources
 from nsqtools.wire.messages import Messages, encode_payload
 
 if TYPE_CHECKING:
@@ -276,9 +276,9 @@ async def test_a_file_that_goes_away_costs_no_other(
     paths = [tmp_path / name for name in ("a.log", "b.log", "c.log")]
     for path in paths:
         path.write_bytes(path.name.encode() + b"\n")
-    found = find_sources([str(tmp_path / "*.log")])
+    found = find_inputs([str(tmp_path / "*.log")])
     paths[1].unlink()
-    monkeypatch.setattr(run_module, "find_sources", lambda _: found)
+    monkeypatch.setattr(run_module, "find_inputs", lambda _: found)
     assert await replay(broker, "any", "--in-flight=1") == 5
     assert await bodies_of(broker, TOPIC) == [b"a.log", b"c.log"]
     assert f"not read to its end: open {paths[1]}: No such file" in capsys.readouterr().out

@@ -34,8 +34,8 @@ from nsqtools.outputs.file.output import FileOutput
 from nsqtools.outputs.workers import Workers
 from nsqtools.pipeline.topic import TopicPipeline, TopicSpec
 from nsqtools.replay.chunks import ChunkLimits, chunks, sort_out
+from nsqtools.replay.inputs import find_inputs
 from nsqtools.replay.player import Player
-from nsqtools.replay.sources import find_sources
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -172,7 +172,7 @@ class Demo:
     def _archived(self) -> Iterator[list[bytes]]:
         if not self._sent.messages:
             return
-        for source in find_sources([str(self.archive)]):
+        for source in find_inputs([str(self.archive)]):
             with source.opened() as reader:
                 for batch in reader.batches():
                     yield batch.bodies

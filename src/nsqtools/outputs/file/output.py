@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from nsqtools.archive.finishing import Published
     from nsqtools.archive.writer import ArchiveSpec, Commit
+    from nsqtools.observe.log import Log
     from nsqtools.outputs.contract import Answer
     from nsqtools.outputs.file.leftovers import Leftovers
     from nsqtools.outputs.workers import Workers
@@ -54,11 +55,11 @@ class FileOutput:
         self._strand = workers.strand(f"archive of {spec.topic}", self._due)
         self._finisher = workers.strand(f"finished files of {spec.topic}", self._finish_due)
         self._loop = asyncio.get_running_loop()
-        self._log = get_log("archive")
+        self._log = get_log("archive").bind(topic=spec.topic, channel=spec.channel)
         self._commits = _Trouble(
-            self._topic, "output failed, the topic waits and is not acknowledged"
+            self._log, "output failed, the topic waits and is not acknowledged"
         )
-        self._finishes = _Trouble(self._topic, "a finished file cannot be published")
+        self._finishes = _Trouble(self._log, "a finished file cannot be published")
         self._counts = dict.fromkeys(("disk_bytes", "files", "ambiguous_messages", "failures"), 0)
 
     async def open(self) -> None:
@@ -161,22 +162,18 @@ class FileOutput:
             self._log.warning(
                 "a message holds a newline: as lines it cannot be told apart on replay; use"
                 " --format=framed or jsonl",
-                topic=self._topic,
             )
         self._counts["ambiguous_messages"] += commit.ambiguous
         self._counts["disk_bytes"] += commit.disk_bytes
         if commit.created is not None:
-            self._log.info("opened", topic=self._topic, path=commit.created)
+            self._log.info("opened", path=commit.created)
 
     def _report(self, file: Published) -> None:
         self._counts["files"] += 1
         if file.not_compacted:
-            self._log.warning(
-                "published as it was written", topic=self._topic, reason=file.not_compacted
-            )
+            self._log.warning("published as it was written", reason=file.not_compacted)
         self._log.info(
             "finished",
-            topic=self._topic,
             path=file.location,
             messages=file.messages,
             bytes=file.disk_bytes,
@@ -186,18 +183,17 @@ class FileOutput:
 class _Trouble:
     """One thing that can fail for a while: how long to wait, and what is said of it."""
 
-    def __init__(self, topic: str, what: str) -> None:
+    def __init__(self, log: Log, what: str) -> None:
         self.retry_s = 0.0
-        self._topic = topic
-        self._told = Repeated(get_log("archive"), what, clock=SystemClock())
+        self._told = Repeated(log, what, clock=SystemClock())
 
     def failed(self, failure: StorageError) -> float:
         """How many seconds to wait until the next try."""
-        self._told.failed(failure, topic=self._topic)
+        self._told.failed(failure)
         self.retry_s = min(max(RETRY_FIRST_S, self.retry_s * 2), RETRY_MAX_S)
         return self.retry_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
 
     def over(self) -> None:
         if self.retry_s:
             self.retry_s = 0.0
-            self._told.recovered("output works again", topic=self._topic)
+            self._told.recovered("output works again")

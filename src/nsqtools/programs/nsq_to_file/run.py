@@ -10,6 +10,7 @@ from nsqtools.archive.destination import DIRECTORY_MODE
 from nsqtools.archive.naming import FileNaming, host_identifier
 from nsqtools.archive.rotation import RotationPolicy
 from nsqtools.archive.writer import ArchiveSpec
+from nsqtools.ending import INTERRUPTED
 from nsqtools.lifecycle import Lifecycle
 from nsqtools.observe.log import configure
 from nsqtools.outputs.file.leftovers import Leftovers
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 
 async def run(options: NsqToFileOptions) -> int:
-    """Archive until SIGTERM or SIGINT; 0 when everything taken was made durable and acknowledged.
+    """Archive until SIGTERM or SIGINT; 0 when everything taken was made durable and acknowledged, 130
+    when the end was cut short.
 
     Raises StorageError when a folder cannot be written, ArchiveError for a name that cannot be.
     """
@@ -40,7 +42,7 @@ async def run(options: NsqToFileOptions) -> int:
         life.on_reload(archiver.rotate)
         rest = asyncio.create_task(leftovers.finish_rest(set(options.topic)))
         try:
-            return 0 if await archiver.run(life) else 1
+            return 0 if await archiver.run(life) else INTERRUPTED
         finally:
             rest.cancel()
             await asyncio.wait([rest])
