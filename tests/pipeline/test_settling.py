@@ -135,6 +135,25 @@ async def test_each_message_has_its_own_answer(nsqd: Nsqd, monkeypatch: pytest.M
     assert seen == {body: 2 if body == b"3" else 1 for body in TEN}
 
 
+async def test_what_waits_comes_in_time_while_another_delivery_waits_for_messages(
+    nsqd: Nsqd,
+) -> None:
+    """No message comes that would wake it."""
+    seen: Counter[bytes] = Counter()
+
+    def answer(bodies: list[bytes]) -> Answer:
+        seen.update(bodies)
+        return DONE if seen[bodies[0]] == 3 else Again(0.05, "not yet")
+
+    feeding = Feeding(wait_s=0.0, messages_max=1, deliveries_max=4)
+    pipeline = pipeline_of(nsqd, ScriptedOutput(answer, feeding))
+    async with running(pipeline):
+        await consumed(nsqd)
+        await publish(nsqd, b"x")
+        await until(lambda: seen[b"x"] == 3)
+        await until_settled(nsqd, 1)
+
+
 async def test_many_deliveries_are_under_way_and_none_too_many(nsqd: Nsqd) -> None:
     output = ScriptedOutput(feeding=Feeding(wait_s=0.02, messages_max=1, deliveries_max=4))
     output.delay_s = 0.02

@@ -74,6 +74,7 @@ class TopicPipeline:
         self._flows = asyncio.Event()
         self._flows.set()
         self._turn = asyncio.Lock()
+        self._gathering: asyncio.Timeout | None = None
         self._waiting = Waiting()
         self._settlement = Settlement(self.counts, self._waiting)
         self._log = get_log("pipeline")
@@ -188,11 +189,23 @@ class TopicPipeline:
                 if (due := self._waiting.take_due(now_s)) is not None:
                     return due
                 due_s = self._waiting.due_s
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(None if due_s is None else due_s - now_s):
+                try:
+                    async with asyncio.timeout(None if due_s is None else due_s - now_s) as limit:
+                        self._gathering = limit
                         return await gather(
                             self.consumer, self.output.feeding, self._pace, self._clock
                         )
+                except TimeoutError:
+                    pass  # something is due
+                finally:
+                    self._gathering = None
+
+    def _look_again(self) -> None:
+        """Have the worker that waits for messages see what is to come again, and when."""
+        limit, due_s = self._gathering, self._waiting.due_s
+        if limit is not None and due_s is not None and not limit.expired():
+            in_s = max(0.0, due_s - self._clock.monotonic())
+            limit.reschedule(asyncio.get_running_loop().time() + in_s)
 
     async def _deliver(self, delivery: Sequence[Batch | Part]) -> None:
         began_s = self._clock.monotonic()
@@ -211,7 +224,10 @@ class TopicPipeline:
         self.last_delivery_time_s = wall_s = self._clock.time()
         self.lag_s = max(0.0, wall_s - delivery[0].messages.first_timestamp_ns / 1e9)
         used = self.consumer.in_flight / (self.consumer.inbox.window or 1)
+        waiting_s = self._waiting.due_s
         self._settlement.settle(delivery, answer, now_s)
+        if self._waiting.due_s != waiting_s:
+            self._look_again()
         self.counts.deliveries += 1
         self._pace.delivered(took_s=now_s - began_s, gathered_s=gathered_s, used=used)
 
