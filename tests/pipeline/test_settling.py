@@ -154,6 +154,24 @@ async def test_what_waits_comes_in_time_while_another_delivery_waits_for_message
         await until_settled(nsqd, 1)
 
 
+async def test_what_cannot_go_in_at_the_end_goes_back_at_once_where_that_is_wanted(
+    nsqd: Nsqd,
+) -> None:
+    """Both what was delivered and what was still to be."""
+    feeding = Feeding(wait_s=0.0, messages_max=1, deliveries_max=2, gives_back=True)
+    output = ScriptedOutput(lambda _: Again(60.0, "an outage", stands=True), feeding)
+    pipeline = pipeline_of(nsqd, output)
+    async with running(pipeline):
+        await consumed(nsqd)
+        await publish(nsqd, *TEN)
+        await until(lambda: pipeline.trouble)
+        began_s = asyncio.get_running_loop().time()
+    assert asyncio.get_running_loop().time() - began_s < 5
+    now = await stats(nsqd)
+    assert (now["depth"], now["in_flight_count"], now["timeout_count"]) == (10, 0, 0)
+    assert output.events == ["open", "close"]
+
+
 async def test_many_deliveries_are_under_way_and_none_too_many(nsqd: Nsqd) -> None:
     output = ScriptedOutput(feeding=Feeding(wait_s=0.02, messages_max=1, deliveries_max=4))
     output.delay_s = 0.02

@@ -17,13 +17,15 @@ class Feeding:
 
     A delivery holds at most `messages_max` messages and about `bytes_max` bytes (None: whatever there
     is); no message waits longer than `wait_s` seconds for others to join it; up to `deliveries_max`
-    deliveries are under way at once.
+    deliveries are under way at once. With `gives_back`, what cannot go in when the run ends goes back
+    to nsqd at once; otherwise the output is asked again until the deadline of the end.
     """
 
     wait_s: float
     messages_max: int | None = None
     bytes_max: int | None = None
     deliveries_max: int = 1
+    gives_back: bool = False
 
 
 @dataclass(frozen=True, slots=True)

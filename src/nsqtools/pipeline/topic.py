@@ -165,6 +165,8 @@ class TopicPipeline:
 
     async def _end_in_order(self) -> None:
         await self._stop.wait()
+        if self.output.feeding.gives_back:
+            self._flows.set()  # what has come is given back by whoever takes it
         if not await self.consumer.stop(CLOSE_WAIT_S):
             self._log.warning("an nsqd did not answer CLS in time", topic=self.topic)
 
@@ -214,6 +216,9 @@ class TopicPipeline:
             answer = await self._ask(delivery)
             if not isinstance(answer, Again) or not answer.stands:
                 break
+            if self._stop.is_set() and self.output.feeding.gives_back:
+                self._give_back(delivery)
+                return
             await self._stand(answer)
         else:
             # Nothing is left of it: let something come, to see whether the output works again.
@@ -245,7 +250,12 @@ class TopicPipeline:
         self.trouble = answer.reason
         self._flows.clear()
         self.consumer.pause()
-        await self._clock.sleep(answer.after_s)
+        if not self.output.feeding.gives_back:
+            await self._clock.sleep(answer.after_s)
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(answer.after_s):
+                await self._stop.wait()
 
     def _note_failure(self, failure: Exception) -> None:
         self.trouble = str(failure) or type(failure).__name__
