@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from tests.benchmarks import data
-from tests.benchmarks.figures import OURS
+from tests.benchmarks.figures import EMBEDDED, OURS
 from tests.benchmarks.processes import Usage
 from tests.benchmarks.table import RSS_TARGET_BYTES, Row, Sample, at_least, rss_targets
 
@@ -58,17 +58,21 @@ def script(path: Path, command: str) -> None:
 def test_every_figure_is_taken_and_counts_are_exact(tmp_path: Path) -> None:
     found, shown = bench(tmp_path)
     rows = {row["name"]: row for row in found["rows"]}
-    assert list(rows) == ["loopback", *OURS]
+    assert list(rows) == ["loopback", *OURS, *EMBEDDED]
     assert {
-        run["messages"] for name in ("ingest", "delivery", "replay") for run in rows[name]["runs"]
+        run["messages"]
+        for name in ("ingest", "delivery", "replay-lines", "many-nsqds")
+        for run in rows[name]["runs"]
     } == {MESSAGES}
     for name, row in rows.items():
         assert row["median_per_s"] > 0
         assert f"\n{name} " in shown
-        assert name == "loopback" or 0 < row["ratio"] < 1
-    assert rows["none"]["disk_bytes"] == MESSAGES * (data.MESSAGE_BYTES + 1)
-    assert 4 < rows["zstd"]["compression"] < 7
-    assert rows["zstd"]["peak_bytes"].keys() == {"broker", "archiver"}
+        assert name == "loopback" or row["ratio"] > 0
+    assert rows["lines-none"]["disk_bytes"] == MESSAGES * (data.MESSAGE_BYTES + 1)
+    assert 4 < rows["lines-zstd"]["compression"] < 7
+    assert rows["lines-zstd"]["peak_bytes"].keys() == {"broker", "archiver"}
+    assert 0 < rows["lines-none"]["start_s"] < 5
+    assert "many-nsqds / one-nsqd: " in shown
     assert len(found["targets"]) == 11
     assert all(target["measured"] is not None for target in found["targets"])
 
@@ -87,7 +91,7 @@ def test_the_real_programs_are_measured_where_they_are_named(tmp_path: Path) -> 
     names = [row["name"] for row in found["rows"]]
     assert sorted(names) == sorted(["loopback", *only.split(",")])
     assert "ingest / real-ingest: " in shown
-    assert "archive zstd  " in shown
+    assert "archive lines-zstd  " in shown
     assert "not measured" in shown
 
 
@@ -101,7 +105,7 @@ def test_an_unknown_figure_is_refused() -> None:
         check=False,
     )
     assert ended.returncode == 1
-    assert ended.stderr.startswith("bench: no figure nothing; there are delivery, gzip, ingest")
+    assert ended.stderr.startswith("bench: no figure nothing; there are delivery, framed-gzip")
 
 
 def test_messages_are_what_the_header_says() -> None:
@@ -145,4 +149,4 @@ def test_targets_can_be_missed() -> None:
     assert at_least("x", 9.9, row).cells()[-1] == "met"
     assert at_least("x", 1, None).cells()[-1] == "not measured"
     assert [target.met for target in rss_targets([row], ["broker"])] == [False]
-    assert row.cells()[6] == "broker 150!"
+    assert row.cells()[7] == "broker 150!"

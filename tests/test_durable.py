@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from typing import TYPE_CHECKING
 
@@ -59,95 +60,6 @@ def test_a_write_that_goes_nowhere_is_an_error(
     assert caught.value.errno == errno.EIO
 
 
-def test_publish_moves(tmp_path: Path) -> None:
-    source, destination = tmp_path / "a", tmp_path / "b"
-    source.write_bytes(b"data")
-    durable.publish(source, destination)
-    assert names(tmp_path) == ["b"]
-    assert destination.read_bytes() == b"data"
-
-
-@pytest.mark.parametrize("kind", ["file", "equal", "directory", "dangling link"])
-def test_publish_never_overwrites(kind: str, tmp_path: Path) -> None:
-    source, destination = tmp_path / "a", tmp_path / "b"
-    source.write_bytes(b"data")
-    if kind == "directory":
-        destination.mkdir()
-    elif kind == "dangling link":
-        destination.symlink_to(tmp_path / "nowhere")
-    else:
-        destination.write_bytes(b"data" if kind == "equal" else b"other")
-        os.utime(destination, ns=(1, 1))
-    with pytest.raises(FileExistsError):
-        durable.publish(source, destination)
-    assert source.read_bytes() == b"data"
-
-
-def test_publish_finishes_what_a_crash_cut(tmp_path: Path) -> None:
-    source, destination = tmp_path / "a", tmp_path / "b"
-    source.write_bytes(b"data")
-    os.link(source, destination)
-    durable.publish(source, destination)
-    assert names(tmp_path) == ["b"]
-    durable.publish(source, destination)  # after the unlink
-    assert names(tmp_path) == ["b"]
-
-
-@pytest.mark.parametrize("code", [errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOSYS])
-def test_publish_without_hard_links(
-    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = os.urandom(durable.COPY_BYTES + 1)
-    for fail_at in range(40):
-        folder = tmp_path / str(fail_at)
-        (folder / "out").mkdir(parents=True)
-        source, destination = folder / "a", folder / "out" / "b"
-        source.write_bytes(data)
-        os.utime(source, ns=(5, 1_234_567_891))
-        failing = FailingOs(fail_at)
-        monkeypatch.setattr(durable, "os", NoLinks(failing, code))
-        try:
-            durable.publish(source, destination)
-        except StorageError:
-            failing.heal()
-            durable.publish(source, destination)
-        assert names(folder) == ["out"]
-        assert names(folder / "out") == ["b"]
-        assert destination.read_bytes() == data
-        assert destination.stat().st_mtime_ns == 1_234_567_891
-        if not failing.failed:
-            break
-    assert fail_at > 4
-
-
-class NoLinks:
-    """A filesystem without hard links; with EXDEV, another filesystem that has none either."""
-
-    def __init__(self, below: FailingOs, code: int) -> None:
-        self._below = below
-        self._code = code
-        self._crossed = False
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._below, name)
-
-    def link(self, source: Path, destination: Path) -> None:
-        code = errno.EPERM if self._crossed else self._code
-        self._crossed = code == errno.EXDEV
-        raise OSError(code, os.strerror(code))
-
-
-def test_publish_does_not_race_with_another(tmp_path: Path) -> None:
-    source, destination = tmp_path / "a", tmp_path / "b"
-    source.write_bytes(b"data")
-    destination.write_bytes(b"first")
-    with pytest.raises(FileExistsError):
-        durable._place(source, destination)
-    with pytest.raises(FileExistsError):
-        durable._reserve_and_rename(source, destination)
-    assert destination.read_bytes() == b"first"
-
-
 def test_a_lock_is_exclusive(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"")
@@ -160,15 +72,32 @@ def test_a_lock_is_exclusive(tmp_path: Path) -> None:
         durable.lock(target).release()
 
 
-def test_a_lock_on_a_descriptor(tmp_path: Path) -> None:
-    fd = durable.create(tmp_path / "file")
-    held = durable.lock(fd)
-    with pytest.raises(DataPathInUse):
-        durable.lock(tmp_path / "file")
-    held.release()
-    held.release()
-    durable.lock(tmp_path / "file").release()
+def test_a_lock_on_an_open_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    fd = durable.create(path)
+    durable.lock_file(fd, path)
+    with pytest.raises(DataPathInUse) as caught:
+        durable.lock(path)
+    assert str(path) in str(caught.value)
     os.close(fd)
+    durable.lock(path).release()
+
+
+def test_a_lock_that_the_filesystem_refuses_names_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(fd: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(StorageError, match=str(tmp_path)) as caught:
+        durable.lock(tmp_path)
+    assert caught.value.errno == errno.ENOLCK
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    durable.lock(tmp_path / "pipe").release()
 
 
 def test_a_lock_on_nothing(tmp_path: Path) -> None:
@@ -193,7 +122,66 @@ def test_make_directories_syncs_every_parent(
     counting = FailingOs(only={"mkdir", "fsync"})
     monkeypatch.setattr(durable, "os", counting)
     durable.make_directories(tmp_path / "a" / "b")
-    assert counting.calls == ["mkdir", "fsync", "mkdir", "fsync"]
+    assert counting.calls[-4:] == ["mkdir", "fsync", "mkdir", "fsync"]
+    counting.calls.clear()
+    durable.make_directories(tmp_path / "a" / "b" / "c")
+    assert counting.calls == ["mkdir", "fsync"]
+
+
+def test_a_directory_that_another_just_made_is_made_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    durable.make_directories(tmp_path)
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    counting = FailingOs(only={"mkdir", "fsync"})
+    monkeypatch.setattr(durable, "os", counting)
+    durable.make_directories(tmp_path / "a" / "b")
+    assert counting.calls == ["fsync", "fsync"]
+    durable.make_directories(tmp_path / "a" / "b")
+    assert counting.calls == ["fsync", "fsync"]
+    # One that was removed and made again by somebody is another directory.
+    (tmp_path / "a" / "b").rename(tmp_path / "old")
+    (tmp_path / "a" / "b").mkdir()
+    durable.make_directories(tmp_path / "a" / "b")
+    assert counting.calls == ["fsync"] * 3
+
+
+def test_what_is_remembered_of_directories_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(durable, "_DURABLE_NAMES_MAX", 10)
+    for number in range(30):
+        durable.make_directories(tmp_path / str(number))
+        assert len(durable._durable_names) <= 10 or number < 1
+    durable._durable_names.clear()
+
+
+def test_a_private_directory(tmp_path: Path) -> None:
+    assert durable.make_private_directory(tmp_path / "a")
+    (tmp_path / "a").chmod(0o755)
+    assert durable.make_private_directory(tmp_path / "a")
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    (tmp_path / "file").write_bytes(b"")
+    for name in ("link", "file"):
+        assert not durable.make_private_directory(tmp_path / name)
+        assert not durable.is_own_directory(tmp_path / name)
+
+
+def test_only_the_same_file_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    fd = durable.create(path)
+    file = durable.identity(fd, path)
+    path.rename(tmp_path / "kept")
+    path.write_bytes(b"another")
+    durable.remove(path, file)
+    assert path.read_bytes() == b"another"
+    durable.remove(tmp_path / "kept", file)
+    assert names(tmp_path) == ["a"]
+    durable.remove(path)
+    durable.remove(path)
+    os.close(fd)
+    assert names(tmp_path) == []
 
 
 def test_a_directory_whose_name_is_not_durable_is_taken_back(
@@ -235,15 +223,21 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
             durable.open_existing(tmp_path / name)
 
 
-def test_keep_as(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = tmp_path / "a"
-    source.write_bytes(b"data")
-    durable.keep_as(source, tmp_path / "b")
-    durable.keep_as(source, tmp_path / "b")
-    (tmp_path / "c").write_bytes(b"other")
-    with pytest.raises(FileExistsError):
-        durable.keep_as(source, tmp_path / "c")
-    monkeypatch.setattr(durable, "os", FailingOs(0, only={"link"}, code=errno.EPERM))
-    durable.keep_as(source, tmp_path / "d")
-    assert [(tmp_path / name).read_bytes() for name in "abd"] == [b"data"] * 3
-    assert names(tmp_path) == ["a", "b", "c", "d"]
+def test_old_temporary_files_are_removed(tmp_path: Path) -> None:
+    old = tmp_path / ".nsqtools-1-abc.tmp"
+    old.write_bytes(b"half a copy")
+    changed_at = old.stat().st_ctime
+    assert durable.remove_leftovers(tmp_path, now=changed_at + 1) == 0
+    with durable.lock(old):
+        assert durable.remove_leftovers(tmp_path, now=changed_at + 61) == 0
+    assert durable.remove_leftovers(tmp_path, now=changed_at + 61) == 1
+    assert names(tmp_path) == []
+
+
+def test_leftovers_that_are_no_files_of_ours_are_not_waited_for(tmp_path: Path) -> None:
+    pipe, link = tmp_path / ".nsqtools-1-abc.tmp", tmp_path / ".nsqtools-2-abc.tmp"
+    os.mkfifo(pipe)
+    link.symlink_to("/etc/hostname")
+    assert durable.remove_leftovers(tmp_path, now=pipe.stat().st_ctime + 61) == 0
+    assert names(tmp_path) == [pipe.name, link.name]
+    assert durable.remove_leftovers(tmp_path / "missing", now=0) == 0

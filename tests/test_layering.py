@@ -16,6 +16,7 @@ ROWS: dict[str, int] = {
     "wire": 2,
     "ask": 2,
     "durable": 2,
+    "publish": 2,
     "observe": 2,
     "lifecycle": 2,
     "client": 3,
@@ -32,7 +33,12 @@ ROWS: dict[str, int] = {
     "cli": 7,
 }
 # Within row 1 and row 2, what may lean on what.
-SAME_ROW = {("options", "errors"), ("lifecycle", "observe"), ("demo", "pipeline")}
+SAME_ROW = {
+    ("options", "errors"),
+    ("lifecycle", "observe"),
+    ("demo", "pipeline"),
+    ("publish", "durable"),
+}
 FORBIDDEN_STDLIB = {
     "wire": ({"asyncio", "socket", "time", "ssl"}, "wire/ is sans-IO: bytes in, events out"),
     "archive": ({"socket", "click"}, "an archive knows no broker and no command line"),

@@ -4,8 +4,8 @@ Every function blocks: call it in a worker thread. What the rules are:
 
 - New content goes to a name that nobody else uses, is fsynced there, and only then gets its real
   name.
-- A file is published under a name that is free; nothing is ever overwritten, except by
-  `replace_file`, which says so.
+- Nothing is ever overwritten, except by `replace_file`, which says so; `nsqtools.publish` gives
+  files their final names.
 - After a name was made or removed its directory is fsynced: the data alone is not enough.
 - An operation that fails leaves what was there before. One that is cut by a crash can be called
   again, and finishes.
@@ -15,7 +15,7 @@ An `OSError` leaves as `errors.StorageError`, which keeps the errno; where `File
 """
 
 # Every call goes through the module `os`, which tests replace by one that fails at call N.
-# ruff: noqa: PTH102, PTH105, PTH106, PTH108, PTH112, PTH208
+# ruff: noqa: PTH101, PTH102, PTH105, PTH106, PTH108, PTH112, PTH208
 
 from __future__ import annotations
 
@@ -34,21 +34,14 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-COPY_BYTES = 1 << 20
 LEFTOVER_AGE_S = 60.0
 TEMPORARY_PREFIX = ".nsqtools-"
 TEMPORARY_SUFFIX = ".tmp"
-# What filesystems answer that have no hard links, or allow none to this file.
-_NO_HARD_LINKS = {
-    errno.EPERM,
-    errno.EACCES,
-    errno.EOPNOTSUPP,
-    errno.ENOTSUP,
-    errno.ENOSYS,
-    errno.EMLINK,
-}
 # A directory that cannot be fsynced (some network filesystems) is as durable as it will ever be.
 _NO_DIRECTORY_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP}
+# Directories whose names this process made durable; forgotten together, which costs an fsync each.
+_DURABLE_NAMES_MAX = 4096
+_durable_names: set[tuple[str, int, int]] = set()
 
 
 @contextlib.contextmanager
@@ -63,18 +56,13 @@ def storage(operation: str, path: Path | str) -> Iterator[None]:
 class Lock:
     """An exclusive lock on a file or a directory, held until `release` or the process ends."""
 
-    def __init__(self, fd: int, *, owned: bool) -> None:
+    def __init__(self, fd: int) -> None:
         self.fd = fd
-        self._owned = owned
 
     def release(self) -> None:
-        if self.fd < 0:
-            return
-        if self._owned:
-            os.close(self.fd)
-        else:
-            fcntl.flock(self.fd, fcntl.LOCK_UN)
-        self.fd = -1
+        if self.fd >= 0:
+            close(self.fd)
+            self.fd = -1
 
     def __enter__(self) -> Self:
         return self
@@ -88,31 +76,32 @@ class Lock:
         self.release()
 
 
-def lock(target: Path | int) -> Lock:
-    """Take the lock of a file or directory, by path or by open descriptor, without waiting.
+def lock(path: Path) -> Lock:
+    """Take the lock of a directory or a file, without waiting.
 
     Raises `DataPathInUse` when another holder has it, `StorageError` when it cannot be opened.
     """
-    if isinstance(target, int):
-        _flock(target, f"descriptor {target}")
-        return Lock(target, owned=False)
-    with storage("open", target):
-        fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
+    with storage("open", path):
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        _flock(fd, target)
+        lock_file(fd, path)
     except BaseException:
-        os.close(fd)
+        close(fd)
         raise
-    return Lock(fd, owned=True)
+    return Lock(fd)
 
 
-def _flock(fd: int, name: Path | str) -> None:
+def lock_file(fd: int, path: Path) -> None:
+    """Lock an open file, without waiting, until its descriptor is closed.
+
+    It should be open for writing: on NFS a lock is refused otherwise. Raises as `lock` does.
+    """
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise DataPathInUse(name) from error
+        raise DataPathInUse(path) from error
     except OSError as error:
-        raise StorageError("lock", name, error) from error
+        raise StorageError("lock", path, error) from error
 
 
 def create(path: Path, mode: int = 0o666) -> int:
@@ -130,13 +119,36 @@ def create(path: Path, mode: int = 0o666) -> int:
 
 
 def open_existing(path: Path) -> int:
-    """Open a regular file for reading and writing; never by way of a link as its last part."""
+    """Open a regular file of our own user for reading and writing, without waiting for anything.
+
+    A link as its last part is not followed. Raises `StorageError`, also for what is no such file.
+    """
     with storage("open", path):
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        if stat.S_ISREG(os.fstat(fd).st_mode):
-            return fd
-        os.close(fd)
+        try:
+            _check_own_file(os.fstat(fd))
+        except BaseException:
+            close(fd)
+            raise
+        return fd
+
+
+def _check_own_file(found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "not a regular file")
+    if found.st_uid != os.geteuid():
+        raise OSError(errno.EPERM, "a file of another user")
+
+
+def read_at_most(fd: int, size_bytes: int, path: Path) -> bytes:
+    """The first `size_bytes` of a file, or all of it when it has fewer."""
+    parts: list[bytes] = []
+    offset = 0
+    with storage("read", path):
+        while offset < size_bytes and (data := os.pread(fd, size_bytes - offset, offset)):
+            parts.append(data)
+            offset += len(data)
+    return b"".join(parts)
 
 
 def write_at(fd: int, data: bytes | bytearray, offset: int, path: Path) -> None:
@@ -187,16 +199,51 @@ def is_taken(path: Path) -> bool:
         return os.path.lexists(path)
 
 
+def size_of(path: Path) -> int:
+    """The size of a file in bytes; raises `FileNotFoundError` when nothing has the name."""
+    try:
+        return os.lstat(path).st_size
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StorageError("stat", path, error) from error
+
+
+def names_in(directory: Path) -> list[str]:
+    """The names in a directory, sorted; none when it is not there."""
+    with storage("list", directory):
+        try:
+            return sorted(os.listdir(directory))
+        except FileNotFoundError:
+            return []
+
+
+def duplicate(fd: int, path: Path) -> int:
+    """Another descriptor of the same open file."""
+    with storage("open", path):
+        return os.dup(fd)
+
+
 def close(fd: int) -> None:
     """Close a descriptor whose bytes are durable already: what close itself says is no news."""
     with contextlib.suppress(OSError):
         os.close(fd)
 
 
-def remove(path: Path) -> None:
-    """Remove a file and fsync its directory; a file that is not there is no error."""
-    _unlink(path)
+def remove(path: Path, file: tuple[int, int] | None = None) -> None:
+    """Remove a file and fsync its directory; a file that is not there is no error.
+
+    With `file`, only when the name is still that of the file with this `identity`.
+    """
+    if file is None or is_at(path, file):
+        unlink(path)
     fsync_directory(path.parent)
+
+
+def unlink(path: Path) -> None:
+    """Remove a name; one that is not there is no error."""
+    with storage("remove", path), contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def fsync_directory(path: Path) -> None:
@@ -216,7 +263,8 @@ def make_directories(path: Path, mode: int = 0o770) -> None:
     """Make a directory and the parents it lacks, each of them durable before the next.
 
     When it fails the directory whose name may not be durable is removed again, so that the next
-    call does not take it for finished.
+    call does not take it for finished. What is there already may have been made by another writer
+    in this moment: its name is made durable the first time that this process relies on it.
     """
     missing = []
     probe = path
@@ -224,6 +272,7 @@ def make_directories(path: Path, mode: int = 0o770) -> None:
         while not os.path.isdir(probe) and probe != probe.parent:
             missing.append(probe)
             probe = probe.parent
+    _rely_on(probe)
     for directory in reversed(missing):
         with storage("make directory", directory):
             try:
@@ -237,23 +286,86 @@ def make_directories(path: Path, mode: int = 0o770) -> None:
             with contextlib.suppress(OSError):
                 os.rmdir(directory)
             raise
+        _remember_durable(directory)
+
+
+def make_private_directory(path: Path) -> bool:
+    """Make a directory that only we may enter; False when something else has the name.
+
+    Something else is a link, a file, or a directory of another user.
+    """
+    with storage("make directory", path):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+        found = os.lstat(path)
+        if not _is_own_directory(found):
+            return False
+        if stat.S_IMODE(found.st_mode) != 0o700:
+            os.chmod(path, 0o700)
+    _rely_on(path)
+    return True
+
+
+def is_own_directory(path: Path) -> bool:
+    """Whether this is a directory of our own user, and not a link to one."""
+    with storage("stat", path):
+        try:
+            return _is_own_directory(os.lstat(path))
+        except FileNotFoundError:
+            return False
+
+
+def _is_own_directory(found: os.stat_result) -> bool:
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+
+
+def _rely_on(directory: Path) -> None:
+    """Make the names of a directory and its parents durable, as far as our own user made them."""
+    probe = directory
+    pending = []
+    while not _is_known_durable(probe) and probe != probe.parent:
+        if not is_own_directory(probe):
+            break
+        pending.append(probe)
+        probe = probe.parent
+    for made in reversed(pending):
+        try:
+            fsync_directory(made.parent)
+        except StorageError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM):
+                raise  # a parent that we may not list was made by somebody else, long ago
+        _remember_durable(made)
+
+
+def _is_known_durable(directory: Path) -> bool:
+    with storage("stat", directory):
+        found = os.lstat(directory)
+    return (str(directory), found.st_dev, found.st_ino) in _durable_names
+
+
+def _remember_durable(directory: Path) -> None:
+    with storage("stat", directory):
+        found = os.lstat(directory)
+    if len(_durable_names) >= _DURABLE_NAMES_MAX:
+        _durable_names.clear()
+    _durable_names.add((str(directory), found.st_dev, found.st_ino))
 
 
 def check_writable(directory: Path) -> None:
     """Raise `StorageError` unless a file can be made, written and removed in `directory`."""
-    probe = _temporary_name(directory)
+    probe = temporary_name(directory)
     with storage("create a file in", directory):
         fd = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         write_at(fd, b"nsqtools\n", 0, probe)
     finally:
-        os.close(fd)
-        _unlink(probe)
+        close(fd)
+        unlink(probe)
 
 
 def replace_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Give `path` the content `data`, whole or not at all, replacing what is there."""
-    temporary = _temporary_name(path.parent)
+    temporary = temporary_name(path.parent)
     fd = create(temporary, mode)
     try:
         _fill(fd, data, temporary)
@@ -271,223 +383,42 @@ def _fill(fd: int, data: bytes, path: Path) -> None:
         write_at(fd, data, 0, path)
         with storage("fsync", path):
             os.fsync(fd)
-            _check_length(fd, len(data))
+            check_length(fd, len(data))
     finally:
-        os.close(fd)
+        close(fd)
 
 
-def _check_length(fd: int, size_bytes: int) -> None:
+def check_length(fd: int, size_bytes: int) -> None:
+    """Raise `OSError` unless the open file is as long as what was written."""
     if os.fstat(fd).st_size != size_bytes:
         raise OSError(errno.EIO, "the file is not as long as what was written")
 
 
-def publish(source: Path, destination: Path) -> None:
-    """Move a finished file to its name, never over an existing one; durable when it returns.
-
-    By hard link and unlink; where there are no hard links by reserving the name and renaming over
-    the reservation; to another filesystem by way of a copy in the destination's directory.
-
-    A crash may leave both names. Calling again then finishes the move: the two are the same file,
-    or the destination is a copy equal in size, modification time and content. When the source is
-    gone and the destination is there, an earlier call moved it, and only the fsyncs are repeated.
-
-    Raises `FileExistsError` when another file has the name (the source is untouched), and
-    `StorageError`.
-    """
-    if os.path.lexists(destination):
-        if os.path.lexists(source) and not _is_same(source, destination):
-            raise FileExistsError(errno.EEXIST, "file exists", str(destination))
-    else:
-        _move_or_copy(source, destination)
-    fsync_directory(destination.parent)
-    _unlink(source)
-    if source.parent != destination.parent:
-        fsync_directory(source.parent)
-
-
-def _move_or_copy(source: Path, destination: Path) -> None:
-    try:
-        _place(source, destination)
-    except StorageError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        copy = _copy(source, destination.parent)
-        try:
-            _place(copy, destination)
-        finally:
-            _unlink(copy)
-
-
-def _unlink(path: Path) -> None:
-    with storage("remove", path), contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-
-
-def _place(source: Path, destination: Path) -> None:
-    """Give `source` its name within one filesystem; `source` may or may not stay as well."""
-    try:
-        try:
-            os.link(source, destination)
-        except OSError as error:
-            if error.errno not in _NO_HARD_LINKS:
-                raise
-            _reserve_and_rename(source, destination)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        raise StorageError("publish", destination, error) from error
-
-
-def _reserve_and_rename(source: Path, destination: Path) -> None:
-    """The exclusive rename that POSIX lacks: the empty reservation makes it exclusive."""
-    os.close(os.open(destination, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    try:
-        os.replace(source, destination)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(destination)
-        raise
-
-
-def _copy(source: Path, directory: Path) -> Path:
-    """A durable copy of `source` in `directory`; the modification time is copied too."""
-    temporary = _temporary_name(directory)
-    with storage("open", source):
-        reading = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        writing = create(temporary, 0o600)
-        try:
-            # Held while it grows, so that recovery can tell it from a dead copy.
-            _flock(writing, temporary)
-            with storage("copy", source):
-                status = os.fstat(reading)
-                _copy_range(reading, writing, status.st_size, source, temporary)
-                _check_length(writing, status.st_size)
-                os.fchmod(writing, stat.S_IMODE(status.st_mode))
-                os.utime(writing, ns=(status.st_atime_ns, status.st_mtime_ns))
-                os.fsync(writing)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
-        finally:
-            os.close(writing)
-    finally:
-        os.close(reading)
-    return temporary
-
-
-def keep_as(source: Path, destination: Path) -> None:
-    """Give a file a second name, by hard link or, where there are none, by a copy.
-
-    Calling again after a crash is no error. Raises `FileExistsError` when another file has it.
-    """
-    if is_taken(destination):
-        if not _is_same(source, destination):
-            raise FileExistsError(errno.EEXIST, "file exists", str(destination))
-        return
-    try:
-        os.link(source, destination)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        if error.errno not in _NO_HARD_LINKS:
-            raise StorageError("link", destination, error) from error
-        copy = _copy(source, destination.parent)
-        _reserve_and_rename(copy, destination)
-    fsync_directory(destination.parent)
-
-
-def find_link(directory: Path, fd: int, *, besides: str) -> Path | None:
-    """A name of the open file in `directory` that does not begin with `besides`, or None."""
-    with storage("list", directory):
-        status = os.fstat(fd)
-        try:
-            entries = os.scandir(directory)
-        except FileNotFoundError:
-            return None
-        with entries:
-            for entry in entries:
-                if entry.inode() != status.st_ino or entry.name.startswith(besides):
-                    continue
-                if os.path.samestat(entry.stat(follow_symlinks=False), status):
-                    return directory / entry.name
-    return None
-
-
-def replace_by_prefix(path: Path, reading: int, size_bytes: int, trailer: bytes) -> int:
-    """Put a new file in the place of `path`: the first bytes of `reading`, then `trailer`.
-
-    Returns its descriptor, locked. What had the name before is untouched under its other names.
-    """
-    temporary = _temporary_name(path.parent)
-    writing = create(temporary)
-    try:
-        _flock(writing, temporary)
-        _copy_range(reading, writing, size_bytes, path, temporary)
-        write_at(writing, trailer, size_bytes, temporary)
-        with storage("replace", path):
-            _check_length(writing, size_bytes + len(trailer))
-            os.fsync(writing)
-            os.replace(temporary, path)
-    except BaseException:
-        os.close(writing)
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    fsync_directory(path.parent)
-    return writing
-
-
 def remove_leftovers(directory: Path, *, now: float) -> int:
-    """Remove temporary files that a crash left in `directory`; returns how many.
+    """Remove temporary files of ours that a crash left in `directory`; returns how many.
 
     One that is locked, or younger than a minute, may be somebody's work in progress.
     """
     removed = 0
-    with storage("list", directory):
+    for name in filter(is_temporary, names_in(directory)):
         try:
-            names = sorted(filter(is_temporary, os.listdir(directory)))
-        except FileNotFoundError:
-            return 0
-    for name in names:
-        path = directory / name
-        try:
-            with lock(path) as held:
-                if now - os.fstat(held.fd).st_ctime >= LEFTOVER_AGE_S:
-                    _unlink(path)
-                    removed += 1
+            removed += _remove_leftover(directory / name, now)
         except (DataPathInUse, StorageError):
             continue  # it is in the way of nobody
     return removed
 
 
-def _copy_range(reading: int, writing: int, size_bytes: int, source: Path, target: Path) -> None:
-    """Copy the first bytes of a file; when it has fewer, the copy's length will tell."""
-    offset = 0
-    while offset < size_bytes:
-        with storage("read", source):
-            data = os.pread(reading, min(COPY_BYTES, size_bytes - offset), offset)
-        if not data:
-            break
-        write_at(writing, data, offset, target)
-        offset += len(data)
-
-
-def _is_same(source: Path, destination: Path) -> bool:
-    """Whether `destination` is what an earlier, cut `publish` of `source` made."""
-    with storage("stat", destination):
-        one, other = os.lstat(source), os.lstat(destination)
-        if os.path.samestat(one, other):
-            return True
-        alike = (one.st_size, one.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
-        if not alike or not stat.S_ISREG(other.st_mode):
-            return False
-        with source.open("rb") as left, destination.open("rb") as right:
-            while data := left.read(COPY_BYTES):
-                if data != right.read(COPY_BYTES):
-                    return False
-            return not right.read(1)
+def _remove_leftover(path: Path, now: float) -> bool:
+    fd = open_existing(path)
+    try:
+        lock_file(fd, path)
+        with storage("stat", path):
+            is_old = now - os.fstat(fd).st_ctime >= LEFTOVER_AGE_S
+        if is_old:
+            unlink(path)
+        return is_old
+    finally:
+        close(fd)
 
 
 def is_temporary(name: str) -> bool:
@@ -495,6 +426,7 @@ def is_temporary(name: str) -> bool:
     return name.startswith(TEMPORARY_PREFIX) and name.endswith(TEMPORARY_SUFFIX)
 
 
-def _temporary_name(directory: Path) -> Path:
+def temporary_name(directory: Path) -> Path:
+    """A name that nobody else uses, for a file that gets its real name later."""
     unique = f"{os.getpid()}-{secrets.token_hex(8)}"
     return directory / f"{TEMPORARY_PREFIX}{unique}{TEMPORARY_SUFFIX}"

@@ -1,4 +1,4 @@
-"""A module `os` that fails at call N, for `nsqtools.durable`."""
+"""A module `os` that fails at call N, for `nsqtools.durable` and `nsqtools.publish`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import errno
 import os
 from typing import TYPE_CHECKING, Any
 
+from nsqtools import durable, publish
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
+
+    import pytest
 
 COUNTED = {
     "open",
@@ -49,6 +54,11 @@ class FailingOs:
         self._write_max = write_max
         self._only = only or COUNTED
 
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Take the place of `os` in all modules that write durable files."""
+        monkeypatch.setattr(durable, "os", self)
+        monkeypatch.setattr(publish, "os", self)
+
     def heal(self) -> None:
         self._failures = 0
 
@@ -72,3 +82,18 @@ class FailingOs:
             return real(*args, **options)
 
         return call
+
+
+class FoldersApart:
+    """Every folder is a filesystem of its own."""
+
+    def __init__(self, below: Any) -> None:
+        self._below = below
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._below, name)
+
+    def link(self, source: Path, destination: Path) -> None:
+        if source.parent != destination.parent:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        self._below.link(source, destination)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hypothesis import strategies as st
 
+from nsqtools.archive.claims import Claim, ClaimFacts
 from nsqtools.archive.naming import FileNaming
 from nsqtools.archive.reader import open_archive
 from nsqtools.archive.rotation import RotationPolicy
 from nsqtools.archive.writer import ArchiveSpec, ArchiveWriter
+from nsqtools.clock import ManualClock
 from nsqtools.errors import DamagedArchive
 from nsqtools.wire.messages import Messages, encode_payload
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
+
+    from nsqtools.archive.finishing import Published
 
 FORMATS = ("lines", "jsonl", "framed")
 COMPRESSIONS = ("none", "gzip", "zstd")
@@ -25,16 +29,6 @@ NSQD = "127.0.0.1:4150"
 START_NS = 1_700_000_000_000_000_000
 START_S = 1_700_000_000.0
 NAMING = FileNaming(host="host", filename_format="<TOPIC><REV>.log", pid=7)
-
-
-class ManualClock:
-    """Stands still until told."""
-
-    def __init__(self, now: float = START_S) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def payload(number: int, body: bytes, *, ts_ns: int | None = None) -> bytes:
@@ -56,6 +50,7 @@ def spec(
     work_dir: Path | None = None,
     topic: str = "topic",
     level: int | None = None,
+    compact: bool = False,
 ) -> ArchiveSpec:
     return ArchiveSpec(
         topic=topic,
@@ -64,6 +59,7 @@ def spec(
         record_format=record_format,
         compression=compression,
         level=level,
+        compact=compact,
         output_dir=folder,
         work_dir=work_dir or folder,
         naming=naming,
@@ -75,18 +71,77 @@ def write_file(
     folder: Path, record_format: str, compression: str, commits: Sequence[Sequence[Messages]]
 ) -> Path:
     """A published file with these commits."""
-    writer = ArchiveWriter(spec(folder, record_format, compression), clock=ManualClock())
+    writer = ArchiveWriter(
+        spec(folder, record_format, compression), clock=ManualClock(time_s=START_S)
+    )
     for commit in commits:
         writer.commit(commit)
-    (published,) = writer.close()
-    return published.path
+    (published,) = close(writer)
+    return Path(published.location)
+
+
+def close(writer: ArchiveWriter) -> list[Published]:
+    """Seal and publish all that the writer has."""
+    writer.close()
+    return finish(writer)
+
+
+def finish(writer: ArchiveWriter) -> list[Published]:
+    """Publish all that is sealed."""
+    return list(iter(writer.finish, None))
+
+
+def visible(folder: Path) -> list[Path]:
+    """The files below a folder, without the claims."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in files if not path.parent.name.startswith(".nsqtools-"))
+
+
+def claims(folder: Path) -> list[Path]:
+    """What is left in the folders of claims."""
+    return sorted(folder.rglob(".nsqtools-*/*"))
+
+
+def claimed(
+    folder: Path,
+    data: bytes | bytearray,
+    record_format: str,
+    compression: str,
+    name: str = "topic-000000.log",
+    *,
+    output_dir: Path | None = None,
+    compact: bool = False,
+) -> Path:
+    """A working file as a dead writer left it, with its claim."""
+    facts = ClaimFacts(
+        working=name + ".part",
+        destination=str(output_dir or folder),
+        name=name,
+        record_format=record_format,
+        compression=compression,
+        level=6 if compression == "gzip" else 3,
+        compact=compact,
+        topic="topic",
+        channel="channel",
+        host="host",
+        created_at=START_S,
+    )
+    path = folder / facts.working
+    path.parent.mkdir(parents=True, exist_ok=True)
+    claim = Claim.take(folder, facts)
+    path.write_bytes(data)
+    claim.mark_created()
+    claim.close()
+    return path
 
 
 def unfinished_file(
     folder: Path, record_format: str, compression: str, commits: Sequence[Sequence[Messages]]
 ) -> tuple[bytes, list[int]]:
     """The bytes of a file whose writer died, and its size after each commit; it is removed."""
-    writer = ArchiveWriter(spec(folder, record_format, compression), clock=ManualClock())
+    writer = ArchiveWriter(
+        spec(folder, record_format, compression), clock=ManualClock(time_s=START_S)
+    )
     ends = []
     path: Path | None = None
     for commit in commits:
@@ -98,6 +153,8 @@ def unfinished_file(
     assert path is not None
     data = path.read_bytes()
     path.unlink()
+    for claim in claims(folder):
+        claim.unlink()
     return data, ends
 
 

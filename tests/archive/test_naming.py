@@ -24,7 +24,6 @@ from nsqtools.archive.naming import (
 from nsqtools.errors import ArchiveError
 
 if TYPE_CHECKING:
-    import re
     from pathlib import Path
 
 NOW = 1_700_000_000.0  # 2023-11-14 22:13:20 UTC, a Tuesday
@@ -189,6 +188,28 @@ def test_first_free_asks_little() -> None:
     assert len(asked) < 40
 
 
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_planted_names_hide_no_free_one(step: int) -> None:
+    """A name at every place where doubling steps fall."""
+    planted = {step * (2**power - 1) for power in range(30)} | {2**power for power in range(30)}
+    asked: list[int] = []
+
+    def is_taken(revision: int) -> bool:
+        asked.append(revision)
+        return revision in planted or revision < 2000
+
+    planted |= {2000 + step * (2**power - 1) for power in range(25)}
+    assert first_free(2000, is_taken) not in planted
+    assert len(asked) < 700
+
+
+def test_any_name_is_tried_before_giving_up() -> None:
+    gallop = {2**power - 1 for power in range(30)}
+    assert first_free(0, lambda revision: revision in gallop or revision < 5000) >= 5000
+    with pytest.raises(ArchiveError, match="no free one"):
+        first_free(0, lambda revision: True)
+
+
 @pytest.mark.parametrize(
     ("given_name", "count", "expected"),
     [
@@ -204,23 +225,3 @@ def test_first_free_asks_little() -> None:
 )
 def test_bump(given_name: str, count: int, expected: str) -> None:
     assert bump(given_name, count) == expected
-
-
-@given(
-    filename_format=st.sampled_from(
-        [FILENAME_FORMAT, "<TOPIC><REV>.log", "<DATETIME>/<TOPIC>.<PID><REV>", "<TOPIC>/x<REV>.a.b"]
-    ),
-    topic=st.sampled_from(["t", "..", "a.b-c_d", "t#ephemeral"]),
-    compression=st.sampled_from(["none", "gzip", "zstd"]),
-    needed=st.booleans(),
-    revision=st.integers(0, 10**7),
-)
-def test_the_matcher_knows_every_name_that_was_given(
-    filename_format: str, topic: str, compression: str, needed: bool, revision: int
-) -> None:
-    naming = FileNaming(host="web1", filename_format=filename_format, datetime_format="%Y/%m%%%d")
-    topic_naming = naming.format_for(topic, compression, revision_needed=needed)
-    made = topic_naming.name(topic_naming.stem(NOW), revision)
-    pattern: re.Pattern[str] = naming.matcher()
-    assert pattern.fullmatch(made)
-    assert not pattern.fullmatch(f"elsewhere/{made}/x")

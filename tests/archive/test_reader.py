@@ -9,7 +9,7 @@ import json
 import os
 import tracemalloc
 import zlib
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import zstandard
@@ -32,9 +32,6 @@ from nsqtools.archive.lines import LinesDecoder
 from nsqtools.archive.reader import BATCH_BYTES_MAX, BATCH_RECORDS_MAX, open_archive
 from nsqtools.errors import ArchiveError, DamagedArchive, StorageError
 from nsqtools.wire.messages import Messages
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 MS = 1_000_000
 
@@ -216,6 +213,48 @@ class Counting(io.RawIOBase):
         return data
 
 
+@pytest.mark.parametrize("compression", ["none", "gzip"])
+def test_a_file_that_shrinks_while_it_is_read(compression: str, tmp_path: Path) -> None:
+    commits = [[batch_of([os.urandom(75_000).hex().encode()], number)] for number in range(10)]
+    data, ends = unfinished_file(tmp_path, "lines", compression, commits)
+    path = tmp_path / "x"
+    path.write_bytes(data)
+    found: list[bytes] = []
+    with open_archive(path) as reader:
+        batches = reader.batches()
+        found += next(batches).bodies
+        os.truncate(path, ends[6])  # an end that looks like any other
+        with pytest.raises(DamagedArchive, match="became shorter") as caught:
+            found.extend(body for batch in batches for body in batch.bodies)
+    assert found == [commit[0].bodies[0] for commit in commits[: len(found)]]
+    assert len(found) <= 7
+    assert (caught.value.offset, caught.value.records) == (ends[6], len(found))
+
+
+def test_a_file_that_grows_while_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"a\n")
+    with open_archive(path) as reader:
+        path.write_bytes(b"a\nb\n")
+        found = [body for batch in reader.batches() for body in batch.bodies]
+    assert found == [b"a", b"b"]
+
+
+@pytest.mark.parametrize("name", ["/proc/version", "/sys/kernel/mm/transparent_hugepage/enabled"])
+def test_a_file_of_the_kernel_has_another_size_than_it_says(name: str) -> None:
+    path = Path(name)
+    if not path.exists():
+        pytest.skip("this kernel has no such file")
+    assert read_bodies(path) == (path.read_bytes().splitlines(), None)
+
+
+def test_a_long_first_line_does_not_hide_the_format(tmp_path: Path) -> None:
+    path = write_file(tmp_path, "jsonl", "none", [[batch_of([b"x" * (3 << 20), b"y"])]])
+    with open_archive(path) as reader:
+        assert reader.info.record_format == "jsonl"
+        assert [batch.bodies[-1] for batch in reader.batches()] == [b"x" * (3 << 20), b"y"]
+
+
 def test_an_unsealed_file_is_selected_from_by_record(tmp_path: Path) -> None:
     data, _ = unfinished_file(tmp_path, "framed", "zstd", TIMED)
     path = tmp_path / "x.part"
@@ -246,7 +285,7 @@ def test_batches_are_bounded(record_format: str, compression: str, tmp_path: Pat
 @pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
 def test_a_line_has_a_limit(compression: str, tmp_path: Path) -> None:
     path = write_file(tmp_path, "lines", compression, [[batch_of([b"short", b"x" * 5000, b"y"])]])
-    with open_archive(path, record_bytes_max=4999) as reader:
+    with open_archive(path, body_bytes_max=4999) as reader:
         batches = reader.batches()
         assert next(batches).bodies == [b"short"]
         with pytest.raises(DamagedArchive, match="a line of more than 4999 bytes"):
@@ -363,7 +402,7 @@ def test_a_file_object_is_read_from_where_it_stands(tmp_path: Path) -> None:
 def test_decoders_take_pieces_cut_anywhere(bodies: list[bytes], cuts: list[int]) -> None:
     header = encode_header(record_format="framed", topic="t", channel="c", host="h")
     encoder = FramedEncoder(header)
-    data = header + b"".join(encoder.encode([batch_of([body])]) for body in bodies)
+    data = header + b"".join(encoder.encode([batch_of([body])]).content for body in bodies)
     framed = FramedDecoder(1000, header_due=True)
     edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
     found: list[bytes] = []
@@ -386,10 +425,37 @@ def test_decoders_take_pieces_cut_anywhere(bodies: list[bytes], cuts: list[int])
     assert found == (text.removesuffix(b"\n").split(b"\n") if text else [])
 
 
+@given(
+    groups=st.lists(
+        st.lists(st.tuples(st.integers(0, 5), st.integers(1, 100)), min_size=1, max_size=4),
+        min_size=1,
+        max_size=3,
+    ),
+    cuts=st.lists(st.integers(0, 20_000), max_size=5),
+)
+def test_runs_of_one_size_survive_any_cut(
+    groups: list[list[tuple[int, int]]], cuts: list[int]
+) -> None:
+    bodies = [
+        [b"%d" % number * size for size, count in runs for number in range(count)]
+        for runs in groups
+    ]
+    encoder = FramedEncoder(b"")
+    data = b"".join(encoder.encode([batch_of(group)]).content for group in bodies)
+    decoder = FramedDecoder(1000, header_due=False)
+    edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    found: list[bytes] = []
+    for start, stop in itertools.pairwise(edges):
+        for run in decoder.feed(data[start:stop], start):
+            found += run.bodies
+    assert found == [body for group in bodies for body in group]
+    assert decoder.committed_end == len(data)
+
+
 def test_a_long_record_is_not_joined_for_every_piece() -> None:
     encoder = FramedEncoder(b"")
-    data = bytes(encoder.encode([batch_of([b"x" * (8 << 20)])]))
-    decoder = FramedDecoder(stream.RECORD_BYTES_MAX, header_due=False)
+    data = bytes(encoder.encode([batch_of([b"x" * (8 << 20)])]).content)
+    decoder = FramedDecoder(stream.BODY_BYTES_MAX, header_due=False)
     found = []
     for at in range(0, len(data), 4096):
         for run in decoder.feed(data[at : at + 4096], at):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 
 import pytest
 from hypothesis import given
@@ -13,27 +14,37 @@ from nsqtools.archive.framed import FramedEncoder
 from nsqtools.archive.groups import GROUP_BYTES_MAX, split
 from nsqtools.archive.header import HeaderError, decode_header, encode_header, looks_damaged
 from nsqtools.archive.jsonl import (
+    JsonlDecoder,
     JsonlEncoder,
-    _body_text,
-    _body_texts,
+    _Columns,
+    _decode_alike,
     _decode_one_by_one,
     _decode_together,
+    _text,
+    _texts_together,
+    line_bytes_max,
 )
 from nsqtools.archive.lines import LinesEncoder
-from nsqtools.archive.stream import Damage
-from nsqtools.wire.messages import Messages, count_messages
+from nsqtools.archive.stream import Damage, Records
+from nsqtools.errors import ArchiveError
+from nsqtools.wire.messages import Messages, count_messages, encode_payload
 
 bodies_of_text = st.lists(st.text().map(str.encode) | st.sampled_from([b"", b'"', b"\\", b"\x7f"]))
 
 
 @given(bodies=bodies_of_text | st.lists(st.binary(max_size=5)))
 def test_bodies_are_escaped_together_as_one_by_one(bodies: list[bytes]) -> None:
-    assert _body_texts(bodies) == [_body_text(body) for body in bodies]
+    texts = _texts_together(batch_of(bodies)) if bodies else []
+    one_by_one = [_text(body) for body in bodies]
+    if texts is None:
+        assert any(is_base64 or b"\x7f" in text for text, is_base64 in one_by_one)
+    else:
+        assert one_by_one == [(text, False) for text in texts]
 
 
 @given(batches=st.lists(any_batch, max_size=3))
 def test_every_line_is_json(batches: list[Messages]) -> None:
-    lines = JsonlEncoder("topic").encode(batches).split(b"\n")
+    lines = JsonlEncoder("topic").encode(batches).content.split(b"\n")
     assert lines.pop() == b""
     assert len(lines) == count_messages(batches)
     for line in lines:
@@ -42,9 +53,24 @@ def test_every_line_is_json(batches: list[Messages]) -> None:
 
 @given(batches=st.lists(any_batch, max_size=3))
 def test_ambiguous_bodies_are_counted(batches: list[Messages]) -> None:
-    encoder = LinesEncoder()
     expected = sum(b"\n" in body for found in batches for body in found.bodies)
-    assert encoder.count_ambiguous(batches) == expected
+    assert LinesEncoder().encode(batches).ambiguous == expected
+
+
+def test_an_nsqd_has_a_limit() -> None:
+    encoder = JsonlEncoder("topic")
+    with pytest.raises(ArchiveError, match="longer than 4096 bytes"):
+        encoder.encode([batch_of([b"a"], nsqd="n" * 4096)])
+    bodies = [b"\x01" * 1000]
+    worst = Messages([encode_payload(-1, 65535, b"\x00" * 16, bodies[0])], nsqd="\x00" * 682)
+    line = encoder.encode([worst]).content
+    assert len(line) <= line_bytes_max(1000)
+
+
+def test_a_name_that_is_no_text_can_be_read_back() -> None:
+    line = bytes(JsonlEncoder("topic").encode([batch_of([b"a"], nsqd="h\udcff:1")]).content)
+    (run,) = JsonlDecoder(1000).feed(line, 0)
+    assert (run.bodies, run.nsqds) == ([b"a"], ["h?:1"])
 
 
 def test_many_sizes_are_remembered_within_bounds() -> None:
@@ -136,7 +162,80 @@ def test_lines_decoded_together_are_lines_decoded_one_by_one(
     except (Damage, ValueError):
         assert together is None
     else:
-        assert together == run
+        assert together is not None
+        assert (together.bodies, together.nsqds) == (run.bodies, run.nsqds)
+        assert payloads_of(together) == payloads_of(run)
+
+
+def payloads_of(run: Records) -> list[bytes]:
+    assert run.messages is not None
+    return run.messages.payloads
+
+
+HEAD = struct.Struct(">QH16s")
+LIKE_TODAY = st.integers(10**18 - 3, 10**18 + 3) | st.integers(0, 2**64 - 1)
+RUN_BODIES = st.sampled_from(
+    [b"", b"body", b'"', b"\\", b"\n", b"\x7f", b"\xff", "\u20ac".encode()]
+)
+SPLICES = [
+    b'"',
+    b"\\",
+    b"\x7f",
+    b"0",
+    b"-",
+    b" ",
+    b"}",
+    b"\xff",
+    b"\\u007f",
+    b"\\ud83d",
+    b"\\ude00",
+    b"",
+]
+
+
+@given(
+    runs=st.lists(
+        st.tuples(LIKE_TODAY, st.lists(RUN_BODIES, min_size=1, max_size=40), st.integers(1, 2)),
+        min_size=1,
+        max_size=3,
+    ),
+    splices=st.lists(
+        st.tuples(
+            st.integers(0, 40), st.integers(-9, 200), st.sampled_from(SPLICES), st.booleans()
+        ),
+        max_size=2,
+    ),
+)
+def test_runs_of_our_own_lines_are_decoded_as_one_by_one(
+    runs: list[tuple[int, list[bytes], int]], splices: list[tuple[int, int, bytes, bool]]
+) -> None:
+    batches = [
+        Messages([HEAD.pack(ts, attempts, b"%016x" % at) + body for at, body in enumerate(bodies)])
+        for ts, bodies, attempts in runs
+    ]
+    lines = bytes(JsonlEncoder("topic").encode(batches).content).split(b"\n")[:-1]
+    for number, at, splice, replaces in splices:
+        line = lines[number % len(lines)]
+        at %= len(line)
+        lines[number % len(lines)] = line[:at] + splice + line[at + replaces :]
+    together = _decode_together(lines, 0)
+    try:
+        (run,) = _decode_one_by_one(lines, 0, torn=False)
+    except (Damage, ValueError):
+        assert together is None
+    else:
+        assert together is not None
+        assert (together.bodies, together.nsqds) == (run.bodies, run.nsqds)
+        assert payloads_of(together) == payloads_of(run)
+
+
+def test_a_run_of_our_own_lines_is_read_as_one() -> None:
+    bodies = [b"%d" % number for number in range(100)]
+    lines = bytes(JsonlEncoder("topic").encode([batch_of(bodies)]).content).split(b"\n")[:-1]
+    # The attempts of these differ from one to the next.
+    assert _decode_alike(lines, _Columns()) == 0
+    alike = [line for line in lines if b'"attempts":2' in line]
+    assert _decode_alike(alike, _Columns()) == len(alike) >= 16
 
 
 @pytest.mark.parametrize(
@@ -153,3 +252,35 @@ def test_lines_decoded_together_are_lines_decoded_one_by_one(
 )
 def test_records_do_not_span_lines(lines: list[bytes]) -> None:
     assert _decode_together(lines, 0) is None
+
+
+ODD_LINES = {
+    b'{"ts":1,"id":"0000000000000000","attempts":1,"nsqd":"n","topic":"t","body":"b"}': b"b",
+    b' {"topic":"t" , "body":"b","ts":1,"id":"0000000000000000","attempts":1,"nsqd":"n"}\r': b"b",
+    b'{"ts":1,"id":"0000000000000000","attempts":1,"nsqd":"n","topic":"t","body":"a","body":"b"}': b"b",
+    b'{"ts":NaN,"id":"0000000000000000","attempts":1,"nsqd":"n","topic":"t","body":"b"}': None,
+    b'{"ts":1.0,"id":"0000000000000000","attempts":1,"nsqd":"n","topic":"t","body":"b"}': None,
+    b'{"ts":1,"id":"0000000000000000","attempts":1,"nsqd":"\\ud800","topic":"t","body":"b"}': None,
+    b'{"ts":1,"id":"0000000000000000","attempts":1,"nsqd":"\xff","topic":"t","body":"b"}': None,
+    b'{"ts":1,"id":"0000000000000000","attempts":1,"nsqd":"n","topic":"t","body":"\t"}': None,
+    b'{"ts":1,"id":"0000000000000000","attempts":1,"nsqd":"n","topic":"t","body":"b"},0,{}': None,
+    b'["ts","id","attempts","nsqd","topic","body"]': None,
+    b"null": None,
+    b"": None,
+}
+
+
+@pytest.mark.parametrize(("line", "body"), ODD_LINES.items())
+def test_what_a_line_may_look_like(line: bytes, body: bytes | None) -> None:
+    sound = next(iter(ODD_LINES))
+    together = _decode_together([sound, line, sound], 0)
+    if body is not None:
+        assert together is not None
+        assert together.bodies == [b"b", body, b"b"]
+        return
+    assert together is None
+    runs = _decode_one_by_one([sound, line, sound], 0, torn=False)
+    assert next(runs).bodies == [b"b"]
+    with pytest.raises(Damage) as caught:
+        next(runs)
+    assert caught.value.offset == len(sound) + 1

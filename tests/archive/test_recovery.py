@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -12,21 +13,24 @@ from pathlib import Path
 import pytest
 from tests.archive.failing_os import FailingOs
 from tests.archive.helpers import (
-    NAMING,
     PAIRS,
     START_NS,
-    ManualClock,
     batch_of,
+    claimed,
+    claims,
+    close,
     read_bodies,
     spec,
     unfinished_file,
+    visible,
 )
 
 from nsqtools import durable
 from nsqtools.archive.naming import FileNaming
 from nsqtools.archive.reader import open_archive
-from nsqtools.archive.recovery import recover
+from nsqtools.archive.recovery import claims_by_topic, recover
 from nsqtools.archive.writer import ArchiveWriter
+from nsqtools.clock import ManualClock
 from nsqtools.errors import StorageError
 
 COMMITS = [[batch_of([b"one", b"two"])], [batch_of([b"three"], 2)], [batch_of([b"four"], 3)]]
@@ -49,36 +53,56 @@ def test_a_file_left_behind_is_published(
     record_format: str, compression: str, tmp_path: Path
 ) -> None:
     part = leave_behind(tmp_path, record_format, compression)
-    (result,) = recover(tmp_path, tmp_path, naming=NAMING)
+    (result,) = recover(tmp_path)
     assert result.path == part
-    assert result.published == part.with_suffix("")
+    assert result.published == str(part.with_suffix(""))
     assert (result.records, result.cut_bytes) == (4, 0)
-    assert read_bodies(result.published) == (BODIES, None)
+    assert read_bodies(Path(result.published)) == (BODIES, None)
     if record_format != "lines" or compression == "zstd":
         assert (result.first_ts_ns, result.last_ts_ns) == (START_NS, START_NS + 3_000_000)
-    with open_archive(result.published) as reader:
+    with open_archive(Path(result.published)) as reader:
         assert reader.info.sealed
         assert reader.info.records == (4 if compression == "zstd" else None)
-    assert recover(tmp_path, tmp_path) == []
+    assert list(recover(tmp_path)) == []
+    assert claims(tmp_path) == []
 
 
 def test_a_recovered_zstd_file_is_the_file_its_writer_would_have_made(tmp_path: Path) -> None:
     leave_behind(tmp_path / "dead", "lines", "zstd")
-    (result,) = recover(tmp_path / "dead", tmp_path / "dead")
+    (result,) = recover(tmp_path / "dead")
     writer = ArchiveWriter(spec(tmp_path / "alive", "lines", "zstd"), clock=ManualClock())
     for commit in COMMITS:
         writer.commit(commit)
-    (published,) = writer.close()
+    (published,) = close(writer)
     assert result.published is not None
-    assert result.published.read_bytes() == published.path.read_bytes()
+    assert Path(result.published).read_bytes() == Path(published.location).read_bytes()
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+def test_recovery_compacts_as_the_writer_does(compression: str, tmp_path: Path) -> None:
+    results = []
+    for folder in (tmp_path / "dead", tmp_path / "alive"):
+        writer = ArchiveWriter(spec(folder, "framed", compression, compact=True))
+        for number in range(50):
+            writer.commit([batch_of([b"body %d" % number], number)])
+        if folder.name == "dead":
+            writer.abandon()
+            results += [result.published for result in recover(folder)]
+        else:
+            results += [published.location for published in close(writer)]
+    one, other = (Path(result or "").read_bytes() for result in results)
+    assert one == other
+    assert len(one) < 1500
 
 
 def test_a_living_writer_is_left_alone(tmp_path: Path) -> None:
     writer = ArchiveWriter(spec(tmp_path), clock=ManualClock())
     writer.commit(COMMITS[0])
-    assert recover(tmp_path, tmp_path) == []
+    assert list(recover(tmp_path)) == []
     writer.commit(COMMITS[1])
-    (published,) = writer.close()
+    writer.rotate()
+    assert list(recover(tmp_path)) == []
+    (published,) = close(writer)
     assert published.messages == 3
 
 
@@ -96,78 +120,158 @@ def test_a_killed_process_leaves_a_file_that_is_recovered(tmp_path: Path) -> Non
     ) as process:
         assert process.stdout is not None
         assert process.stdout.read(5) == b"ready"
-        assert recover(tmp_path, tmp_path) == []
+        assert list(recover(tmp_path)) == []
         process.send_signal(signal.SIGKILL)
-    (result,) = recover(tmp_path, tmp_path)
+    (result,) = recover(tmp_path)
     assert result.published is not None
-    assert read_bodies(result.published) == ([b"one", b"two"], None)
+    assert read_bodies(Path(result.published)) == ([b"one", b"two"], None)
 
 
-def test_from_a_work_dir_to_the_same_place_in_the_output_dir(tmp_path: Path) -> None:
-    work, output = tmp_path / "work", tmp_path / "output"
-    part = leave_behind(work, "lines", "none").rename(work / "a-000004.log.part")
-    (work / "deep" / "er").mkdir(parents=True)
-    part.rename(work / "deep" / "er" / part.name)
-    (output / "deep" / "er").mkdir(parents=True)
-    (output / "deep" / "er" / "a-000004.log").write_bytes(b"taken")
-    (result,) = recover(work, output)
-    assert result.published == output / "deep" / "er" / "a-000005.log"
-    assert (output / "deep" / "er" / "a-000004.log").read_bytes() == b"taken"
+def test_the_claim_says_where_it_belongs(tmp_path: Path) -> None:
+    """Two runs share a work directory; the name at the destination is taken since."""
+    work = tmp_path / "work"
+    for output in ("one", "two"):
+        part = claimed(
+            work,
+            b"%s\n" % output.encode(),
+            "lines",
+            "none",
+            f"d/{output}-000004.log",
+            output_dir=tmp_path / output,
+        )
+        assert part == work / "d" / f"{output}-000004.log.part"
+    (tmp_path / "two" / "d").mkdir(parents=True)
+    (tmp_path / "two" / "d" / "two-000004.log").write_bytes(b"taken")
+    results = {result.published for result in recover(work)}
+    one, two = tmp_path / "one/d/one-000004.log", tmp_path / "two/d/two-000005.log"
+    assert results == {str(one), str(two)}
+    assert (one.read_bytes(), two.read_bytes()) == (b"one\n", b"two\n")
+    assert (tmp_path / "two/d/two-000004.log").read_bytes() == b"taken"
+    assert visible(work) == []
+
+
+@pytest.mark.parametrize("datetime_format", ["%Y/%m/%d/%H", "%Y"])
+def test_a_name_with_folders_in_it_is_found(datetime_format: str, tmp_path: Path) -> None:
+    naming = FileNaming(
+        host="a/b",
+        filename_format="<TOPIC>/<HOST><REV>.<DATETIME>",
+        utc=True,
+        datetime_format=datetime_format,
+    )
+    writer = ArchiveWriter(spec(tmp_path, naming=naming), clock=ManualClock())
+    writer.commit(COMMITS[0])
+    writer.abandon()
+    (result,) = recover(tmp_path)
+    assert result.published is not None
+    assert read_bodies(Path(result.published)) == ([b"one", b"two"], None)
+
+
+def test_what_nobody_claimed_is_not_touched(tmp_path: Path) -> None:
+    """The names are as a writer gives them, and one begins as our files do."""
+    leave_behind(tmp_path, "framed", "none").rename(tmp_path / "topic-000007.log.part")
+    for claim in claims(tmp_path):
+        claim.unlink()
+    (tmp_path / "film.part").write_bytes(b"half a film\n...")
+    before = {path: path.read_bytes() for path in visible(tmp_path)}
+    assert list(recover(tmp_path)) == []
+    assert {path: path.read_bytes() for path in visible(tmp_path)} == before
+
+
+@pytest.mark.parametrize(
+    "start", [b"\x1f\x8b\x08 like gzip", b"\x28\xb5\x2f\xfd like zstd", b"\x89NSQA\r", b"{}"]
+)
+def test_lines_are_lines_whatever_they_begin_with(start: bytes, tmp_path: Path) -> None:
+    writer = ArchiveWriter(spec(tmp_path), clock=ManualClock())
+    writer.commit([batch_of([start, b"two"])])
+    writer.abandon()
+    (result,) = recover(tmp_path)
+    assert result.published is not None
+    assert Path(result.published).read_bytes() == start + b"\ntwo\n"
+
+
+def test_one_topic_only(tmp_path: Path) -> None:
+    for topic in ("one", "two"):
+        writer = ArchiveWriter(spec(tmp_path, topic=topic), clock=ManualClock())
+        writer.commit(COMMITS[0])
+        writer.abandon()
+    claims = claims_by_topic(tmp_path)
+    assert {topic: len(paths) for topic, paths in claims.items()} == {"one": 1, "two": 1}
+    (result,) = recover(tmp_path, claims=claims["two"])
+    assert result.path == tmp_path / "two.log.part"
+    assert [path.name for path in visible(tmp_path)] == ["one.log.part", "two.log"]
+
+
+def test_results_come_one_by_one(tmp_path: Path) -> None:
+    for number in range(3):
+        claimed(tmp_path, b"x\n", "lines", "none", f"{number}.log")
+    results = recover(tmp_path)
+    assert len(visible(tmp_path)) == 3
+    assert next(results).published is not None
+    assert len([path for path in visible(tmp_path) if path.suffix == ".part"]) == 2
+
+
+def test_one_that_cannot_be_recovered_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = [tmp_path / name for name in ("a", "b", "c", "d")]
+    for output in outputs:
+        claimed(tmp_path, b"x\n", "lines", "none", f"{output.name}.log", output_dir=output)
+    outputs[1].write_bytes(b"no folder")
+    (tmp_path / "c.log.part").unlink()
+    (tmp_path / "c.log.part").symlink_to("/etc/hostname")
+    real = fcntl.flock
+
+    def flock(fd: int, how: int) -> None:
+        if b'"d.log"' in os.pread(fd, 10_000, 0):
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        real(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    results = {result.path.name: result for result in recover(tmp_path)}
+    assert results.pop("a.log.part").published == str(outputs[0] / "a.log")
+    assert all(result.failed for result in results.values())
+    assert "No locks available" in " ".join(result.reason for result in results.values())
+    assert {"b.log.part", "c.log.part"} < results.keys()
+    assert len(claims(tmp_path)) == 3
+    monkeypatch.undo()
+    outputs[1].unlink()
+    published = {result.path.name for result in recover(tmp_path) if result.published}
+    assert published == {"b.log.part", "d.log.part"}
 
 
 def test_nothing_to_recover(tmp_path: Path) -> None:
-    assert recover(tmp_path / "missing", tmp_path / "output") == []
-    (tmp_path / ".part").write_bytes(b"x\n")
-    (tmp_path / "folder.part").mkdir()
-    (tmp_path / "link.part").symlink_to("/etc/hostname")
-    assert recover(tmp_path, tmp_path) == []
+    assert list(recover(tmp_path / "missing")) == []
+    assert list(recover(tmp_path)) == []
 
 
-def test_files_that_are_not_ours_are_left_alone_and_reported(tmp_path: Path) -> None:
-    naming = FileNaming(host="h", filename_format="logs/<TOPIC>.<HOST><REV>.<DATETIME>.log")
-    (tmp_path / "film.mkv.part").write_bytes(b"half a film\n...")
-    (tmp_path / "logs").mkdir()
-    (tmp_path / "logs" / "t.other-host.2023-11-14_22.log.part").write_bytes(b"a\nb")
-    left, taken = recover(tmp_path, tmp_path, naming=naming)
-    assert left.published is None
-    assert left.reason == "left alone: not a name of ours"
-    assert (tmp_path / "film.mkv.part").read_bytes() == b"half a film\n..."
-    assert (taken.records, taken.cut_bytes) == (1, 1)
-    assert taken.reason == "cut: a cut line"
+def test_a_claim_without_its_file_goes(tmp_path: Path) -> None:
+    claimed(tmp_path, b"x\n", "lines", "none").unlink()
+    (result,) = recover(tmp_path)
+    assert (result.published, result.failed) == (None, False)
+    assert result.reason.startswith("gone: it was moved or removed")
+    assert claims(tmp_path) == []
 
 
-def test_folders_that_others_keep_to_themselves_are_no_reason_to_stop(
+def test_a_file_that_was_there_before_ours_is_not_touched(tmp_path: Path) -> None:
+    """Its writer died between the claim and the creation."""
+    path = claimed(tmp_path, b"", "lines", "none")
+    (claim,) = claims(tmp_path)
+    first_line = claim.read_bytes().split(b"\n", 1)[0] + b"\n"
+    claim.write_bytes(first_line)
+    path.write_bytes(b"somebody's\n")
+    (result,) = recover(tmp_path)
+    assert result.reason.startswith("left alone")
+    assert path.read_bytes() == b"somebody's\n"
+    assert claims(tmp_path) == []
+
+
+def test_the_answer_of_a_folder_that_cannot_be_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By default the folder is /tmp, where there always are some."""
-    part = leave_behind(tmp_path, "framed", "none")
-    (tmp_path / "private").mkdir()
-    listing = os.scandir
-
-    def scandir(path: str) -> object:
-        if str(path).endswith("private"):
-            raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return listing(path)
-
-    monkeypatch.setattr(os, "scandir", scandir)
-    (result,) = recover(tmp_path, tmp_path)
-    assert result.path == part
-
-    with pytest.raises(StorageError):
-        recover(tmp_path / "private", tmp_path)
-
-
-def test_no_deeper_than_names_can_be(tmp_path: Path) -> None:
-    leave_behind(tmp_path / "deep", "framed", "none")
-    assert recover(tmp_path, tmp_path, naming=NAMING) == []
-    assert NAMING.filename_format.count("/") == 0
-
-
-def test_a_file_with_our_header_is_taken_whatever_its_name(tmp_path: Path) -> None:
-    leave_behind(tmp_path, "framed", "none").rename(tmp_path / "renamed.part")
-    naming = FileNaming(host="h", filename_format="<TOPIC>.<DATETIME>.x")
-    (result,) = recover(tmp_path, tmp_path, naming=naming)
-    assert result.published == tmp_path / "renamed"
+    claimed(tmp_path, b"x\n", "lines", "none")
+    monkeypatch.setattr(durable, "os", FailingOs(0, only={"listdir"}, failures=9, code=errno.EIO))
+    with pytest.raises(StorageError, match="list"):
+        list(recover(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -178,35 +282,37 @@ def test_damage_in_the_middle_loses_nothing(
     record_format: str, compression: str, tmp_path: Path
 ) -> None:
     data, ends = unfinished_file(tmp_path, record_format, compression, COMMITS)
-    part = tmp_path / "topic-000000.log.part"
     broken = bytearray(data)
     middle = (ends[0] + ends[1]) // 2
     broken[middle : middle + 3] = b"\x01\x02\x03"
-    part.write_bytes(broken)
-    (result,) = recover(tmp_path, tmp_path)
+    claimed(tmp_path, broken, record_format, compression, compact=True)
+    (result,) = recover(tmp_path)
     assert result.published is not None
     assert result.records == 2
     assert result.reason.startswith("kept as topic-000000.log.part.bad: ")
-    assert read_bodies(result.published) == ([b"one", b"two"], None)
+    assert read_bodies(Path(result.published)) == ([b"one", b"two"], None)
     assert (tmp_path / "topic-000000.log.part.bad").read_bytes() == broken
     assert result.cut_bytes == len(data) - ends[0]
-    assert len(list(tmp_path.iterdir())) == 2
-    assert recover(tmp_path, tmp_path) == []
+    assert len(visible(tmp_path)) == 2
+    assert list(recover(tmp_path)) == []
 
 
 @pytest.mark.parametrize(
-    "data",
+    ("record_format", "compression", "data"),
     [
-        b"\x28\xb5\x2f\xfd somebody else's frame",
-        b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03 somebody else's member",
-        b"\x5a\x2a\x4d\x18\x05\x00\x00\x00wrong and more",
-        b"\x88NSQA\r\n\x1a damaged\n",
+        ("lines", "zstd", b"\x28\xb5\x2f\xfd somebody else's frame"),
+        ("lines", "gzip", b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03 somebody else's member"),
+        ("framed", "zstd", b"\x5a\x2a\x4d\x18\x05\x00\x00\x00wrong and more"),
+        ("framed", "none", b"\x88NSQA\r\n\x1a damaged\n" * 9),
+        ("jsonl", "none", b"no object\n"),
     ],
 )
-def test_what_cannot_be_understood_is_kept(data: bytes, tmp_path: Path) -> None:
-    (tmp_path / "x.part").write_bytes(data)
+def test_what_cannot_be_understood_is_kept(
+    record_format: str, compression: str, data: bytes, tmp_path: Path
+) -> None:
+    claimed(tmp_path, data, record_format, compression, "x")
     (tmp_path / "x.part.bad").write_bytes(b"an older one")
-    (result,) = recover(tmp_path, tmp_path)
+    (result,) = recover(tmp_path)
     assert result.published is None
     assert result.records == 0
     assert result.reason.startswith("kept as x.part.bad.1: ")
@@ -214,50 +320,14 @@ def test_what_cannot_be_understood_is_kept(data: bytes, tmp_path: Path) -> None:
     assert not (tmp_path / "x.part").exists()
 
 
-@pytest.mark.parametrize("compression", ["none", "zstd"])
-def test_a_move_that_was_cut_between_link_and_unlink(compression: str, tmp_path: Path) -> None:
-    writer = ArchiveWriter(spec(tmp_path, "framed", compression), clock=ManualClock())
-    writer.commit(COMMITS[0])
-    (published,) = writer.close()
-    part = published.path.with_name(published.path.name + ".part")
-    os.link(published.path, part)
-    (result,) = recover(tmp_path, tmp_path)
-    assert result.published == published.path
-    assert result.reason == "finished a move that was cut"
-    assert list(tmp_path.iterdir()) == [published.path]
-
-
-def test_a_copy_that_was_cut_before_the_unlink_is_not_published_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    part = leave_behind(tmp_path, "lines", "none")
-    monkeypatch.setattr(durable, "os", FailingOs(0, code=errno.EXDEV, only={"link"}))
-    real_unlink = durable._unlink
-
-    def refuse(path: Path) -> None:
-        if path == part:
-            raise StorageError("remove", path, OSError(errno.EIO, "power cut"))
-        real_unlink(path)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(durable, "_unlink", refuse)
-        with pytest.raises(StorageError):
-            recover(tmp_path, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["topic.log", "topic.log.part"]
-    (result,) = recover(tmp_path, tmp_path)
-    assert result.published == tmp_path / "topic.log"
-    assert list(tmp_path.iterdir()) == [tmp_path / "topic.log"]
-
-
-def test_old_temporary_files_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    old = tmp_path / ".nsqtools-1-abc.tmp"
-    old.write_bytes(b"half a copy")
-    recover(tmp_path, tmp_path)
-    assert old.exists()
-    with durable.lock(old):
-        assert durable.remove_leftovers(tmp_path, now=old.stat().st_ctime + 61) == 0
-    assert durable.remove_leftovers(tmp_path, now=old.stat().st_ctime + 61) == 1
-    assert not old.exists()
+def test_nothing_but_the_claims_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default the work directory is /tmp, which may hold anything."""
+    leave_behind(tmp_path, "framed", "none")
+    listed = FailingOs(only={"listdir", "scandir"})
+    monkeypatch.setattr(durable, "os", listed)
+    monkeypatch.setattr(os, "walk", None)
+    assert len(list(recover(tmp_path))) == 1
+    assert listed.calls == ["listdir"]
 
 
 @pytest.mark.parametrize(("record_format", "compression"), [("framed", "none"), ("lines", "zstd")])
@@ -276,19 +346,23 @@ def test_a_filesystem_that_fails_at_any_call(
     expected = BODIES[:2] if damage else BODIES[:3]
     for fail_at in range(200):
         folder = tmp_path / str(fail_at)
-        folder.mkdir()
-        (folder / "topic.log.part").write_bytes(broken)
+        claimed(folder, broken, record_format, compression, compact=True)
         failing = FailingOs(fail_at)
-        monkeypatch.setattr(durable, "os", failing)
+        failing.install(monkeypatch)
         try:
-            recover(folder, folder)
+            results = list(recover(folder))
         except StorageError:
+            results = []
+        if not results or results[0].failed:
             failing.heal()
-            recover(folder, folder)
-        published = [path for path in folder.iterdir() if not path.name.endswith(".bad")]
+            results = list(recover(folder))
+        assert not any(result.failed for result in results)
+        monkeypatch.undo()
+        published = [path for path in visible(folder) if path.suffix != ".bad"]
         assert [read_bodies(path) for path in published] == [(expected, None)]
         kept = list(folder.glob("*.bad"))
         assert [path.read_bytes() for path in kept] == ([bytes(broken)] if damage else [])
+        assert claims(folder) == []
         if not failing.failed:
             break
-    assert fail_at > 5
+    assert fail_at > 15

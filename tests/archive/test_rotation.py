@@ -21,7 +21,7 @@ def reason(policy: RotationPolicy, state: FileState = STATE, now: float = 1020.0
 def test_everything_off() -> None:
     assert not OFF.is_on
     assert reason(OFF, now=1e12) is None
-    assert next_rotation(OFF, STATE, next_name_change=None) is None
+    assert next_rotation(OFF, STATE, now=1020.0, name_change_s=None) is None
 
 
 @pytest.mark.parametrize(
@@ -50,13 +50,9 @@ def test_the_index_is_bounded() -> None:
     assert reason(OFF, replace(STATE, frames=6)) == "frames"
 
 
-def test_a_clock_set_back_ends_nothing() -> None:
-    policy = RotationPolicy(rotate_interval_s=20, rotate_idle_s=10)
-    assert reason(policy, now=0.0) is None
-
-
 def test_the_earliest_time_counts() -> None:
     policy = RotationPolicy(rotate_interval_s=20, rotate_idle_s=5)
-    assert next_rotation(policy, STATE, next_name_change=None) == 1015
-    assert next_rotation(policy, STATE, next_name_change=1012.0) == 1012
-    assert next_rotation(OFF, STATE, next_name_change=1012.0) == 1012
+    assert next_rotation(policy, STATE, now=1011.0, name_change_s=None) == 4
+    assert next_rotation(policy, STATE, now=1011.0, name_change_s=1.5) == 1.5
+    assert next_rotation(OFF, STATE, now=1011.0, name_change_s=1.5) == 1.5
+    assert next_rotation(policy, STATE, now=1100.0, name_change_s=None) == 0

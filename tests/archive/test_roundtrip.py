@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import random
 import shutil
 import subprocess
@@ -14,19 +15,26 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tests.archive.helpers import (
+    COMPRESSIONS,
     PAIRS,
     any_commits,
     batch_of,
+    claimed,
+    claims,
+    close,
     read_bodies,
     read_payloads,
     spec,
     unfinished_file,
+    visible,
     write_file,
 )
 
+from nsqtools.archive import jsonl
 from nsqtools.archive.reader import open_archive
 from nsqtools.archive.recovery import recover
 from nsqtools.archive.writer import ArchiveWriter
+from nsqtools.wire.frames import FRAME_SIZE_MAX_BYTES
 
 if TYPE_CHECKING:
     from nsqtools.wire.messages import Messages
@@ -75,6 +83,47 @@ def test_any_messages_round_trip(
             assert read_payloads(path) == payloads_of(commits)
 
 
+# Of what one body is made: what escapes double or blow up, what JSON leaves alone, what is no text.
+PIECES = [b"\x00", b'"', b"\\", b"\n", b"\x7f", b"a", "\u20ac".encode(), b"\xff", b"\x1f\t"]
+LIMIT = 3000
+
+
+@pytest.mark.parametrize("always_text", [100, jsonl.ALWAYS_TEXT_BYTES_MAX])
+@pytest.mark.parametrize(("record_format", "compression"), PAIRS)
+@settings(max_examples=8)
+@given(pieces=st.lists(st.sampled_from(PIECES), min_size=1, max_size=3), short=st.integers(0, 3))
+def test_any_body_up_to_the_limit_can_be_read(
+    record_format: str, compression: str, always_text: int, pieces: list[bytes], short: int
+) -> None:
+    bodies = [b"x", (b"".join(pieces) * LIMIT)[: LIMIT - short], b"y"]
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jsonl, "ALWAYS_TEXT_BYTES_MAX", always_text)
+        path = write_file(Path(folder), record_format, compression, [[batch_of(bodies)]])
+        with open_archive(path, body_bytes_max=LIMIT) as reader:
+            found = [body for batch in reader.batches() for body in batch.bodies]
+    assert b"\n".join(found) == b"\n".join(bodies)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_the_largest_bodies_can_be_read(compression: str, tmp_path: Path) -> None:
+    size = FRAME_SIZE_MAX_BYTES - 30  # what a frame holds beside the size, type and head
+    bodies = [b"\x00" * size, b'"' * size]
+    path = write_file(tmp_path, "jsonl", compression, [[batch_of(bodies)]])
+    with open_archive(path) as reader:
+        assert reader.info.record_format == "jsonl"
+        found = [body for batch in reader.batches() for body in batch.bodies]
+    assert found == bodies
+
+
+def test_text_becomes_base64_only_where_escapes_would_blow_it_up(tmp_path: Path) -> None:
+    size = jsonl.ALWAYS_TEXT_BYTES_MAX
+    bodies = [b"\x00" * size, b"a" * (size + 1), b"\x00" * (size + 1)]
+    path = write_file(tmp_path, "jsonl", "none", [[batch_of(bodies)]])
+    kinds = [list(json.loads(line))[-1] for line in path.read_bytes().splitlines()]
+    assert kinds == ["body", "body", "body_b64"]
+
+
 @pytest.mark.parametrize(
     ("compression", "level"),
     [("gzip", level) for level in range(1, 10)] + [("zstd", level) for level in (1, 2, 3, 4, 19)],
@@ -84,8 +133,8 @@ def test_every_level_finds_what_repeats(compression: str, level: int, tmp_path: 
     bodies = [noise, noise, b"short"]
     writer = ArchiveWriter(spec(tmp_path, compression=compression, level=level))
     writer.commit([batch_of(bodies)])
-    (published,) = writer.close()
-    assert read_bodies(published.path) == (bodies, None)
+    (published,) = close(writer)
+    assert read_bodies(Path(published.location)) == (bodies, None)
     # gzip's window is 32 KiB; zstd's reaches the first body from the second.
     copies = 1 if compression == "zstd" else 2
     assert len(noise) * copies < published.disk_bytes < len(noise) * copies * 1.1
@@ -98,9 +147,8 @@ def test_a_file_cut_anywhere_gives_a_prefix_and_recovers_to_whole_commits(
     data, ends = unfinished_file(tmp_path, record_format, compression, TEXT_COMMITS)
     bodies = bodies_of(TEXT_COMMITS)
     whole_lines = (record_format, compression) in (("lines", "none"), ("jsonl", "none"))
-    part = tmp_path / "topic-000000.log.part"
     for cut in range(len(data) + 1):
-        part.write_bytes(data[:cut])
+        part = claimed(tmp_path, data[:cut], record_format, compression)
         commits = sum(end <= cut for end in ends)
         expected = bodies_of(TEXT_COMMITS[:commits])
         if whole_lines:
@@ -114,16 +162,17 @@ def test_a_file_cut_anywhere_gives_a_prefix_and_recovers_to_whole_commits(
             assert damage.offset <= cut
         if at_commit:
             assert damage is None
-        (result,) = recover(tmp_path, tmp_path)
+        (result,) = recover(tmp_path)
         assert result.records == len(expected)
         assert not part.exists()
         if expected:
             assert result.published is not None
-            assert read_bodies(result.published) == (expected, None)
-            result.published.unlink()
+            published = Path(result.published)
+            assert read_bodies(published) == (expected, None)
+            published.unlink()
         else:
             assert result.published is None
-        assert list(tmp_path.iterdir()) == []
+        assert visible(tmp_path) == claims(tmp_path) == []
 
 
 def check_prefix(

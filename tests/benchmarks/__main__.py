@@ -31,7 +31,7 @@ QUICK_MESSAGES = 100_000
 MESSAGES_MAX = 100_000_000
 RUNS_MAX = 100
 LOOPBACK = "loopback"
-ARCHIVES = ("none", "gzip", "zstd", "zstd-framed")
+ARCHIVES = ("lines-none", "lines-gzip", "lines-zstd", "framed-zstd")
 ARCHIVE_TARGET, BROKER_TARGET, REPLAY_TARGET = 250_000, 400_000, 250_000
 VERSION_TARGET_S = 0.15
 
@@ -90,6 +90,7 @@ def make_plan(options: argparse.Namespace, folder: Path) -> Plan:
     if real := os.environ.get("NSQD_BINARY"):
         renamed = {f"real-{name}": figure for name, figure in figures.OURS.items()}
         brokers.append(("nsqd", [real], renamed))
+    brokers[-1][2].update(figures.EMBEDDED)
     if nsq_bin := os.environ.get("NSQ_BIN"):
         brokers[-1][2].update(figures.nsq_figures(Path(nsq_bin)))
     known = {name for _, _, found in brokers for name in found}
@@ -143,7 +144,7 @@ def targets(rows: list[Row], version_s: float) -> list[Target]:
         at_least("broker delivery", BROKER_TARGET, by_name.get("delivery")),
     ]
     found += [at_least(f"archive {name}", ARCHIVE_TARGET, by_name.get(name)) for name in ARCHIVES]
-    found.append(at_least("replay", REPLAY_TARGET, by_name.get("replay")))
+    found.append(at_least("replay", REPLAY_TARGET, by_name.get("replay-lines")))
     found += rss_targets(rows, ("broker", "archiver", "replayer"))
     found.append(
         Target(
@@ -157,15 +158,24 @@ def targets(rows: list[Row], version_s: float) -> list[Target]:
 
 
 def comparisons(rows: list[Row]) -> Iterator[str]:
-    """Ours over theirs, for what was measured of both; tools are compared on the same broker."""
+    """One rate over another, for what was measured of both: ours over theirs, on the same broker; each
+    record format over `lines`; many nsqds over one, two connections over one."""
     by_name = {row.name: row for row in rows}
 
     def beside(name: str) -> str:
         return f"real-{name}" if f"real-{name}" in by_name else name
 
     pairs = [(name, f"real-{name}") for name in ("ingest", "delivery")]
-    pairs += [(beside(name), f"nsq-{name}") for name in ("none-200", "none", "gzip")]
-    pairs.append((beside("replay"), "nsq-to_nsq"))
+    same = {"lines-none-200": "nsq-none-200", "lines-none": "nsq-none", "lines-gzip": "nsq-gzip"}
+    pairs += [(beside(ours), theirs) for ours, theirs in same.items()]
+    pairs.append((beside("replay-lines"), "nsq-to_nsq"))
+    for record_format in ("framed", "jsonl"):
+        pairs += [
+            (beside(f"{record_format}-{each}"), beside(f"lines-{each}"))
+            for each in figures.COMPRESSIONS
+        ]
+        pairs.append((beside(f"replay-{record_format}"), beside("replay-lines")))
+    pairs += [("many-nsqds", "one-nsqd"), ("two-connections", beside("lines-none"))]
     for ours, theirs in pairs:
         if ours in by_name and theirs in by_name:
             yield f"{ours} / {theirs}: {by_name[ours].rate / by_name[theirs].rate:.2f}x"
@@ -177,7 +187,7 @@ def show(plan: Plan, version_s: float) -> None:
     print(f"on {plan.machine} at the start\n")
     print("\n".join(aligned([HEADS, *(row.cells() for row in rows)])))
     if compared := list(comparisons(rows)):
-        print("\nours / theirs\n" + "\n".join(compared))
+        print("\none / the other\n" + "\n".join(compared))
     heads = ("target", "wanted", "measured", "")
     print("\n" + "\n".join(aligned([heads, *(t.cells() for t in targets(rows, version_s))])))
     print("! above 150 MB. The floor of an archive is the slower of loopback and disk.")

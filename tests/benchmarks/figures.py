@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import re
 import shutil
 import socket
 import statistics
 import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tests.benchmarks import data
 from tests.benchmarks.nsqd import our_program
-from tests.benchmarks.processes import ROOT, BenchError, Usage, since
+from tests.benchmarks.processes import ROOT, BenchError, Usage, since, wait_until
 from tests.benchmarks.table import Sample
 
 if TYPE_CHECKING:
@@ -26,15 +29,18 @@ if TYPE_CHECKING:
 CHANNEL = "bench"
 IN_FLIGHT_MAX = 2500
 NSQ_IN_FLIGHT = 200
-# NSQ's nsq_to_file holds its last messages until its --sync-interval, 30 s, is over (spec: tools, 1.5):
-# that is no measure of its speed, so its clock stops where no more than these are left.
-NSQ_TAIL_MESSAGES = IN_FLIGHT_MAX
+# NSQ's nsq_to_file holds its last messages until its --sync-interval is over (spec: tools, 1.5), 30 s
+# unless told otherwise: that is no measure of its speed.
+NSQ_SYNC_INTERVAL = "--sync-interval=1s"
+MANY = 50
+FORMATS = ("lines", "framed", "jsonl")
+COMPRESSIONS = {"none": (), "gzip": ("--gzip-level=6",), "zstd": ("--zstd-level=3",)}
 REPLAY_TIMEOUT_S = 600.0
 # One PUB at a time is slow: NSQ's to_nsq gets no more than this.
 TO_NSQ_MESSAGES_MAX = 100_000
 STARTS = 5
 RECEIVE_BUFFER_BYTES = 1 << 20
-_SUMMARY = re.compile(r"INFO: archived messages=(\d+) .*(?:commits|deliveries)=(\d+)")
+_SUMMARY = re.compile(r"INFO: archived messages=(\d+) .*deliveries=(\d+)")
 _REPLAYED = re.compile(r"^published (\d+) messages .* s: ([\d,]+) messages/s$", re.MULTILINE)
 
 
@@ -47,7 +53,7 @@ class Bench:
     messages: Path
     count: int
     loopback: Sample
-    archive: Path | None = None
+    archives: dict[str, Path] = field(default_factory=dict)
     topics: int = field(default=0)
 
     def new_topic(self, channel: str = "") -> str:
@@ -133,39 +139,73 @@ def delivery(bench: Bench) -> Sample:
 
 
 def archive(bench: Bench, argv: list[str], flags: list[str], *, is_ours: bool = True) -> Sample:
-    """nsq_to_file empties a channel; the floor is the slower of the network's and the disk's."""
+    """nsq_to_file empties a channel, from its subscription until the last message is acknowledged; the
+    floor is the slower of the network's and the disk's."""
     topic = bench.new_backlog()
     folder = bench.children.folder / f"archive-{topic}"
     folder.mkdir()
     broker = bench.nsqd.child
     broker.reset_peak()
     before = broker.usage()
-    archiver = bench.children.start(
-        "archiver", [*argv, *_archive_flags(bench, topic, folder), *flags]
-    )
-    tail = 0 if is_ours else min(NSQ_TAIL_MESSAGES, bench.count // 10)
-    span = bench.nsqd.time_emptying(topic, CHANNEL, bench.count, archiver, tail=tail)
+    words = _archive_flags(topic, [bench.nsqd.tcp_address], folder)
+    archiver = bench.children.start("archiver", [*argv, *words, *flags])
+    span = bench.nsqd.time_emptying(topic, CHANNEL, archiver)
     used = since(before, broker.usage())
     usage = archiver.terminate()
     bench.nsqd.delete(topic)
+    _expect(span.messages, bench.count, "messages in the channel at the start")
     floor = _disk_floor(bench, archiver, folder) if is_ours else None
     sample = Sample(
         messages=span.messages,
         seconds=span.seconds,
+        start_s=span.start_s,
         floor_per_s=floor and min(floor, bench.loopback.rate),
         usages=(used, usage),
         body_bytes=bench.count * data.MESSAGE_BYTES,
         disk_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
     )
-    _keep_for_replay(bench, folder, kept=is_ours and "--compress=zstd" in flags)
+    _keep_for_replay(bench, folder, flags)
     return sample
 
 
-def _archive_flags(bench: Bench, topic: str, folder: Path) -> list[str]:
+def many(bench: Bench, brokers: int) -> Sample:
+    """nsq_to_file empties the channels of so many nsqds, which share the messages and a process."""
+    topic = bench.new_topic()
+    folder = bench.children.folder / f"archive-{topic}"
+    folder.mkdir()
+    shares = bench.children.folder / f"brokers-{topic}"
+    shares.mkdir()
+    words = [str(shares), str(bench.messages), CHANNEL, str(brokers), str(bench.count)]
+    served = bench.children.start(
+        "brokers", [sys.executable, "-m", "tests.benchmarks.many", *words]
+    )
+    wait_until(lambda: "ports" in served.stdout, served, REPLAY_TIMEOUT_S, "a backlog is there")
+    ports = json.loads(served.stdout.splitlines()[0])["ports"]
+    addresses = [f"127.0.0.1:{port}" for port in ports]
+    flags = [*_archive_flags(CHANNEL, addresses, folder), "--compress=none", _FAST]
+    archiver = bench.children.start("archiver", [*our_program("nsq_to_file"), *flags])
+    used = served.wait(REPLAY_TIMEOUT_S)
+    usage = archiver.terminate()
+    told = json.loads(served.stdout.splitlines()[1])
+    _expect(told["messages"], bench.count, "messages in the channels at the start")
+    floor = _disk_floor(bench, archiver, folder)
+    shutil.rmtree(folder)
+    shutil.rmtree(shares)
+    bench.nsqd.delete(topic)
+    return Sample(
+        messages=bench.count,
+        seconds=told["seconds"],
+        start_s=told["start_s"],
+        floor_per_s=min(floor, bench.loopback.rate),
+        usages=(used, usage),
+    )
+
+
+def _archive_flags(topic: str, addresses: list[str], folder: Path) -> list[str]:
     return [
         f"--topic={topic}",
         f"--channel={CHANNEL}",
-        f"--nsqd-tcp-address={bench.nsqd.tcp_address}",
+        *[f"--nsqd-tcp-address={address}" for address in addresses],
         f"--output-dir={folder}",
     ]
 
@@ -182,26 +222,27 @@ def _disk_floor(bench: Bench, archiver: Child, folder: Path) -> float:
     return bench.count / seconds
 
 
-def _keep_for_replay(bench: Bench, folder: Path, *, kept: bool) -> None:
-    if not kept:
-        shutil.rmtree(folder)
-        return
-    if bench.archive is not None:
-        shutil.rmtree(bench.archive)
-    bench.archive = folder
+def _keep_for_replay(bench: Bench, folder: Path, flags: list[str]) -> None:
+    for record_format in FORMATS:
+        if {f"--format={record_format}", "--compress=zstd"} <= set(flags):
+            if (former := bench.archives.get(record_format)) is not None:
+                shutil.rmtree(former)
+            bench.archives[record_format] = folder
+            return
+    shutil.rmtree(folder)
 
 
-def replay(bench: Bench) -> Sample:
+def replay(bench: Bench, record_format: str) -> Sample:
     """file_to_nsq publishes the zstd archive that was just made; the rate is its own."""
-    if bench.archive is None:
-        OURS["zstd"](bench)
+    if record_format not in bench.archives:
+        OURS[f"{record_format}-zstd"](bench)
     topic = bench.new_topic()
     broker = bench.nsqd.child
     broker.reset_peak()
     before = broker.usage()
     words = [f"--topic={topic}", f"--nsqd-tcp-address={bench.nsqd.tcp_address}"]
     player = bench.children.start(
-        "replayer", [*our_program("file_to_nsq"), *words, str(bench.archive)]
+        "replayer", [*our_program("file_to_nsq"), *words, str(bench.archives[record_format])]
     )
     usage = player.wait(REPLAY_TIMEOUT_S)
     used = since(before, broker.usage())
@@ -256,8 +297,13 @@ def _ours(*flags: str) -> Callable[[Bench], Sample]:
     return lambda bench: archive(bench, our_program("nsq_to_file"), list(flags))
 
 
+def _archive_of(record_format: str, compression: str, *flags: str) -> Callable[[Bench], Sample]:
+    words = [f"--format={record_format}", f"--compress={compression}"]
+    return _ours(*words, *COMPRESSIONS[compression], *flags)
+
+
 def _theirs(folder: Path, *flags: str) -> Callable[[Bench], Sample]:
-    argv = [str(folder / "nsq_to_file")]
+    argv = [str(folder / "nsq_to_file"), NSQ_SYNC_INTERVAL]
     return lambda bench: archive(bench, argv, list(flags), is_ours=False)
 
 
@@ -267,12 +313,19 @@ _AS_NSQ = f"--max-in-flight={NSQ_IN_FLIGHT}"
 OURS: dict[str, Callable[[Bench], Sample]] = {
     "ingest": ingest,
     "delivery": delivery,
-    "none-200": _ours("--compress=none", _AS_NSQ),
-    "none": _ours("--compress=none", _FAST),
-    "gzip": _ours("--compress=gzip", "--gzip-level=6", _FAST),
-    "zstd-framed": _ours("--compress=zstd", "--zstd-level=3", "--format=framed", _FAST),
-    "zstd": _ours("--compress=zstd", "--zstd-level=3", _FAST),
-    "replay": replay,
+    "lines-none-200": _archive_of("lines", "none", _AS_NSQ),
+    **{
+        f"{record_format}-{compression}": _archive_of(record_format, compression, _FAST)
+        for record_format in FORMATS
+        for compression in COMPRESSIONS
+    },
+    "two-connections": _archive_of("lines", "none", _FAST, "--connections-per-nsqd=2"),
+    **{f"replay-{each}": functools.partial(replay, record_format=each) for each in FORMATS},
+}
+# What is measured with brokers of its own.
+EMBEDDED: dict[str, Callable[[Bench], Sample]] = {
+    "one-nsqd": functools.partial(many, brokers=1),
+    "many-nsqds": functools.partial(many, brokers=MANY),
 }
 
 

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 START_TIMEOUT_S = 20.0
 IDLE_TIMEOUT_S = 300.0
-POLL_S = 0.05
+POLL_S = 0.02
+# A subscription is looked for more often: what comes before it counts as start-up.
+START_POLL_S = 0.005
 HTTP_TIMEOUT_S = 30.0
 
 
@@ -30,10 +32,12 @@ def our_program(name: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """How long a channel took to be emptied: `messages` of them within `seconds`."""
+    """How long a channel took to be emptied: `messages` within `seconds`; until somebody subscribed,
+    `start_s` went by."""
 
     messages: int
     seconds: float
+    start_s: float
 
 
 class Nsqd:
@@ -73,11 +77,8 @@ class Nsqd:
 
     def backlog(self, topic: str, channel: str) -> int:
         """Messages of a channel that are not finished yet."""
-        for found in self._topic(topic)["channels"]:
-            if found["channel_name"] == channel:
-                waits = found["depth"] + found["in_flight_count"] + found["deferred_count"]
-                return int(waits)
-        raise BenchError(f"{self.label} knows no channel {channel} of {topic}")
+        found = self._channel(topic, channel)
+        return int(found["depth"] + found["in_flight_count"] + found["deferred_count"])
 
     def wait_for_backlog(self, topic: str, channel: str, count: int) -> None:
         """Wait until the channel holds so many: the real nsqd fills channels in its own time."""
@@ -88,26 +89,24 @@ class Nsqd:
             f"{count} messages wait in {channel}",
         )
 
-    def time_emptying(
-        self, topic: str, channel: str, count: int, consumer: Child, *, tail: int = 0
-    ) -> Span:
-        """From the first finished message to the last but `tail`, seen every POLL_S; then the rest is
-        waited for."""
-        deadline_s = time.monotonic() + IDLE_TIMEOUT_S
-        from_s, from_left = time.perf_counter(), count
-        span: Span | None = None
-        while True:
-            left = self.backlog(topic, channel)
-            now_s = time.perf_counter()
-            if span is None and left <= tail:
-                span = Span(from_left - left, now_s - from_s)
-            if span is not None and left == 0:
-                return span
-            if from_left == count:  # nothing was finished when we last looked
-                from_s, from_left = now_s, left
-            if not consumer.is_running() or time.monotonic() > deadline_s:
-                raise BenchError(f"{left} messages are left\n{consumer.stderr[-2000:]}")
+    def time_emptying(self, topic: str, channel: str, consumer: Child) -> Span:
+        """From the subscription of `consumer`, which was just started, until nothing waits or is in
+        flight: then the last message was acknowledged."""
+        started_s = time.perf_counter()
+        messages = self.backlog(topic, channel)
+        while not self._channel(topic, channel)["client_count"]:
+            self._check(consumer, started_s, messages)
+            time.sleep(START_POLL_S)
+        subscribed_s = time.perf_counter()
+        while left := self.backlog(topic, channel):
+            self._check(consumer, subscribed_s, left)
             time.sleep(POLL_S)
+        seconds = time.perf_counter() - subscribed_s
+        return Span(messages=messages, seconds=seconds, start_s=subscribed_s - started_s)
+
+    def _check(self, consumer: Child, since_s: float, left: int) -> None:
+        if not consumer.is_running() or time.perf_counter() - since_s > IDLE_TIMEOUT_S:
+            raise BenchError(f"{left} messages are left\n{consumer.stderr[-2000:]}")
 
     def _answers(self) -> bool:
         try:
@@ -122,6 +121,12 @@ class Nsqd:
         if len(topics) != 1:
             raise BenchError(f"{self.label} knows no topic {topic}")
         return topics[0]
+
+    def _channel(self, topic: str, channel: str) -> Any:
+        for found in self._topic(topic)["channels"]:
+            if found["channel_name"] == channel:
+                return found
+        raise BenchError(f"{self.label} knows no channel {channel} of {topic}")
 
     def _request(self, method: str, path: str) -> bytes:
         connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=HTTP_TIMEOUT_S)

@@ -12,15 +12,27 @@ if TYPE_CHECKING:
     from tests.benchmarks.processes import Usage
 
 RSS_TARGET_BYTES = 150_000_000
-HEADS = ("figure", "median/s", "min..max", "floor/s", "ratio", "CPU s", "peak MB", "on disk")
+HEADS = (
+    "figure",
+    "median/s",
+    "min..max",
+    "floor/s",
+    "ratio",
+    "start s",
+    "CPU s",
+    "peak MB",
+    "on disk",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One run of one figure. `floor_per_s` is what this machine could do without any work."""
+    """One run of one figure. `floor_per_s` is what this machine could do without any work; `start_s`
+    went by before the clock was started."""
 
     messages: int
     seconds: float
+    start_s: float | None = None
     floor_per_s: float | None = None
     usages: tuple[Usage, ...] = ()
     body_bytes: int = 0
@@ -51,6 +63,11 @@ class Row:
     def ratio(self) -> float | None:
         ratios = [s.rate / s.floor_per_s for s in self.samples if s.floor_per_s is not None]
         return statistics.median(ratios) if ratios else None
+
+    @property
+    def start_s(self) -> float | None:
+        starts = [s.start_s for s in self.samples if s.start_s is not None]
+        return statistics.median(starts) if starts else None
 
     @property
     def cpu_s(self) -> dict[str, float]:
@@ -86,6 +103,7 @@ class Row:
             f"{min(rates):,.0f}..{max(rates):,.0f}",
             "-" if self.floor is None else f"{self.floor:,.0f}",
             "-" if self.ratio is None else f"{self.ratio:.3f}",
+            "-" if self.start_s is None else f"{self.start_s:.2f}",
             _each(self.cpu_s, lambda value: f"{value:.2f}"),
             _each(self.peak_bytes, _peak),
             self._disk(),
@@ -106,6 +124,7 @@ class Row:
             ],
             "floor_per_s": self.floor,
             "ratio": self.ratio,
+            "start_s": self.start_s,
             "cpu_s": self.cpu_s,
             "peak_bytes": self.peak_bytes,
             "disk_bytes": self.disk_bytes,

@@ -455,12 +455,24 @@ async def test_rdy_asks_for_no_more_than_may_be_held(peer: Peer) -> None:
         assert settle_all(await receive(consumer, 1)) == 0
         await nsqd.expect(*fins(1))
         # Small ones bring it back, little by little.
+        asked = [10]
         for number in range(2, 40):
             nsqd.send(message(number, b"small"))
             assert settle_all(await receive(consumer, 1)) == 0
-            await nsqd.expect(*fins(number))
-        consumer.resume()
-        assert await nsqd.command() == b"RDY 100"
+            while (told := await nsqd.command()) != fins(number)[0]:
+                asked.append(int(told.removeprefix(b"RDY ")))
+        assert asked == sorted(asked)
+        assert asked[-1] == 100
+
+
+async def test_few_messages_of_unknown_size_are_asked_for(peer: Peer) -> None:
+    """With many consumers: each could get so many at once that nothing is left for the others."""
+    memory = ConsumerMemory(32 << 10)
+    async with consumer_of(peer, memory=memory):
+        nsqd = await peer.subscribed()
+        await nsqd.expect(b"RDY 32")
+        nsqd.send(message(1, b"small"))
+        await nsqd.expect(b"RDY 100")
 
 
 async def test_much_more_than_was_asked_for_is_not_read(peer: Peer) -> None:

@@ -223,7 +223,7 @@ async def test_a_failure_forgets_nothing_and_is_said_once(
         await until(lambda: poller.producers == {"b:2"})
         assert poller.failing == {}
     messages = [line.partition(" failures=")[0] for line in said()]
-    assert messages == ["lookupd failed", f"lookupd answers again address={one.address}"]
+    assert messages == ["lookupd failed topic=t", f"lookupd answers again address={one.address}"]
 
 
 async def test_a_shared_session_stays_open() -> None:

@@ -17,7 +17,7 @@ from nsqtools.client.rdy import (
 TIMING = LowRdyTiming()
 
 
-def connection(key: str, **fields: float) -> ConnectionRdy:
+def connection(key: str, **fields: float | bool) -> ConnectionRdy:
     idle = ConnectionRdy(key=key, max_rdy_count=2500, rdy=0, in_flight=0, rdy_changed_at=0.0)
     return replace(idle, **fields)  # type: ignore[arg-type]
 
@@ -53,12 +53,21 @@ def test_rdy_goes_where_messages_are() -> None:
     assert {shares[c.key] for c in idle} == {31}
 
 
-def test_one_that_was_held_back_counts_as_no_less_than_the_average() -> None:
-    busy = connection("busy", rdy=2200, rate_per_s=200_000.0)
-    waking = connection("waking", rdy=30, in_flight=30, rate_per_s=30.0)
+def test_one_that_was_held_back_counts_as_the_busiest() -> None:
+    busy = connection("busy", rdy=2200, rate_per_s=200_000.0, was_exhausted=True)
+    waking = connection("waking", rdy=30, in_flight=30, rate_per_s=30.0, was_exhausted=True)
     shares = share(busy, waking, connection("idle", rdy=30), max_in_flight=2500)
-    assert shares["waking"] > 700
+    assert abs(shares["waking"] - shares["busy"]) <= 1
     assert shares["idle"] < 120
+
+
+def test_all_that_are_busy_share_alike_whatever_came_of_each() -> None:
+    """Who had more RDY could show more: to go by that alone would give them ever more."""
+    crowd = [
+        connection(f"{n}", rdy=10 + n, rate_per_s=1000.0 * n, was_exhausted=True) for n in range(50)
+    ]
+    shares = share(*crowd, max_in_flight=2500)
+    assert set(shares.values()) == {50}
 
 
 def test_rdy_does_not_follow_every_wave() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -256,6 +257,20 @@ def test_what_go_has_not_is_refused(pattern: str, capfd: pytest.CaptureFixture[s
     with pytest.raises(ValueError, match=r"not a regular expression: [a-z]"):
         REGEX.parse(pattern)
     assert capfd.readouterr().err == ""
+
+
+def test_a_time_without_a_zone_is_local_as_in_logs_and_file_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    try:
+        with monkeypatch.context() as patch:
+            patch.setenv("TZ", "Asia/Kolkata")
+            time.tzset()
+            assert parse_time_ns("2026-01-31T05:30") == parse_time_ns("2026-01-31T00:00Z")
+            assert parse_time_ns("2026-01-31") == parse_time_ns("2026-01-30T18:30:00Z")
+            assert parse_time_ns("2026-01-31T05:30:00.5+00:00") % 10**9 == 500_000_000
+    finally:
+        time.tzset()
 
 
 def test_formats_of_time() -> None:

@@ -91,7 +91,7 @@ def finished_files(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.is_file() and path.suffix not in (".part", ".tmp")
+        if path.is_file() and path.suffix not in (".part", ".tmp", ".claim", ".rewrite")
     )
 
 

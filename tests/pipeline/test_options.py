@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from nsqtools.archive import formats
 from nsqtools.errors import OptionsError
-from nsqtools.options import NAME_VALUE, load, options_of, settings_of
+from nsqtools.options import NAME_VALUE, Choice, load, options_of, settings_of
+from nsqtools.outputs.file.options import COMPRESSION, RECORD_FORMAT
 from nsqtools.programs.nsq_to_file.options import NsqToFileOptions
 
 SOUND = ["--topic=t", "--nsqd-tcp-address=127.0.0.1:4150"]
@@ -108,6 +110,12 @@ def test_without_flags_nsq_words_tell_what_is_missing() -> None:
             "failed to coerce option msg_timeout (5) - missing unit",
         ),
         (["--consumer-opt=read_timeout,5ms"], "invalid read_timeout ! 5ms < 100ms"),
+        (["--consumer-opt=max_attempts,5"], "cannot be set here: it has no effect"),
+        (["--consumer-opt=max_backoff_duration,5s"], "cannot be set here: it has no effect"),
+        (
+            ["--consumer-opt=lookupd_connect_timeout,5s"],
+            "cannot be set here: use --http-client-connect-timeout",
+        ),
         (["--consumer-opt=max_in_flight,5"], "cannot be set here: use --max-in-flight"),
         (["a", "b"], "unknown arguments: [a b]"),
     ],
@@ -195,3 +203,23 @@ def test_the_consumer_gets_its_options() -> None:
     assert consumer.auth_secret == "hunter2"
     assert consumer.user_agent.startswith("nsq_to_file/")
     assert "hunter2" not in repr(options) + repr(consumer)
+
+
+def test_what_scripts_set_because_nsq_needs_it_is_taken_where_it_is_so_anyway() -> None:
+    assert read(*SOUND, "--consumer-opt=max_attempts,0").consumer().max_attempts == 0
+
+
+def test_times_of_nsqlookupd_reach_who_asks_it() -> None:
+    options = read(*SOUND, "--http-client-connect-timeout=3s", "--http-client-request-timeout=4s")
+    assert options.topic_lookup().connect_timeout_s == 3
+    assert options.topic_lookup().lookupd_poll_timeout_s == 4
+    assert options.consumer().lookup().connect_timeout_s == 3
+
+
+def test_formats_and_compressions_are_those_of_the_archive() -> None:
+    assert isinstance(RECORD_FORMAT, Choice)
+    assert isinstance(COMPRESSION, Choice)
+    assert set(RECORD_FORMAT.words) == set(formats.RECORD_FORMATS)
+    assert set(COMPRESSION.words) == set(formats.COMPRESSIONS)
+    assert formats.COMPRESSIONS["zstd"].default_level == read(*SOUND).zstd_level
+    assert formats.COMPRESSIONS["gzip"].default_level == read(*SOUND).gzip_level

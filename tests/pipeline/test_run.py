@@ -32,6 +32,7 @@ from tests.support.raw import RawClient
 from tests.support.web import post, topic_stats
 
 from nsqtools import __version__
+from nsqtools.ending import INTERRUPTED
 from nsqtools.outputs.file import output as output_module
 from nsqtools.pipeline import topic as topic_module
 
@@ -202,10 +203,10 @@ async def test_a_work_folder_on_another_filesystem(nsqd: Nsqd, tmp_path: Path) -
         async with program(nsqd, folder, f"--work-dir={work}") as (tool, _):
             await publish(nsqd, *TEN)
             await until_settled(nsqd, 10)
-            assert [path.name for path in Path(work).iterdir()] == ["t-000000.log.part"]
+            assert [path.name for path in Path(work).glob("[!.]*")] == ["t-000000.log.part"]
             assert list(folder.iterdir()) == []
             assert await tool.end(signal.SIGTERM) == 0
-        assert list(Path(work).iterdir()) == []
+        assert [path for path in Path(work).rglob("*") if path.is_file()] == []
     assert archived(folder) == TEN
 
 
@@ -240,11 +241,11 @@ async def test_a_second_signal_does_not_wait_for_the_disk(
         await tool.says("output failed")
         tool.send(signal.SIGTERM)
         await tool.says("stopping")
-        assert await tool.end(signal.SIGTERM) == 1
+        assert await tool.end(signal.SIGTERM) == INTERRUPTED
         assert any("cut short" in line and "reason=forced" in line for line in tool.log)
     await until_stats(nsqd, lambda now: now["depth"] == 1)
     # What was acknowledged is where the folder is now.
-    (part,) = (tmp_path / "away").iterdir()
+    (part,) = (tmp_path / "away").glob("*.part")
     assert part.read_bytes().splitlines() == TEN
 
 
@@ -258,7 +259,7 @@ async def test_the_time_to_stop_is_bounded(start_nsqd: StartNsqd, tmp_path: Path
         folder.write_text("something else")
         await publish(nsqd, b"held")
         await tool.says("output failed")
-        assert await tool.end(signal.SIGTERM) == 1
+        assert await tool.end(signal.SIGTERM) == INTERRUPTED
         assert any("cut short" in line and "reason=timeout" in line for line in tool.log)
     await until_stats(nsqd, lambda now: now["depth"] == 1)
 

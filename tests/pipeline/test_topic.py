@@ -203,7 +203,7 @@ async def test_rotation_by_time(flag: str, nsqd: Nsqd, tmp_path: Path) -> None:
         assert archived(folder) == TEN[:2]
         # Files come with messages only.
         await asyncio.sleep(0.15)
-        assert len(list(folder.iterdir())) == 2
+        assert len(list(folder.glob("[!.]*"))) == 2
 
 
 async def test_a_file_is_finished_when_asked_to(nsqd: Nsqd, tmp_path: Path) -> None:
@@ -309,7 +309,7 @@ async def test_what_a_cancelled_run_leaves_is_recovered(
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
-    (found,) = recover(folder, folder)
+    (found,) = recover(folder)
     assert found.records == 5
     gated.gate.set()
     async with running(pipeline_of(nsqd, folder, output=gated)):
@@ -326,7 +326,7 @@ async def test_a_file_that_cannot_be_finished_is_tried_again(
     async with running(pipeline):
         await publish(nsqd, *TEN)
         await until_settled(nsqd, 10)
-        monkeypatch.setattr(durable, "os", broken)
+        broken.install(monkeypatch)
     assert len(broken.failed) == 6
     assert archived(folder) == TEN
     assert not list(folder.glob("*.part"))
@@ -341,12 +341,12 @@ async def test_a_run_that_is_cut_while_its_file_is_finished_leaves_no_thread(
     await publish(nsqd, *TEN)
     await until_settled(nsqd, 10)
     with monkeypatch.context() as patched:
-        patched.setattr(durable, "os", FailingOs(0, failures=1_000_000, only={"link"}))
+        FailingOs(0, failures=1_000_000, only={"link"}).install(patched)
         pipeline.stop()
         await until(lambda: pipeline.totals()["failures"] > 2)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
     await until(lambda: "archive-t" not in {thread.name for thread in threading.enumerate()})
-    (found,) = recover(folder, folder)
+    (found,) = recover(folder)
     assert found.records == 10

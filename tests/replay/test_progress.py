@@ -11,11 +11,11 @@ import pytest
 
 from nsqtools.observe.log import configure
 from nsqtools.replay import progress
+from nsqtools.replay.inputs import Input
 from nsqtools.replay.progress import LOG_INTERVAL_S, BarProgress, LogProgress, progress_for
-from nsqtools.replay.sources import Source
 
-FILE = Source(path=Path("a.log"), size_bytes=1000)
-TYPED = Source(path=None)
+FILE = Input(path=Path("a.log"), size_bytes=1000)
+TYPED = Input(path=None)
 
 
 class Terminal(io.StringIO):
@@ -39,7 +39,7 @@ def test_a_bar_where_somebody_looks(
     wanted: str,
     stderr: type[io.StringIO],
     stdin: type[io.StringIO],
-    source: Source,
+    source: Input,
     has_bar: bool,
 ) -> None:
     monkeypatch.setattr(sys, "stderr", stderr())

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -31,14 +32,13 @@ from nsqtools.archive.writer import ArchiveSpec, ArchiveWriter
 from nsqtools.errors import OptionsError, ServerError
 from nsqtools.options import load
 from nsqtools.replay import run as run_module
+from nsqtools.replay.inputs import find_inputs
 from nsqtools.replay.options import FileToNsqOptions
 from nsqtools.replay.run import run
-from nsqtools.replay.sources import find_sources
 from nsqtools.wire.messages import Messages, encode_payload
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
-    from pathlib import Path
 
     from nsqtools.broker.server import Broker
 
@@ -84,6 +84,7 @@ def archive(
         naming=FileNaming(host="h"),
         record_format=record_format,
         compression=compression,
+        compact=False,
     )
     writer = ArchiveWriter(spec)
     payloads = [
@@ -91,8 +92,10 @@ def archive(
     ]
     for at in range(0, len(payloads), commit):
         writer.commit([Messages(payloads[at : at + commit], nsqd="127.0.0.1:4150")])
-    (published_file,) = writer.close()
-    return published_file.path
+    writer.close()
+    published_file = writer.finish()
+    assert published_file is not None
+    return Path(published_file.location)
 
 
 def options_for(address: str, *argv: object) -> FileToNsqOptions:
@@ -273,9 +276,9 @@ async def test_a_file_that_goes_away_costs_no_other(
     paths = [tmp_path / name for name in ("a.log", "b.log", "c.log")]
     for path in paths:
         path.write_bytes(path.name.encode() + b"\n")
-    found = find_sources([str(tmp_path / "*.log")])
+    found = find_inputs([str(tmp_path / "*.log")])
     paths[1].unlink()
-    monkeypatch.setattr(run_module, "find_sources", lambda _: found)
+    monkeypatch.setattr(run_module, "find_inputs", lambda _: found)
     assert await replay(broker, "any", "--in-flight=1") == 5
     assert await bodies_of(broker, TOPIC) == [b"a.log", b"c.log"]
     assert f"not read to its end: open {paths[1]}: No such file" in capsys.readouterr().out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nsqtools.archive.failures import Failure
-from nsqtools.archive.reader import RecordBatch
+from nsqtools.archive.stream import Records
 from nsqtools.replay.where import CONDITION, select
 
 FAILURES = [
@@ -13,12 +13,9 @@ FAILURES = [
     Failure(status=0, error="not connected: refused", tries=9),
     None,
 ]
-BATCH = RecordBatch(
-    messages=None,
+BATCH = Records(
     bodies=[b"a", b"b", b"c"],
-    first_record=0,
     offset=0,
-    nsqds=None,
     failures=FAILURES,
 )
 

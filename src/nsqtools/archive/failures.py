@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from nsqtools.wire.messages import Messages
 
+# How much of an error a dead letter keeps.
+ERROR_LENGTH_MAX = 200
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:

@@ -9,18 +9,19 @@ No record of a group is handed out before its mark was found right.
 from __future__ import annotations
 
 import struct
+from functools import partial
 from typing import TYPE_CHECKING
 
 from zlib_ng.zlib_ng import crc32
 
+from nsqtools.archive.groups import Encoded
 from nsqtools.archive.header import HEADER_BYTES_MAX, MAGIC, HeaderError, decode_header
 from nsqtools.archive.stream import Damage, Records
-from nsqtools.wire.messages import PAYLOAD_HEADER_BYTES
+from nsqtools.wire.cutting import cut, same_in_run
+from nsqtools.wire.messages import PAYLOAD_HEADER_BYTES, Messages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    from nsqtools.wire.messages import Messages
 
 _SIZE = struct.Struct(">i")
 _MARK = struct.Struct(">iII")
@@ -28,6 +29,11 @@ _MARK_SIZE = -1
 SIZE_BYTES = _SIZE.size
 MARK_BYTES = _MARK.size
 _MARK_ROOM = bytes(MARK_BYTES)
+# Records that are tried at a time whether they have one size; more while they do.
+_RUN_MIN = 16
+_RUN_MAX = 1024
+# Records of the size before them that are taken alone after some that had not one size.
+_RUN_PAUSE = 64
 _PREFIXES_MAX = 4096  # sizes remembered by one encoder
 # A writer closes a group at 4 MiB and one message; this is what a reader will hold beyond one.
 GROUP_SLACK_BYTES = 8 << 20
@@ -44,30 +50,36 @@ class _Prefixes(dict[int, bytes]):
 
 
 class FramedEncoder:
-    """One join for a batch, one checksum for a group."""
+    """Two joins for a batch, one checksum for a group."""
 
     def __init__(self, header: bytes) -> None:
         self.stream_header = header
         self._prefixes = _Prefixes()
 
-    def encode(self, batches: Sequence[Messages]) -> bytearray:
-        if len(batches) == 1:
-            payloads = batches[0].payloads
-        else:
-            payloads = [payload for messages in batches for payload in messages.payloads]
-        parts: list[bytes] = [_MARK_ROOM] * (2 * len(payloads) + 1)
-        parts[:-1:2] = map(self._prefixes.__getitem__, map(len, payloads))
-        parts[1::2] = payloads
-        # One large allocation: the mark is filled in where it stands.
+    def encode(self, batches: Sequence[Messages]) -> Encoded:
+        """None is ambiguous: sizes tell records apart."""
+        parts: list[bytes] = []
+        count = 0
+        for messages in batches:
+            count += len(messages)
+            for payload_bytes, payloads in messages.runs():
+                if payload_bytes is None:
+                    parts += self._with_sizes(payloads)
+                else:
+                    prefix = self._prefixes[payload_bytes]
+                    parts += (prefix, prefix.join(payloads))
+        parts.append(_MARK_ROOM)  # filled in where it stands, after one large allocation
         content = bytearray().join(parts)
         end = len(content) - MARK_BYTES
         with memoryview(content) as view:
-            _MARK.pack_into(content, end, _MARK_SIZE, len(payloads), crc32(view[:end]))
-        return content
+            _MARK.pack_into(content, end, _MARK_SIZE, count, crc32(view[:end]))
+        return Encoded(content, 0)
 
-    def count_ambiguous(self, batches: Sequence[Messages]) -> int:
-        """None: sizes tell records apart."""
-        return 0
+    def _with_sizes(self, payloads: list[bytes]) -> list[bytes]:
+        parts = [b""] * (2 * len(payloads))
+        parts[::2] = map(self._prefixes.__getitem__, map(len, payloads))
+        parts[1::2] = payloads
+        return parts
 
 
 class FramedDecoder:
@@ -78,9 +90,9 @@ class FramedDecoder:
     long as the pieces follow on each other.
     """
 
-    def __init__(self, record_bytes_max: int, *, header_due: bool) -> None:
-        self._payload_bytes_max = record_bytes_max + PAYLOAD_HEADER_BYTES
-        self._group_bytes_max = record_bytes_max + GROUP_SLACK_BYTES
+    def __init__(self, body_bytes_max: int, *, header_due: bool) -> None:
+        self._payload_bytes_max = body_bytes_max + PAYLOAD_HEADER_BYTES
+        self._group_bytes_max = body_bytes_max + GROUP_SLACK_BYTES
         self._header_due = header_due
         self._buffer = b""
         self._start = 0
@@ -88,6 +100,8 @@ class FramedDecoder:
         self._payloads: list[bytes] = []
         self._waiting: list[bytes] = []
         self._missing_bytes = 0
+        self._run = _RUN_MIN
+        self._pause = 0
         self.committed_end = 0
 
     def feed(self, data: bytes, offset: int) -> Iterator[Records]:
@@ -106,7 +120,7 @@ class FramedDecoder:
         damage = self._take_groups(payloads)
         if payloads:
             bodies = [payload[PAYLOAD_HEADER_BYTES:] for payload in payloads]
-            yield Records(payloads=payloads, bodies=bodies, nsqds=None, offset=offset)
+            yield Records(bodies=bodies, offset=offset, make_messages=partial(Messages, payloads))
         if damage is not None:
             raise damage
         self._buffer = self._buffer[self._start :]
@@ -164,7 +178,7 @@ class FramedDecoder:
         buffer, at, end = self._buffer, self._at, len(self._buffer)
         append, unpack = self._payloads.append, _SIZE.unpack_from
         size_min, size_max = PAYLOAD_HEADER_BYTES, self._payload_bytes_max
-        size = 0
+        size = last_size = 0
         while at + SIZE_BYTES <= end:
             (size,) = unpack(buffer, at)
             stop = at + SIZE_BYTES + size
@@ -175,6 +189,12 @@ class FramedDecoder:
                 break
             append(buffer[at + SIZE_BYTES : stop])
             at = stop
+            if size != last_size:
+                last_size = size
+            elif self._pause:
+                self._pause -= 1
+            else:
+                at = self._take_run(at, size)
         else:
             size = size_min  # it ends between records
         self._at = at
@@ -185,6 +205,23 @@ class FramedDecoder:
         if at - self._start > self._group_bytes_max:
             raise Damage(self.committed_end, "a group of records without an end")
         return False
+
+    def _take_run(self, at: int, size: int) -> int:
+        """Collect the records from `at` on that all have this size, as many as are tried at a time;
+        returns where they end."""
+        stride = SIZE_BYTES + size
+        count = min((len(self._buffer) - at) // stride, self._run)
+        stop = at + count * stride
+        # The last byte of a size differs first, so it is compared first.
+        is_run = self._buffer.startswith(_SIZE.pack(size), at) and same_in_run(
+            self._buffer, at, stop, stride, (3, 2, 1, 0)
+        )
+        if count and not is_run:
+            self._run, self._pause = _RUN_MIN, _RUN_PAUSE
+            return at
+        self._payloads += cut(self._buffer, at, stride, SIZE_BYTES, size, count)
+        self._run = min(_RUN_MAX, self._run << 1)
+        return stop
 
     def _close_group(self) -> list[bytes]:
         _, count, checksum = _MARK.unpack_from(self._buffer, self._at)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from nsqtools.wire.messages import PAYLOAD_HEADER_BYTES
+from nsqtools.wire.messages import PAYLOAD_HEADER_BYTES, count_messages
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from nsqtools.wire.messages import Messages
 
@@ -16,14 +17,50 @@ if TYPE_CHECKING:
 GROUP_BYTES_MAX = 4 << 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Group:
-    """Encoded records, and what the index says of them."""
+    """Encoded records, and how many. `times` is called when an index wants the earliest and the
+    latest publish time."""
 
     content: bytes | bytearray
     records: int
-    first_ts_ns: int
-    last_ts_ns: int
+    times: Callable[[], tuple[int, int]]
+
+    @classmethod
+    def of(cls, batches: Sequence[Messages], content: bytes | bytearray) -> Group:
+        """Of messages that were encoded as `content`; there must be one."""
+        return cls(
+            content=content,
+            records=count_messages(batches),
+            times=lambda: time_range_ns(batches),
+        )
+
+    @cached_property
+    def _time_range_ns(self) -> tuple[int, int]:
+        return self.times()
+
+    @property
+    def first_ts_ns(self) -> int:
+        """The earliest publish time."""
+        return self._time_range_ns[0]
+
+    @property
+    def last_ts_ns(self) -> int:
+        """The latest publish time."""
+        return self._time_range_ns[1]
+
+
+def time_range_ns(batches: Sequence[Messages]) -> tuple[int, int]:
+    """Earliest and latest publish time; there must be a message."""
+    ranges = [messages.time_range_ns() for messages in batches]
+    return min(first for first, _ in ranges), max(last for _, last in ranges)
+
+
+class Encoded(NamedTuple):
+    """A batch as bytes; `ambiguous` counts bodies that a reader will not tell apart."""
+
+    content: bytes | bytearray
+    ambiguous: int
 
 
 class RecordEncoder(Protocol):
@@ -32,10 +69,7 @@ class RecordEncoder(Protocol):
     stream_header: bytes
     """What a file's content begins with, before the first record."""
 
-    def encode(self, batches: Sequence[Messages]) -> bytes | bytearray: ...
-
-    def count_ambiguous(self, batches: Sequence[Messages]) -> int:
-        """How many of the bodies will not be told apart by a reader."""
+    def encode(self, batches: Sequence[Messages]) -> Encoded: ...
 
 
 class Container(Protocol):
@@ -46,6 +80,10 @@ class Container(Protocol):
     """
 
     file_header: bytes
+
+    @property
+    def time_range_ns(self) -> tuple[int, int] | None:
+        """Earliest and latest publish time of what was kept, where that is remembered."""
 
     @property
     def frames(self) -> int:
@@ -63,6 +101,7 @@ class PlainContainer:
     """No compression."""
 
     file_header = b""
+    time_range_ns = None
 
     def __init__(self) -> None:
         self.frames = 0
@@ -77,12 +116,6 @@ class PlainContainer:
 
     def trailer(self) -> bytes:
         return b""
-
-
-def time_range_ns(batches: Sequence[Messages]) -> tuple[int, int]:
-    """Earliest and latest publish time; there must be a message."""
-    ranges = [messages.time_range_ns() for messages in batches]
-    return min(first for first, _ in ranges), max(last for _, last in ranges)
 
 
 def payload_bytes(batches: Sequence[Messages]) -> int:

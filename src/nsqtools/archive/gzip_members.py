@@ -56,6 +56,8 @@ class Compressor(Protocol):
 class GzipContainer:
     """Encodes the commits of one file; there is nothing to add when it is sealed."""
 
+    time_range_ns = None
+
     def __init__(self, header: bytes, level: int) -> None:
         extra = _EXTRA.pack(4 + len(header), _SUBFIELD, len(header)) + header
         self.file_header = _MEMBER_WITH_EXTRA + extra + _EMPTY

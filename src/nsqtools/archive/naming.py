@@ -8,24 +8,27 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nsqtools.archive.formats import COMPRESSIONS
 from nsqtools.errors import ArchiveError
 from nsqtools.wire.names import is_valid_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 FILENAME_FORMAT = "<TOPIC>.<HOST><REV>.<DATETIME>.log"
 DATETIME_FORMAT = "%Y-%m-%d_%H"
 MISSING_REV = "missing <REV> in --filename-format when gzip, rotation, or work dir enabled"
 PART_SUFFIX = ".part"
-SUFFIXES = {"none": "", "gzip": ".gz", "zstd": ".zst"}
 REV = "<REV>"
 REVISIONS_MAX = 10_000_000
+# Of a search whose steps all fell on taken names: so many in turn, then so many anywhere.
+_TURNS, _GUESSES = 512, 128
 
 # What Python documents for strftime, without %f: a name must not change within a second.
 _DIRECTIVE = re.compile("%([aAbBcdGHIjmMpSuUVwWxXyYzZ%])")
@@ -82,7 +85,7 @@ class FileNaming:
         template = self.filename_format
         if not revision_needed:
             template = _with_optional_revision(template.replace(REV, ""))
-        suffix = SUFFIXES[compression]
+        suffix = COMPRESSIONS[compression].suffix
         if suffix and not template.endswith(suffix):
             template += suffix
         parts = [self._fill(part, topic) for part in template.split("/")]
@@ -98,35 +101,6 @@ class FileNaming:
         if filled in (".", "..") and "<TOPIC>" in part:
             filled = filled.replace(".", "%2E")
         return filled.replace("<HOST>", self.host).replace("<PID>", str(self.pid))
-
-    def matcher(self, compression_suffixes: tuple[str, ...] = (".gz", ".zst")) -> re.Pattern[str]:
-        """A pattern for the names this format may have given, on any host, to any topic."""
-        suffixes = "|".join(map(re.escape, compression_suffixes))
-        pattern = re.escape(self.filename_format)
-        tokens = {
-            "<TOPIC>": r"[.a-zA-Z0-9_%#-]+",
-            "<HOST>": r"[^/]+",
-            "<PID>": r"\d+",
-            REV: r"(?:-\d{6,})?",
-            "<DATETIME>": _datetime_pattern(self.datetime_format),
-        }
-        for token, found in tokens.items():
-            pattern = pattern.replace(re.escape(token), found)
-        head, extension = pattern, ""
-        if match := re.search(r"(\\\.[A-Za-z0-9]+)$", pattern):
-            head, extension = pattern[: match.start()], match.group(1)
-        return re.compile(f"{head}(?:-\\d{{6,}})?{extension}(?:{suffixes})?")
-
-
-def _datetime_pattern(datetime_format: str) -> str:
-    parts = []
-    at = 0
-    for match in _DIRECTIVE.finditer(datetime_format):
-        parts.append(re.escape(datetime_format[at : match.start()]))
-        parts.append("%" if match.group() == "%%" else "[^/]*")
-        at = match.end()
-    parts.append(re.escape(datetime_format[at:]))
-    return "".join(parts)
 
 
 def _with_optional_revision(template: str) -> str:
@@ -213,20 +187,15 @@ def path_of(directory: Path, name: str) -> Path:
 
 
 def first_free(start: int, is_taken: Callable[[int], bool]) -> int:
-    """A free revision from `start` on, found with few questions.
+    """A free revision from `start` on, found with few questions (some 700 at worst).
 
     Steps double until one is free, then halve towards the last that was taken. Revisions that
-    were removed leave holes; a hole may be chosen, a taken one never.
+    were removed leave holes; a hole may be chosen, a taken one never. Names that somebody put
+    where the steps fall only cost questions: then the next ones are tried in turn, then any.
     """
-    if not is_taken(start):
-        return start
-    taken, step = start, 1
-    while is_taken(taken + step):
-        taken += step
-        step *= 2
-        if taken > REVISIONS_MAX:
-            raise ArchiveError(f"more than {REVISIONS_MAX} files of one name")
-    free = taken + step
+    taken, free = _gallop(start, is_taken)
+    if free is None:
+        return _first_not(is_taken, range(start + 1, start + _TURNS)) or _any_free(is_taken)
     while free - taken > 1:
         middle = (taken + free) // 2
         if is_taken(middle):
@@ -234,6 +203,31 @@ def first_free(start: int, is_taken: Callable[[int], bool]) -> int:
         else:
             free = middle
     return free
+
+
+def _gallop(start: int, is_taken: Callable[[int], bool]) -> tuple[int, int | None]:
+    """A revision that is taken, and one behind it that is free; None when there was none."""
+    if not is_taken(start):
+        return start - 1, start
+    taken, step = start, 1
+    while taken + step <= REVISIONS_MAX:
+        if not is_taken(taken + step):
+            return taken, taken + step
+        taken += step
+        step *= 2
+    return taken, None
+
+
+def _any_free(is_taken: Callable[[int], bool]) -> int:
+    anywhere = [secrets.randbelow(REVISIONS_MAX) for _ in range(_GUESSES)]
+    found = _first_not(is_taken, anywhere)
+    if found is None:
+        raise ArchiveError(f"no free one among {REVISIONS_MAX} names of one file")
+    return found
+
+
+def _first_not(is_taken: Callable[[int], bool], revisions: Iterable[int]) -> int | None:
+    return next((revision for revision in revisions if not is_taken(revision)), None)
 
 
 def bump(name: str, count: int) -> str:

@@ -1,9 +1,10 @@
-"""One archive file while it is written: `<name>.part`, locked, durable up to `size_bytes`.
+"""One archive file while it is written: `<name>.part`, claimed, durable up to `size_bytes`.
 
-    append*  ->  seal  ->  publish            (discard, when nothing was ever appended)
+    append*  ->  seal            (discard, when nothing was ever appended)
 
 Every step can be called again after it raised `StorageError`: `append` cuts the file back to what
-is durable before anything else, `seal` and `publish` go on where they were.
+is durable before anything else, `seal` goes on where it was. What becomes of a sealed file is in
+`archive.finishing`.
 """
 
 from __future__ import annotations
@@ -13,22 +14,37 @@ import errno
 from typing import TYPE_CHECKING
 
 from nsqtools import durable
-from nsqtools.errors import DataPathInUse, StorageError
+from nsqtools.archive.claims import Claim
+from nsqtools.archive.destination import FileFacts
+from nsqtools.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from nsqtools.archive.claims import ClaimFacts
     from nsqtools.archive.groups import Container, Group
 
 
 class PartFile:
-    """The file and what is known of it. `stem` and `revision` are what its name was made from."""
+    """The file and what is known of it. `stem` and `revision` are what its name was made from.
+
+    `opened_at` and `last_commit_at` are on the clock that never goes back (`Clock.monotonic`).
+    """
 
     def __init__(
-        self, *, fd: int, path: Path, container: Container, stem: str, revision: int, now: float
+        self,
+        *,
+        fd: int,
+        path: Path,
+        claim: Claim,
+        container: Container,
+        stem: str,
+        revision: int,
+        now: float,
     ) -> None:
         self.path = path
+        self.claim = claim
         self.container = container
         self.stem = stem
         self.revision = revision
@@ -36,38 +52,65 @@ class PartFile:
         self.last_commit_at = now
         self.size_bytes = 0
         self.records = 0
-        self.first_ts_ns = 0
-        self.last_ts_ns = 0
+        self.groups = 0
+        self.content_bytes = 0
         self.is_sealed = False
-        self.destination: Path | None = None
-        self._fd = fd
+        self.fd = fd
         self._identity: tuple[int, int] | None = None
         self._has_garbage = False
 
     @classmethod
     def create(
-        cls, *, path: Path, container: Container, stem: str, revision: int, now: float
+        cls,
+        *,
+        work_dir: Path,
+        path: Path,
+        facts: ClaimFacts,
+        container: Container,
+        stem: str,
+        revision: int,
+        now: float,
     ) -> PartFile | None:
-        """Create and lock the file; None when the name is taken, or locked by another at once.
+        """Claim and create the file; None when the name is taken since it was looked for.
 
-        The name is durable only after the first `append`, which also sees when recovery in
-        another process took the new, empty file away between creating and locking it.
+        The claim is durable before the file is there; the file's name is with the first `append`.
         """
+        claim = Claim.take(work_dir, facts)
         try:
             fd = durable.create(path)
-        except FileExistsError:
-            return None
-        try:
-            durable.lock(fd)
-        except DataPathInUse:
-            durable.close(fd)
-            return None
-        except BaseException:
-            durable.close(fd)
-            with contextlib.suppress(StorageError):
-                durable.remove(path)
+        except BaseException as error:
+            _give_up(claim)
+            if isinstance(error, FileExistsError):
+                return None
             raise
-        return cls(fd=fd, path=path, container=container, stem=stem, revision=revision, now=now)
+        file = cls(
+            fd=fd,
+            path=path,
+            claim=claim,
+            container=container,
+            stem=stem,
+            revision=revision,
+            now=now,
+        )
+        try:
+            claim.mark_created()
+        except BaseException:
+            with contextlib.suppress(StorageError):
+                file.discard()
+            file.close()
+            raise
+        return file
+
+    @property
+    def facts(self) -> FileFacts:
+        """What the file holds; some message must be in it."""
+        first_ts_ns, last_ts_ns = self.container.time_range_ns or (None, None)
+        return FileFacts(
+            size_bytes=self.size_bytes,
+            records=self.records,
+            first_ts_ns=first_ts_ns,
+            last_ts_ns=last_ts_ns,
+        )
 
     def append(self, groups: Sequence[Group], now: float) -> int:
         """Write one commit; returns the bytes it took, when they and the name are durable."""
@@ -76,11 +119,9 @@ class PartFile:
             data = self.container.file_header + data
         self._write(data)
         self.container.keep()
-        first = min(group.first_ts_ns for group in groups)
-        last = max(group.last_ts_ns for group in groups)
-        self.first_ts_ns = min(first, self.first_ts_ns) if self.records else first
-        self.last_ts_ns = max(last, self.last_ts_ns)
         self.records += sum(group.records for group in groups)
+        self.groups += len(groups)
+        self.content_bytes += sum(len(group.content) for group in groups)
         self.last_commit_at = now
         return len(data)
 
@@ -95,11 +136,11 @@ class PartFile:
 
     def _write(self, data: bytes | bytearray) -> None:
         if self._has_garbage:
-            durable.truncate(self._fd, self.size_bytes, self.path)
+            durable.truncate(self.fd, self.size_bytes, self.path)
             self._has_garbage = False
         try:
-            durable.write_at(self._fd, data, self.size_bytes, self.path)
-            durable.sync_data(self._fd, self.path)
+            durable.write_at(self.fd, data, self.size_bytes, self.path)
+            durable.sync_data(self.fd, self.path)
             if self.size_bytes == 0:
                 durable.fsync_directory(self.path.parent)
             self._check_place()
@@ -109,42 +150,38 @@ class PartFile:
         self.size_bytes += len(data)
 
     def _check_place(self) -> None:
-        if not self._is_at_its_name():
+        if self.is_lost():
             gone = OSError(errno.ENOENT, "the file was moved or removed while it was written")
             raise StorageError("write", self.path, gone)
 
-    def _is_at_its_name(self) -> bool:
+    def is_lost(self) -> bool:
+        """Whether somebody took the file away from its name."""
         if self._identity is None:
-            self._identity = durable.identity(self._fd, self.path)
-        return durable.is_at(self.path, self._identity)
+            self._identity = durable.identity(self.fd, self.path)
+        return not durable.is_at(self.path, self._identity)
 
     def _cut_back(self) -> None:
         self._has_garbage = True
         with contextlib.suppress(StorageError):
-            durable.truncate(self._fd, self.size_bytes, self.path)
+            durable.truncate(self.fd, self.size_bytes, self.path)
             self._has_garbage = False
 
-    def is_lost(self) -> bool:
-        """Whether somebody took the file away from its name, before it was published."""
-        if self._is_at_its_name():
-            return False
-        return self.destination is None or not durable.is_taken(self.destination)
-
-    def publish(self) -> None:
-        """Move the sealed file to `destination`; raises `FileExistsError` when that is taken."""
-        assert self.is_sealed, "published before it was sealed"  # noqa: S101
-        assert self.destination is not None, "published before it had a name"  # noqa: S101
-        durable.publish(self.path, self.destination)
-        self.close()
-
     def discard(self) -> None:
-        """Remove the file, in which nothing was committed."""
+        """Remove the file, in which nothing was committed, and its claim."""
         assert self.size_bytes == 0, "discarded with commits in it"  # noqa: S101
-        durable.remove(self.path)
+        durable.remove(self.path, durable.identity(self.fd, self.path))
+        self.claim.remove()
         self.close()
 
     def close(self) -> None:
-        """Close and unlock, leaving the file as it is."""
-        if self._fd >= 0:
-            durable.close(self._fd)
-            self._fd = -1
+        """Close the file and let go of its claim, leaving both as they are."""
+        self.claim.close()
+        if self.fd >= 0:
+            durable.close(self.fd)
+            self.fd = -1
+
+
+def _give_up(claim: Claim) -> None:
+    with contextlib.suppress(StorageError):
+        claim.remove()
+    claim.close()

@@ -1,8 +1,9 @@
 """What happens at every start: files of writers that are gone are completed and published.
 
-For each `.part` file that nobody locks: cut it to its last whole commit, seal it, publish it. The
-scan reads the whole file once, in pieces, and changes nothing; every change after it can be cut
-by another crash and made again.
+The claims in the work directory name them (`archive.claims`): the work is in proportion to the
+files that were open, and what nobody claimed is not looked at. A file is cut to its last whole
+commit, sealed, and finished as its writer would have. The survey reads it once, in pieces, and
+changes nothing; every change after it can be cut by another crash and made again.
 
 Running out of bytes is what a crash looks like, and is cut off. Any other fault is damage: then
 the file is kept whole as `.part.bad`, and what is sound before the fault is published.
@@ -10,209 +11,282 @@ the file is kept whole as `.part.bad`, and what is sound before the fault is pub
 
 from __future__ import annotations
 
-import os
-import stat
-import time
-from dataclasses import dataclass
-from pathlib import Path
+import contextlib
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from nsqtools import durable
-from nsqtools.archive.header import MAGIC
-from nsqtools.archive.naming import PART_SUFFIX, REVISIONS_MAX, bump, path_of
+from nsqtools import durable, publish
+from nsqtools.archive.claims import Claim, Placing, claim_paths, topic_of
+from nsqtools.archive.destination import FileFacts, open_destination
+from nsqtools.archive.finishing import SealedFile
+from nsqtools.archive.naming import REVISIONS_MAX, bump, path_of
 from nsqtools.archive.survey import Survey, survey
-from nsqtools.archive.writer import DIRECTORY_MODE
-from nsqtools.errors import ArchiveError, DataPathInUse, StorageError
+from nsqtools.errors import ArchiveError, StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
 
-    from nsqtools.archive.naming import FileNaming
+    from nsqtools.archive.destination import Destination
+    from nsqtools.archive.finishing import Published
 
 BAD_SUFFIX = ".bad"
-# Our header begins within the first bytes of a file, behind those of its compression.
-_START_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovered:
-    """What became of one `.part` file; times in ns since the epoch where the file tells them.
+    """What became of one working file; times in ns since the epoch where the file tells them.
 
-    `published` is None when nothing in it was whole, or when it was left alone; `reason` says.
+    `published` is its location at its destination; None when nothing in it was whole, or it was
+    left as it is. `failed`: it could not be recovered now, and will be tried again at the next
+    start. `reason` says more, of either.
     """
 
     path: Path
-    published: Path | None
+    published: str | None
     records: int
     cut_bytes: int
     reason: str
+    failed: bool = False
     first_ts_ns: int | None = None
     last_ts_ns: int | None = None
 
 
 def recover(
-    work_dir: Path, output_dir: Path, *, naming: FileNaming | None = None
-) -> list[Recovered]:
-    """Recover every `.part` file below `work_dir` that no living writer holds.
+    work_dir: Path,
+    *,
+    claims: Iterable[Path] | None = None,
+    open_destination: Callable[[str], Destination] = open_destination,
+) -> Iterator[Recovered]:
+    """Finish every claimed file below `work_dir` whose writer is gone, one after the other.
 
-    With `naming`, a file whose name it cannot have given, and which has no header of ours, is
-    left alone and reported: the folder may be shared. Raises `StorageError` when the operating
-    system refuses; then the rest is untouched, and calling again goes on.
+    With `claims`, what these paths claim only. A file that cannot be recovered is told of as
+    `failed`, and ends nothing. Raises `StorageError` when the claims cannot be listed. What is not
+    iterated is left as it is.
     """
-    results: list[Recovered] = []
-    now = time.time()
-    durable.remove_leftovers(output_dir, now=now)
-    if work_dir != output_dir:
-        durable.remove_leftovers(work_dir, now=now)
-    depth_max = None if naming is None else naming.filename_format.count("/")
-    for path in _part_files(work_dir, depth_max):
-        name = path.relative_to(work_dir).as_posix().removesuffix(PART_SUFFIX)
+    for path in claim_paths(work_dir) if claims is None else claims:
+        subject = path
         try:
-            fd = durable.open_existing(path)
+            claim = Claim.adopt(path)
+            if claim is None:
+                continue
+            with contextlib.closing(claim):
+                subject = path_of(work_dir, claim.facts.working)
+                destination = open_destination(claim.facts.destination)
+                result = _Recovery(claim, subject, destination).run()
+        except (StorageError, ArchiveError) as error:
+            yield _failed(subject, str(error))
+        else:
+            if result is not None:
+                yield result
+
+
+def claims_by_topic(work_dir: Path) -> dict[str, list[Path]]:
+    """The claims in a work directory, also of living writers; under "" those that name no topic.
+
+    Raises `StorageError` when they cannot be listed.
+    """
+    found: dict[str, list[Path]] = {}
+    for path in claim_paths(work_dir):
+        try:
+            topic = topic_of(path)
         except StorageError:
-            if not durable.is_taken(path):
-                continue  # its writer finished it in this moment
-            raise
+            topic = ""  # recovering it will say what is wrong
+        found.setdefault(topic, []).append(path)
+    return found
+
+
+def _failed(path: Path, reason: str) -> Recovered:
+    return Recovered(path=path, published=None, records=0, cut_bytes=0, reason=reason, failed=True)
+
+
+class _Recovery:
+    """One claim of a writer that is gone. Raises `StorageError` and `ArchiveError`."""
+
+    def __init__(self, claim: Claim, path: Path, destination: Destination) -> None:
+        self._claim = claim
+        self._path = path
+        self._destination = destination
+
+    def run(self) -> Recovered | None:
+        """What became of the file; None when there is nothing to tell."""
         try:
-            result = _recover_locked(path, name, fd, output_dir, naming)
+            fd = durable.open_existing(self._path)
+        except StorageError:
+            if durable.is_taken(self._path):
+                raise
+            return self._without_working_file()
+        try:
+            return self._with_working_file(fd)
         finally:
             durable.close(fd)
-        if result is not None:
-            results.append(result)
-    return results
 
+    def _with_working_file(self, fd: int) -> Recovered | None:
+        if not self._claim.is_created:
+            return self._not_begun(fd)
+        placing = self._claim.placing
+        if placing is not None:
+            if self._can_resume(placing):
+                return self._resume(placing, fd)
+            self._claim.note_placing(None)  # its rewrite is lost: the file is still whole
+        facts = self._claim.facts
+        found = survey(fd, self._path, facts.record_format, facts.compression)
+        if found.damage is not None and not found.damage.torn:
+            return self._set_aside(fd, found)
+        if found.records == 0:
+            self._remove(fd)
+            reason = "removed: nothing whole in it"
+            return self._result(None, found, cut_bytes=found.size_bytes, reason=reason)
+        self._complete(fd, found)
+        reason = f"cut: {found.damage.reason}" if found.damage else "published as it was"
+        return self._publish(fd, found, reason)
 
-def _part_files(work_dir: Path, depth_max: int | None) -> Iterator[Path]:
-    """Regular files only, found without following links, in order of their names.
+    def _not_begun(self, fd: int) -> Recovered | None:
+        """Nothing was ever committed. A file that has our name may be somebody else's."""
+        if durable.size_of(self._path) == 0:
+            self._remove(fd)
+            return None
+        self._claim.remove()
+        reason = "left alone: it was there before its writer could create it"
+        return self._result(None, Survey(), cut_bytes=0, reason=reason)
 
-    `depth_max` is how many folders deep to look. The work folder may be shared (by default it is
-    /tmp): what others keep to themselves there holds no file of ours.
-    """
+    def _without_working_file(self) -> Recovered | None:
+        placing = self._claim.placing
+        if placing is None:
+            self._claim.remove()
+            if not self._claim.is_created:
+                return None
+            reason = "gone: it was moved or removed, and had not been published"
+            return self._result(None, Survey(), cut_bytes=0, reason=reason)
+        if placing.is_rewrite and durable.is_taken(self._claim.rewrite_path):
+            return self._resume(placing, fd=-1)
+        if self._was_placed(placing):
+            return self._resume(placing, fd=-1)
+        location = self._destination.location(placing.name)
+        reason = f"gone: nor is it at {location}, where it was being placed"
+        self._claim.remove()
+        return self._result(None, Survey(), cut_bytes=0, reason=reason)
 
-    def refuse(error: OSError) -> None:
-        others = isinstance(error, PermissionError) and str(error.filename) != str(work_dir)
-        if not others and not isinstance(error, FileNotFoundError):
-            raise StorageError("list", work_dir, error) from error
+    def _can_resume(self, placing: Placing) -> bool:
+        """Whether the source of a move that was cut is there, or the move was made."""
+        source = self._claim.rewrite_path if placing.is_rewrite else self._path
+        try:
+            return durable.size_of(source) == placing.facts.size_bytes
+        except FileNotFoundError:
+            return self._was_placed(placing)
 
-    for folder, subfolders, names in os.walk(work_dir, onerror=refuse):
-        depth = len(Path(folder).relative_to(work_dir).parts)
-        if depth_max is not None and depth >= depth_max:
-            subfolders.clear()
-        subfolders.sort()
-        for name in sorted(names):
-            path = Path(folder, name)
-            if name.endswith(PART_SUFFIX) and name != PART_SUFFIX and _is_regular(path):
-                yield path
-
-
-def _may_be_ours(fd: int, path: Path, name: str, naming: FileNaming) -> bool:
-    """Whether its name is one that we give, or it begins as our files do; it is not read whole."""
-    if naming.matcher().fullmatch(name):
+    def _was_placed(self, placing: Placing) -> bool:
+        try:
+            self._destination.confirm(placing.name, placing.facts)
+        except FileNotFoundError:
+            return False
         return True
-    with durable.storage("read", path):
-        return MAGIC in os.pread(fd, _START_BYTES, 0)
 
+    def _resume(self, placing: Placing, fd: int) -> Recovered:
+        published = self._finish(fd, placing.facts)
+        return Recovered(
+            path=self._path,
+            published=published.location,
+            records=published.messages,
+            cut_bytes=0,
+            reason="finished a move that was cut",
+            first_ts_ns=published.first_ts_ns,
+            last_ts_ns=published.last_ts_ns,
+        )
 
-def _is_regular(path: Path) -> bool:
-    try:
-        return stat.S_ISREG(path.lstat().st_mode)
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise StorageError("stat", path, error) from error
+    def _complete(self, fd: int, found: Survey) -> None:
+        if found.end < found.size_bytes:
+            durable.truncate(fd, found.end, self._path)
+        if found.trailer:
+            durable.write_at(fd, found.trailer, found.end, self._path)
+        # Even an unchanged file may hold a commit that was written and not yet synced.
+        durable.sync_data(fd, self._path)
+        durable.fsync_directory(self._path.parent)
 
+    def _publish(self, fd: int, found: Survey, reason: str) -> Recovered:
+        facts = FileFacts(
+            size_bytes=found.end + len(found.trailer),
+            records=found.records,
+            first_ts_ns=found.first_ts_ns,
+            last_ts_ns=found.last_ts_ns,
+        )
+        published = self._finish(fd, facts, found)
+        if published.not_compacted:
+            reason = f"{reason}; not compacted: {published.not_compacted}"
+        cut_bytes = max(found.size_bytes - found.end, 0)
+        return self._result(published.location, found, cut_bytes=cut_bytes, reason=reason)
 
-def _recover_locked(
-    path: Path, name: str, fd: int, output_dir: Path, naming: FileNaming | None
-) -> Recovered | None:
-    try:
-        durable.lock(fd)
-    except DataPathInUse:
-        return None
-    if not durable.is_at(path, durable.identity(fd, path)):
-        return None
-    if naming is not None and not _may_be_ours(fd, path, name, naming):
-        found = Survey()
-        return _result(path, None, found, cut_bytes=0, reason="left alone: not a name of ours")
-    found = survey(fd, path)
-    destination = path_of(output_dir, name)
-    # Its own name and those of `_keep_as_bad` are no publications.
-    if link := durable.find_link(destination.parent, fd, besides=path.name):
-        durable.publish(path, link)
-        return _result(path, link, found, cut_bytes=0, reason="finished a move that was cut")
-    if found.damage is not None and not found.damage.torn:
-        return _set_aside(path, name, fd, output_dir, found)
-    if found.records == 0:
-        durable.remove(path)
-        reason = "removed: nothing whole in it"
-        return _result(path, None, found, cut_bytes=found.size_bytes, reason=reason)
-    _complete(fd, path, found)
-    cut_bytes = max(found.size_bytes - found.end, 0)
-    published = _publish(path, name, output_dir)
-    reason = f"cut: {found.damage.reason}" if found.damage else "published as it was"
-    return _result(path, published, found, cut_bytes=cut_bytes, reason=reason)
-
-
-def _complete(fd: int, path: Path, found: Survey) -> None:
-    if found.end < found.size_bytes:
-        durable.truncate(fd, found.end, path)
-    if found.trailer:
-        durable.write_at(fd, found.trailer, found.end, path)
-    # Even an unchanged file may hold a commit that was written and not yet synced.
-    durable.sync_data(fd, path)
-
-
-def _set_aside(path: Path, name: str, fd: int, output_dir: Path, found: Survey) -> Recovered:
-    """Keep the damaged file as `.bad`, and publish what is sound in front of the damage."""
-    assert found.damage is not None, "nothing to set aside"  # noqa: S101
-    bad = _keep_as_bad(path)
-    reason = f"kept as {bad.name}: {found.damage.reason} at byte {found.damage.offset}"
-    cut_bytes = found.size_bytes - found.end
-    if found.records == 0:
-        durable.remove(path)
-        return _result(path, None, found, cut_bytes=found.size_bytes, reason=reason)
-    replacement = durable.replace_by_prefix(path, fd, found.end, found.trailer)
-    try:
-        published = _publish(path, name, output_dir)
-    finally:
-        durable.close(replacement)
-    return _result(path, published, found, cut_bytes=cut_bytes, reason=reason)
-
-
-def _keep_as_bad(path: Path) -> Path:
-    for number in range(REVISIONS_MAX):
-        suffix = BAD_SUFFIX if number == 0 else f"{BAD_SUFFIX}.{number}"
-        bad = path.with_name(path.name + suffix)
+    def _finish(self, fd: int, facts: FileFacts, found: Survey | None = None) -> Published:
+        name = self._claim.facts.name
+        file = SealedFile(
+            claim=self._claim,
+            path=self._path,
+            fd=-1 if fd < 0 else durable.duplicate(fd, self._path),
+            facts=facts,
+            name_at=lambda number: bump(name, number),
+            groups=found.groups if found else 0,
+            content_bytes=found.content_bytes if found else 0,
+        )
         try:
-            durable.keep_as(path, bad)
-        except FileExistsError:
-            continue
-        return bad
-    raise ArchiveError(f"more than {REVISIONS_MAX} files named {path.name}{BAD_SUFFIX}")
+            return file.finish(self._destination)
+        finally:
+            file.release()
 
+    def _set_aside(self, fd: int, found: Survey) -> Recovered:
+        """Keep the damaged file as `.bad`, and publish what is sound in front of the damage."""
+        assert found.damage is not None, "nothing to set aside"  # noqa: S101
+        bad = self._keep_as_bad()
+        reason = f"kept as {bad.name}: {found.damage.reason} at byte {found.damage.offset}"
+        cut_bytes = found.size_bytes - found.end
+        if found.records == 0:
+            self._remove(fd)
+            return self._result(None, found, cut_bytes=found.size_bytes, reason=reason)
+        facts = FileFacts(
+            size_bytes=found.end + len(found.trailer),
+            records=found.records,
+            first_ts_ns=found.first_ts_ns,
+            last_ts_ns=found.last_ts_ns,
+        )
+        self._write_sound_part(fd, found)
+        placing = Placing(name=self._claim.facts.name, is_rewrite=True, facts=facts)
+        self._claim.note_placing(placing)
+        return replace(self._resume(placing, fd), cut_bytes=cut_bytes, reason=reason)
 
-def _publish(path: Path, name: str, output_dir: Path) -> Path:
-    # One by one: a copy that a cut move left may be under any of the names that are taken.
-    for count in range(REVISIONS_MAX):
-        destination = path_of(output_dir, bump(name, count))
-        durable.make_directories(destination.parent, DIRECTORY_MODE)
+    def _write_sound_part(self, fd: int, found: Survey) -> None:
+        target = self._claim.rewrite_path
+        durable.unlink(target)  # of an attempt that was cut
+        writing = durable.create(target)
         try:
-            durable.publish(path, destination)
-        except FileExistsError:
-            continue
-        return destination
-    raise ArchiveError(f"more than {REVISIONS_MAX} files named {name}")
+            publish.copy_prefix(fd, writing, found.end, self._path, target)
+            durable.write_at(writing, found.trailer, found.end, target)
+            durable.sync_data(writing, target)
+        finally:
+            durable.close(writing)
 
+    def _keep_as_bad(self) -> Path:
+        for number in range(REVISIONS_MAX):
+            suffix = BAD_SUFFIX if number == 0 else f"{BAD_SUFFIX}.{number}"
+            bad = self._path.with_name(self._path.name + suffix)
+            try:
+                publish.keep_as(self._path, bad)
+            except FileExistsError:
+                continue
+            return bad
+        raise ArchiveError(f"more than {REVISIONS_MAX} files named {self._path.name}{BAD_SUFFIX}")
 
-def _result(
-    path: Path, published: Path | None, found: Survey, *, cut_bytes: int, reason: str
-) -> Recovered:
-    return Recovered(
-        path=path,
-        published=published,
-        records=found.records,
-        cut_bytes=cut_bytes,
-        reason=reason,
-        first_ts_ns=found.first_ts_ns,
-        last_ts_ns=found.last_ts_ns,
-    )
+    def _remove(self, fd: int) -> None:
+        durable.remove(self._path, durable.identity(fd, self._path))
+        self._claim.remove()
+
+    def _result(
+        self, published: str | None, found: Survey, *, cut_bytes: int, reason: str
+    ) -> Recovered:
+        return Recovered(
+            path=self._path,
+            published=published,
+            records=found.records,
+            cut_bytes=cut_bytes,
+            reason=reason,
+            first_ts_ns=found.first_ts_ns,
+            last_ts_ns=found.last_ts_ns,
+        )

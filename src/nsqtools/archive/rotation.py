@@ -33,7 +33,11 @@ class RotationPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileState:
-    """What a decision needs to know of the open file; times are seconds since the epoch."""
+    """What a decision needs to know of the open file.
+
+    `opened_at` and `last_commit_at` are seconds on a clock that never goes back: the machine's
+    clock may be set, and must end no file early or keep one open.
+    """
 
     stem: str
     opened_at: float
@@ -48,7 +52,7 @@ def reason_to_rotate(
 ) -> str | None:
     """Why the open file is to be finished before anything is added; None to go on with it.
 
-    `stem` is the name at `now`. A clock that was set back ends no file by age or idle time.
+    `stem` is the name by the machine's clock; `now` is on the clock of the state's times.
     """
     if stem != state.stem:
         return "name"
@@ -64,12 +68,15 @@ def reason_to_rotate(
 
 
 def next_rotation(
-    policy: RotationPolicy, state: FileState, *, next_name_change: float | None
+    policy: RotationPolicy, state: FileState, *, now: float, name_change_s: float | None
 ) -> float | None:
-    """The earliest time at which time alone may end the file; None for never."""
-    times = [] if next_name_change is None else [next_name_change]
+    """In how many seconds time alone may end the file, at the earliest; None for never.
+
+    `name_change_s` is in how many seconds the name may change.
+    """
+    delays = [] if name_change_s is None else [name_change_s]
     if policy.rotate_interval_s > 0:
-        times.append(state.opened_at + policy.rotate_interval_s)
+        delays.append(state.opened_at + policy.rotate_interval_s - now)
     if policy.rotate_idle_s > 0:
-        times.append(state.last_commit_at + policy.rotate_idle_s)
-    return min(times, default=None)
+        delays.append(state.last_commit_at + policy.rotate_idle_s - now)
+    return max(0.0, min(delays)) if delays else None

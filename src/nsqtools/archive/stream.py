@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from functools import cached_property
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from nsqtools.errors import StorageError
+from nsqtools.wire.frames import FRAME_SIZE_MAX_BYTES
 
 if TYPE_CHECKING:
     import io
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from nsqtools.archive.failures import Failure
+    from nsqtools.wire.messages import Messages
 
 READ_BYTES = 256 << 10
 # A frame or member of up to this much content is checked whole before any of it is handed out.
 VERIFIED_BYTES_MAX = 32 << 20
 # Verified content is handed on in pieces of this size, so that batches are small by nature.
 BLOCK_BYTES_MAX = 1 << 20
-RECORD_BYTES_MAX = 64 << 20
+# A client takes no larger frame, so no larger body can come; what is written can be read again.
+BODY_BYTES_MAX = FRAME_SIZE_MAX_BYTES
 
 
 class Damage(Exception):  # noqa: N818 - it is what was found, and becomes DamagedArchive
@@ -37,16 +42,36 @@ class Damage(Exception):  # noqa: N818 - it is what was found, and becomes Damag
         """Whether compression found it, and not the record format inside."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Records:
-    """Records in the order of the file; `payloads` and `nsqds` where the format keeps them,
-    `failures` where the file is a dead letter."""
+    """Records in the order of the file; `messages` and `nsqds` are there where the format keeps them,
+    `failures` where there is one, in a dead letter.
 
-    payloads: list[bytes] | None
+    `first_record` counts from 0 in the file (of a selection by time: the number of the first of
+    these). `offset` is a byte position in the file: of the first record or its group; when
+    compressed, of the first frame or member.
+    """
+
     bodies: list[bytes]
-    nsqds: list[str] | None
     offset: int
+    nsqds: list[str] | None = None
     failures: list[Failure | None] | None = None
+    make_messages: Callable[[], Messages] | None = None
+    first_record: int = 0
+
+    @cached_property
+    def messages(self) -> Messages | None:
+        return None if self.make_messages is None else self.make_messages()
+
+
+class RecordDecoder(Protocol):
+    """Pieces of content to records; what it holds back is bounded by the largest record."""
+
+    def feed(self, data: bytes, offset: int) -> Iterator[Records]:
+        """What `data`, which stands at `offset`, completes; raises `Damage` behind the last whole."""
+
+    def finish(self) -> Iterator[Records]:
+        """What is left at the end; raises `Damage` when that is torn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,10 +82,21 @@ class Block:
     offset: int
 
 
+class Walk(Protocol):
+    """One pass over a file: its content without the compression."""
+
+    late: Damage | None
+    """What is wrong beside the content, known when all of it was handed out."""
+
+    def blocks(self) -> Iterator[Block]:
+        """Content in pieces; raises `Damage` behind what is whole."""
+
+
 class Source:
     """A file read forward in pieces, with a look ahead; it may be a pipe.
 
-    Raises `StorageError` when the operating system refuses, never `Damage`.
+    Raises `StorageError` when the operating system refuses, and `Damage` when a file has become
+    shorter than it was: its end would otherwise look like an ordinary one.
     """
 
     def __init__(self, file: BinaryIO | io.RawIOBase, name: Path | str) -> None:
@@ -73,6 +109,7 @@ class Source:
         if self.seekable:
             self._start = file.tell()
         self._position = 0
+        self._size_bytes = self._seen_size_bytes()
 
     @property
     def position(self) -> int:
@@ -133,7 +170,16 @@ class Source:
             # A pipe set to non-blocking has nothing yet: waiting here would be a busy loop.
             raise StorageError("read", self.name, BlockingIOError(11, "no data yet"))
         self._position += len(data)
+        if not data and self._position < self._size_bytes > self._seen_size_bytes():
+            raise Damage(self._position, "the file became shorter while it was read")
         return data
+
+    def _seen_size_bytes(self) -> int:
+        """The file's size, or 0 where there is none; files of the kernel may say too much."""
+        try:
+            return self.size_bytes() if self.seekable else 0
+        except StorageError:
+            return 0
 
     def close(self) -> None:
         self._file.close()

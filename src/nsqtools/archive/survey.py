@@ -1,4 +1,7 @@
-"""How much of an unfinished file is whole: one pass over it, in pieces, that changes nothing."""
+"""How much of an unfinished file is whole: one pass over it, in pieces, that changes nothing.
+
+Record format and compression are what the file's claim says, and are not guessed.
+"""
 
 from __future__ import annotations
 
@@ -6,33 +9,38 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from zlib_ng.zlib_ng import crc32
+
 from nsqtools.archive import gzip_members, zstd_frames
+from nsqtools.archive.formats import LINES, RECORD_FORMATS
 from nsqtools.archive.framed import FramedDecoder
-from nsqtools.archive.header import MAGIC, HeaderError, decode_header, looks_damaged
-from nsqtools.archive.jsonl import JsonlDecoder, is_ours
+from nsqtools.archive.header import HeaderError
+from nsqtools.archive.jsonl import JsonlDecoder
 from nsqtools.archive.lines import NEWLINE
-from nsqtools.archive.stream import READ_BYTES, RECORD_BYTES_MAX, Damage, Source
+from nsqtools.archive.stream import BODY_BYTES_MAX, Damage, Source
 from nsqtools.archive.zstd_walk import ZstdWalk
 from nsqtools.errors import StorageError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from nsqtools.archive.stream import Records
-
-_START_BYTES = 64
+    from nsqtools.archive.stream import RecordDecoder, Records
 
 
 @dataclass(slots=True, kw_only=True)
 class Survey:
     """`end` is where the last whole commit ends; `damage` is what stands behind it, if anything.
 
-    `trailer` is to be written at `end` to seal the file; nothing, when it needs none.
+    `trailer` is to be written at `end` to seal the file; nothing, when it needs none. `groups` are
+    members or frames with content; that of all whole ones has `content_bytes` and `content_crc32`.
     """
 
     size_bytes: int = 0
     end: int = 0
     records: int = 0
+    groups: int = 0
+    content_bytes: int = 0
+    content_crc32: int = 0
     first_ts_ns: int | None = None
     last_ts_ns: int | None = None
     damage: Damage | None = None
@@ -48,7 +56,7 @@ class Survey:
             self.last_ts_ns = last_ts_ns
 
 
-def survey(fd: int, path: Path) -> Survey:
+def survey(fd: int, path: Path, record_format: str, compression: str) -> Survey:
     """Read the open file from its start. Raises `StorageError`, never `Damage`."""
     found = Survey()
     try:
@@ -56,7 +64,7 @@ def survey(fd: int, path: Path) -> Survey:
             file.seek(0)
             source = Source(file, path)
             found.size_bytes = source.size_bytes()
-            _survey(source, found)
+            _survey(source, found, record_format, compression)
     except Damage as damage:
         found.damage = damage
     except OSError as error:
@@ -64,30 +72,37 @@ def survey(fd: int, path: Path) -> Survey:
     return found
 
 
-def _survey(source: Source, found: Survey) -> None:
-    start = source.peek(_START_BYTES)
-    if start.startswith(zstd_frames.OUR_MAGIC):
+def _survey(source: Source, found: Survey, record_format: str, compression: str) -> None:
+    if compression == "zstd":
+        _check_start(source, zstd_frames.OUR_MAGIC)
         _survey_zstd(source, found)
-    elif start.startswith(gzip_members.MAGIC):
-        _survey_gzip(source, found)
-    elif start and MAGIC.startswith(start[: len(MAGIC)]):
+    elif compression == "gzip":
+        _check_start(source, gzip_members.MAGIC)
+        _survey_gzip(source, found, record_format)
+    elif record_format == "framed":
         _survey_framed(source, found)
-    elif looks_damaged(start) or start.startswith(zstd_frames.DATA_MAGIC):
-        raise Damage(0, "not a file that a writer of archives began")
     else:
-        _survey_lines(source, found)
+        _survey_lines(source, found, record_format)
+
+
+def _check_start(source: Source, magic: bytes) -> None:
+    start = source.peek(len(magic))
+    if not magic.startswith(start):
+        raise Damage(0, "not a file that a writer of archives began")
 
 
 def _survey_zstd(source: Source, found: Survey) -> None:
     walk = ZstdWalk(source, strict=True)
     try:
-        for _ in walk.blocks():
-            pass
+        for block in walk.blocks():
+            found.content_crc32 = crc32(block.data, found.content_crc32)
     finally:
         # Whatever ended the walk: this is what it had seen whole.
         found.end = walk.committed_end
         index = walk.index
         found.records = sum(index.records)
+        found.groups = len(index)
+        found.content_bytes = sum(index.content_sizes)
         found.first_ts_ns = min(index.first_ts_ns, default=None)
         found.last_ts_ns = max(index.last_ts_ns, default=None)
         if len(index) and not walk.is_sealed:
@@ -98,14 +113,16 @@ class _Counter:
     """Counts records in content; what was counted becomes part of the survey by `commit`."""
 
     def __init__(self, record_format: str) -> None:
-        self._decoder: FramedDecoder | JsonlDecoder | None = None
-        if record_format == "framed":
-            self._decoder = FramedDecoder(RECORD_BYTES_MAX, header_due=True)
-        elif record_format == "jsonl":
-            self._decoder = JsonlDecoder(RECORD_BYTES_MAX)
+        self._decoder: RecordDecoder | None = None
+        if record_format != LINES.name:  # whose lines are whole whatever their size
+            new_decoder = RECORD_FORMATS[record_format].new_decoder
+            self._decoder = new_decoder(body_bytes_max=BODY_BYTES_MAX, header_due=True)
         self._pending = Survey()
+        self._crc32 = 0
 
     def feed(self, data: bytes) -> None:
+        self._pending.content_bytes += len(data)
+        self._crc32 = crc32(data, self._crc32)
         if self._decoder is None:
             self._pending.records += data.count(NEWLINE)
             return
@@ -115,10 +132,14 @@ class _Counter:
     def commit(self, found: Survey, end: int) -> None:
         found.add(self._pending.records, self._pending.first_ts_ns, self._pending.last_ts_ns)
         found.end = end
+        if self._pending.content_bytes:
+            found.groups += 1
+            found.content_bytes += self._pending.content_bytes
+            found.content_crc32 = self._crc32
         self._pending = Survey()
 
 
-def _survey_gzip(source: Source, found: Survey) -> None:
+def _survey_gzip(source: Source, found: Survey, record_format: str) -> None:
     try:
         header = gzip_members.read_gzip_header(source)
     except HeaderError as error:
@@ -127,7 +148,7 @@ def _survey_gzip(source: Source, found: Survey) -> None:
         size = found.size_bytes
         torn = size < gzip_members.HEADER_START_BYTES
         raise Damage(0, "no file header in the first gzip member", torn=torn)
-    counter = _Counter(decode_header(header).meta["format"])
+    counter = _Counter(record_format)
     while source.peek(1):
         member = source.position
         try:
@@ -139,7 +160,7 @@ def _survey_gzip(source: Source, found: Survey) -> None:
 
 
 def _survey_framed(source: Source, found: Survey) -> None:
-    decoder = FramedDecoder(RECORD_BYTES_MAX, header_due=True)
+    decoder = FramedDecoder(BODY_BYTES_MAX, header_due=True)
     try:
         while data := source.take_some():
             for run in decoder.feed(data, source.position - len(data)):
@@ -150,10 +171,9 @@ def _survey_framed(source: Source, found: Survey) -> None:
         found.end = decoder.committed_end
 
 
-def _survey_lines(source: Source, found: Survey) -> None:
+def _survey_lines(source: Source, found: Survey, record_format: str) -> None:
     """Whole lines, of any length; of `jsonl` the times too."""
-    first_line = source.peek(READ_BYTES).split(NEWLINE, 1)[0]
-    decoder = JsonlDecoder(RECORD_BYTES_MAX) if is_ours(first_line) else None
+    decoder = JsonlDecoder(BODY_BYTES_MAX) if record_format == "jsonl" else None
     while data := source.take_some():
         start = source.position - len(data)
         if decoder is None:
@@ -176,8 +196,5 @@ def _count_jsonl(decoder: JsonlDecoder, data: bytes, start: int, found: Survey) 
 
 
 def _add(found: Survey, run: Records) -> None:
-    payloads = run.payloads or []
-    if not payloads:
-        return
-    first, last = min(payloads), max(payloads)
-    found.add(len(payloads), int.from_bytes(first[:8], "big"), int.from_bytes(last[:8], "big"))
+    if run.messages is not None:
+        found.add(len(run.bodies), *run.messages.time_range_ns())

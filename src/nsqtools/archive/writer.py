@@ -1,36 +1,35 @@
-"""The writer of one topic's archive: commits, rotation, publication.
+"""The writer of one topic's archive: commits and rotation; finishing beside them.
 
 A commit is durable when `commit` returns: its bytes by fdatasync, the name of its file by fsync of
 the directory. A commit that raised left nothing behind and can be made again with the same
 messages. A file is created with its first message; OPEN, SEALED and PUBLISHED are described in
 docs/formats.md, "States of a file".
+
+Rotation only seals a file, which is one small write. What takes long (compaction, a copy, an
+upload) is `finish`, called by another thread while commits go on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-import time
+import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from nsqtools import durable
-from nsqtools.archive.framed import FramedEncoder
-from nsqtools.archive.groups import (
-    GROUP_BYTES_MAX,
-    Group,
-    PlainContainer,
-    payload_bytes,
-    split,
-    time_range_ns,
-)
-from nsqtools.archive.gzip_members import GzipContainer
-from nsqtools.archive.header import COMPRESSIONS, RECORD_FORMATS, encode_header
-from nsqtools.archive.jsonl import JsonlEncoder
-from nsqtools.archive.lines import LinesEncoder
+from nsqtools.archive.claims import ClaimFacts
+from nsqtools.archive.destination import DIRECTORY_MODE, FolderDestination
+from nsqtools.archive.finishing import SealedFile, SealedFiles
+from nsqtools.archive.formats import COMPRESSIONS, RECORD_FORMATS
+from nsqtools.archive.groups import GROUP_BYTES_MAX, Group, payload_bytes, split
+from nsqtools.archive.header import encode_header
 from nsqtools.archive.naming import PART_SUFFIX, first_free, needs_revision, path_of
 from nsqtools.archive.part_file import PartFile
 from nsqtools.archive.rotation import FileState, RotationPolicy, next_rotation, reason_to_rotate
-from nsqtools.archive.zstd_frames import FRAMES_PER_FILE, ZstdContainer, new_compressor
+from nsqtools.archive.stream import BODY_BYTES_MAX
+from nsqtools.archive.zstd_frames import FRAMES_PER_FILE
+from nsqtools.clock import SystemClock
 from nsqtools.errors import ArchiveError, StorageError
 from nsqtools.wire.messages import count_messages
 
@@ -38,19 +37,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from nsqtools.archive.groups import Container, RecordEncoder
+    from nsqtools.archive.destination import Destination
+    from nsqtools.archive.finishing import Published
     from nsqtools.archive.naming import FileNaming
+    from nsqtools.clock import Clock
     from nsqtools.wire.messages import Messages
-
-DIRECTORY_MODE = 0o770  # as nsq_to_file (spec: tools, part 1.3)
-DEFAULT_LEVELS = {"none": 0, "gzip": 6, "zstd": 3}
-LEVEL_RANGES = {"none": (0, 0), "gzip": (1, 9), "zstd": (1, 22)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchiveSpec:
     """What to write for one topic, and where. `level` None means the compression's default.
 
+    `compact`: files of many small commits are rewritten before they are published.
     `work_dir` and `output_dir` may be the same folder; they are compared after links are resolved.
     """
 
@@ -63,6 +61,7 @@ class ArchiveSpec:
     record_format: str = "lines"
     compression: str = "none"
     level: int | None = None
+    compact: bool = True
     rotation: RotationPolicy = field(default_factory=RotationPolicy)
 
     @property
@@ -71,7 +70,7 @@ class ArchiveSpec:
 
     @property
     def effective_level(self) -> int:
-        return DEFAULT_LEVELS[self.compression] if self.level is None else self.level
+        return COMPRESSIONS[self.compression].default_level if self.level is None else self.level
 
     def problem(self) -> str | None:
         """What is wrong with format, compression or level; None when they will do."""
@@ -79,29 +78,18 @@ class ArchiveSpec:
             return f"unknown record format {self.record_format}"
         if self.compression not in COMPRESSIONS:
             return f"unknown compression {self.compression}"
-        low, high = LEVEL_RANGES[self.compression]
-        if not low <= self.effective_level <= high:
-            return f"{self.compression} level {self.effective_level} is not within {low}-{high}"
+        levels = COMPRESSIONS[self.compression].levels
+        if self.effective_level not in levels:
+            within = f"{levels[0]}-{levels[-1]}"
+            return f"{self.compression} level {self.effective_level} is not within {within}"
         return None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Published:
-    """A finished file under its final name; times in ns since the epoch."""
-
-    path: Path
-    messages: int
-    disk_bytes: int
-    first_ts_ns: int
-    last_ts_ns: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
     """What became durable. `ambiguous` counts bodies that hold a newline in `lines`.
 
-    `created` is the working file that this commit opened; `published` are the files finished since
-    the last report, by this call or by one that then raised.
+    `created` is the working file that this commit opened.
     """
 
     messages: int
@@ -109,28 +97,28 @@ class Commit:
     disk_bytes: int
     ambiguous: int
     created: Path | None
-    published: list[Published]
-
-
-def _group(batches: Sequence[Messages], content: bytes | bytearray) -> Group:
-    first, last = time_range_ns(batches)
-    return Group(
-        content=content, records=count_messages(batches), first_ts_ns=first, last_ts_ns=last
-    )
 
 
 class ArchiveWriter:
-    """Blocking; every call is made by one thread at a time, none waits for another process.
+    """Blocking. `finish` is for one thread, all other calls for one other; none waits for a process.
 
     Raises `ArchiveError` for a specification that cannot be written, and, from the calls,
     `StorageError`; after that any call can be repeated.
     """
 
-    def __init__(self, spec: ArchiveSpec, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        spec: ArchiveSpec,
+        *,
+        clock: Clock | None = None,
+        destination: Destination | None = None,
+    ) -> None:
+        """`destination` is where finished files go, by default the output directory."""
         if problem := spec.problem():
             raise ArchiveError(problem)
         self._spec = spec
-        self._clock = clock
+        self._clock = clock or SystemClock()
+        self._destination = destination or FolderDestination(spec.output_dir)
         self._naming = spec.naming.format_for(
             spec.topic,
             spec.compression,
@@ -140,113 +128,125 @@ class ArchiveWriter:
                 separate_work_dir=spec.has_work_dir,
             ),
         )
-        self._naming.stem(clock())
-        self._header = encode_header(
+        self._naming.stem(self._clock.time())
+        header = encode_header(
             record_format=spec.record_format,
             topic=spec.topic,
             channel=spec.channel,
             host=spec.host,
         )
-        self._encoder = self._new_encoder()
-        self._compressor = new_compressor(spec.effective_level)
+        record_format = RECORD_FORMATS[spec.record_format]
+        self._encoder = record_format.new_encoder(topic=spec.topic, header=header)
+        compression = COMPRESSIONS[spec.compression]
+        self._new_container = compression.new_containers(header, spec.effective_level)
+        self.sealed = SealedFiles()
+        """Complete files that wait for `finish`."""
         self._file: PartFile | None = None
-        self._published: list[Published] = []
         self._stem = ""
         self._stem_second = -1
         self._last_name = ("", -1)
+        self._last_name_lock = threading.Lock()
+        self._finishing = threading.Lock()
 
     @property
     def next_tick(self) -> float | None:
-        """When to call `tick` next, in seconds since the epoch; None while no file is open."""
+        """In how many seconds to call `tick`; None while no file is open, or time ends none."""
         if self._file is None:
             return None
-        now = self._clock()
         if self._file.is_sealed:
-            return now
-        change = self._naming.next_change(now)
-        return next_rotation(self._spec.rotation, self._state(self._file), next_name_change=change)
+            return 0.0
+        time_s = self._clock.time()
+        change = self._naming.next_change(time_s)
+        return next_rotation(
+            self._spec.rotation,
+            self._state(self._file),
+            now=self._clock.monotonic(),
+            name_change_s=None if change is None else change - time_s,
+        )
 
     def commit(self, batches: Sequence[Messages]) -> Commit:
-        """Append messages to the archive; they, and their file's name, are durable on return."""
-        now = self._clock()
+        """Append messages to the archive; they, and their file's name, are durable on return.
+
+        Raises `ArchiveError`, too, for a body of more than `BODY_BYTES_MAX`, which no reader takes.
+        """
         messages = count_messages(batches)
         if not messages:
-            return Commit(
-                messages=0,
-                body_bytes=0,
-                disk_bytes=0,
-                ambiguous=0,
-                created=None,
-                published=self._report(),
-            )
-        self._finish_if_due(now)
+            return Commit(messages=0, body_bytes=0, disk_bytes=0, ambiguous=0, created=None)
+        if (largest := max(each.body_bytes_max for each in batches)) > BODY_BYTES_MAX:
+            raise ArchiveError(f"a body of {largest} bytes is larger than {BODY_BYTES_MAX}")
+        self._seal_if_due()
         if self._file is None:
-            self._file = self._open(now)
+            self._file = self._open()
         file = self._file
         is_first = file.size_bytes == 0
         groups, ambiguous = self._encode(batches, is_first=is_first)
-        disk_bytes = self._append(file, groups, now)
+        disk_bytes = self._append(file, groups)
         return Commit(
             messages=messages,
             body_bytes=sum(each.size_bytes for each in batches),
             disk_bytes=disk_bytes,
             ambiguous=ambiguous,
             created=file.path if is_first else None,
-            published=self._report(),
         )
 
-    def tick(self) -> list[Published]:
-        """Finish the open file if its name, age or idle time says so; never creates one."""
-        self._finish_if_due(self._clock())
-        return self._report()
+    def tick(self) -> None:
+        """Seal the open file if its name, age or idle time says so; never creates one."""
+        self._seal_if_due()
 
-    def rotate(self) -> list[Published]:
-        """Finish the open file now (SIGHUP); the next commit opens another."""
+    def rotate(self) -> None:
+        """Seal the open file now (SIGHUP); the next commit opens another."""
         if self._file is not None:
-            self._finish(self._file)
-        return self._report()
+            self._seal(self._file)
 
-    def close(self) -> list[Published]:
-        """Finish the open file. When it raises, the file is still there for another try."""
-        return self.rotate()
+    def close(self) -> None:
+        """Seal the open file; then call `finish` until it returns None.
+
+        When it raises, the file is still there for another try.
+        """
+        self.rotate()
+
+    def finish(self) -> Published | None:
+        """Publish the oldest sealed file; None when there is none.
+
+        When it raises `StorageError` the file is still there for another try, unless somebody took
+        it away. A thread that is cut here leaves it to the recovery of the next start.
+        """
+        with self._finishing:
+            file = self.sealed.first()
+            if file is None:
+                return None
+            try:
+                published = file.finish(self._destination)
+            except StorageError:
+                self._drop_if_lost(file)
+                raise
+            self.sealed.drop_first()
+            return published
 
     def abandon(self) -> None:
-        """Let go of the open file as a crash would; recovery finds it at the next start."""
+        """Let go of all files as a crash would; recovery finds them at the next start."""
         if self._file is not None:
             self._file.close()
             self._file = None
-
-    def _report(self) -> list[Published]:
-        published, self._published = self._published, []
-        return published
-
-    def _new_encoder(self) -> RecordEncoder:
-        if self._spec.record_format == "framed":
-            return FramedEncoder(self._header)
-        if self._spec.record_format == "jsonl":
-            return JsonlEncoder(self._spec.topic)
-        return LinesEncoder()
-
-    def _new_container(self) -> Container:
-        if self._spec.compression == "zstd":
-            return ZstdContainer(self._header, self._compressor)
-        if self._spec.compression == "gzip":
-            return GzipContainer(self._header, self._spec.effective_level)
-        return PlainContainer()
+        with self._finishing:
+            self.sealed.release_all()
 
     def _encode(self, batches: Sequence[Messages], *, is_first: bool) -> tuple[list[Group], int]:
         full = [messages for messages in batches if len(messages)]
-        parts = [full] if payload_bytes(full) <= GROUP_BYTES_MAX else split(full)
-        pieces = [(part, self._encoder.encode(part)) for part in parts]
-        ambiguous = self._encoder.count_ambiguous(full)
-        if is_first and self._encoder.stream_header:
-            piece, content = pieces[0]
-            pieces[0] = (piece, self._encoder.stream_header + content)
-        return [_group(*piece) for piece in pieces], ambiguous
+        groups: list[Group] = []
+        ambiguous = 0
+        before = self._encoder.stream_header if is_first else b""
+        for part in [full] if payload_bytes(full) <= GROUP_BYTES_MAX else split(full):
+            encoded = self._encoder.encode(part)
+            content = before + encoded.content if before else encoded.content
+            groups.append(Group.of(part, content))
+            ambiguous += encoded.ambiguous
+            before = b""
+        return groups, ambiguous
 
-    def _append(self, file: PartFile, groups: list[Group], now: float) -> int:
+    def _append(self, file: PartFile, groups: list[Group]) -> int:
         try:
-            return file.append(groups, now)
+            return file.append(groups, self._clock.monotonic())
         except BaseException:
             if file.size_bytes == 0:
                 self._discard_quietly(file)
@@ -265,102 +265,129 @@ class ArchiveWriter:
     def _forget_if_lost(self, file: PartFile) -> None:
         """A file that was moved away by somebody must not stop the archive for ever."""
         try:
-            lost = file.is_lost()
+            if not file.is_lost():
+                return
         except StorageError:
             return
-        if lost:
-            file.close()
-            self._file = None
+        with contextlib.suppress(StorageError):
+            file.claim.remove()  # what stays of it is removed at the next start
+        file.close()
+        self._file = None
 
-    def _finish_if_due(self, now: float) -> None:
+    def _drop_if_lost(self, file: SealedFile) -> None:
+        try:
+            if not file.is_lost(self._destination):
+                return
+        except StorageError:
+            return
+        with contextlib.suppress(StorageError):
+            file.claim.remove()
+        file.release()
+        self.sealed.drop_first()
+
+    def _seal_if_due(self) -> None:
         file = self._file
         if file is None:
             return
         reason = reason_to_rotate(
             self._spec.rotation,
             self._state(file),
-            stem=self._stem_at(now),
+            stem=self._stem_now(),
             frames_max=FRAMES_PER_FILE,
-            now=now,
+            now=self._clock.monotonic(),
         )
         if file.is_sealed or reason is not None:
-            self._finish(file)
+            self._seal(file)
 
-    def _finish(self, file: PartFile) -> None:
+    def _seal(self, file: PartFile) -> None:
         if file.size_bytes == 0:
             file.discard()
             self._file = None
             return
+        self.sealed.check_room()
         try:
             file.seal()
-            path = self._publish(file)
         except StorageError:
             self._forget_if_lost(file)
             raise
-        self._file = None
-        self._published.append(
-            Published(
-                path=path,
-                messages=file.records,
-                disk_bytes=file.size_bytes,
-                first_ts_ns=file.first_ts_ns,
-                last_ts_ns=file.last_ts_ns,
+        self.sealed.put(
+            SealedFile(
+                claim=file.claim,
+                path=file.path,
+                fd=file.fd,
+                facts=file.facts,
+                name_at=self._names_from(file.stem, file.revision),
+                groups=file.groups,
+                content_bytes=file.content_bytes,
+                on_placed=lambda number: self._note_name(file.stem, file.revision + number),
             )
         )
+        self._file = None
 
-    def _publish(self, file: PartFile) -> Path:
-        """Publish under the file's own revision, or the next that is free."""
-        while True:
-            if file.destination is None:
-                file.destination = self._output_path(file.stem, file.revision)
-                durable.make_directories(file.destination.parent, DIRECTORY_MODE)
-            try:
-                file.publish()
-            except FileExistsError:
-                file.destination = None
-                file.revision = first_free(
-                    file.revision + 1,
-                    lambda revision: durable.is_taken(self._output_path(file.stem, revision)),
-                )
-            else:
-                self._last_name = (file.stem, max(file.revision, self._last_name[1]))
-                return file.destination
+    def _names_from(self, stem: str, revision: int) -> Callable[[int], str]:
+        return lambda number: self._naming.name(stem, revision + number)
 
-    def _open(self, now: float) -> PartFile:
-        stem = self._stem_at(now)
-        revision = 0
-        if stem == self._last_name[0] and not self._naming.revision_is_optional:
-            # Not even a name that was moved away since is used twice.
-            revision = self._last_name[1] + 1
+    def _open(self) -> PartFile:
+        stem = self._stem_now()
+        revision = self._first_revision(stem)
         while True:
             revision = first_free(revision, lambda wanted: self._is_taken(stem, wanted))
-            path = self._part_path(stem, revision)
-            durable.make_directories(path.parent, DIRECTORY_MODE)
-            file = PartFile.create(
-                path=path,
-                container=self._new_container(),
-                stem=stem,
-                revision=revision,
-                now=now,
-            )
+            file = self._create(stem, revision)
             if file is not None:
-                self._last_name = (stem, revision)
+                with self._last_name_lock:
+                    self._last_name = (stem, revision)
                 return file
 
-    def _is_taken(self, stem: str, revision: int) -> bool:
-        return durable.is_taken(self._output_path(stem, revision)) or durable.is_taken(
-            self._part_path(stem, revision)
+    def _create(self, stem: str, revision: int) -> PartFile | None:
+        spec = self._spec
+        name = self._naming.name(stem, revision)
+        path = path_of(spec.work_dir, name + PART_SUFFIX)
+        durable.make_directories(path.parent, DIRECTORY_MODE)
+        facts = ClaimFacts(
+            working=name + PART_SUFFIX,
+            destination=self._destination.describe(),
+            name=name,
+            record_format=spec.record_format,
+            compression=spec.compression,
+            level=spec.effective_level,
+            compact=spec.compact,
+            topic=spec.topic,
+            channel=spec.channel,
+            host=spec.host,
+            created_at=self._clock.time(),
+        )
+        return PartFile.create(
+            work_dir=spec.work_dir,
+            path=path,
+            facts=facts,
+            container=self._new_container(),
+            stem=stem,
+            revision=revision,
+            now=self._clock.monotonic(),
         )
 
-    def _output_path(self, stem: str, revision: int) -> Path:
-        return path_of(self._spec.output_dir, self._naming.name(stem, revision))
+    def _first_revision(self, stem: str) -> int:
+        """Not even a name that was moved away since is used twice."""
+        with self._last_name_lock:
+            last_stem, last = self._last_name
+        return last + 1 if stem == last_stem and not self._naming.revision_is_optional else 0
 
-    def _part_path(self, stem: str, revision: int) -> Path:
-        name = self._naming.name(stem, revision) + PART_SUFFIX
-        return path_of(self._spec.work_dir, name)
+    def _note_name(self, stem: str, revision: int) -> None:
+        """A finished file got this name, perhaps behind the one that it was opened under."""
+        with self._last_name_lock:
+            last_stem, last = self._last_name
+            if stem == last_stem:
+                self._last_name = (stem, max(revision, last))
 
-    def _stem_at(self, now: float) -> str:
-        """The stem at `now`, worked out once a second."""
+    def _is_taken(self, stem: str, revision: int) -> bool:
+        name = self._naming.name(stem, revision)
+        return self._destination.is_taken(name) or durable.is_taken(
+            path_of(self._spec.work_dir, name + PART_SUFFIX)
+        )
+
+    def _stem_now(self) -> str:
+        """The stem at this time, worked out once a second."""
+        now = self._clock.time()
         if int(now) != self._stem_second:
             self._stem = self._naming.stem(now)
             self._stem_second = int(now)

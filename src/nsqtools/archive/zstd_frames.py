@@ -9,6 +9,7 @@ without decoding it, and decoding is always of exactly one frame.
 from __future__ import annotations
 
 import struct
+import threading
 from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -194,17 +195,21 @@ def decode_seek_table(content: bytes) -> list[tuple[int, int]] | None:
 
 
 class ZstdContainer:
-    """Encodes the commits of one file and remembers what the index needs.
+    """Encodes the commits of one file and remembers what the index needs."""
 
-    `compressor` may be shared by files that follow on each other, not by threads.
-    """
-
-    def __init__(self, header: bytes, compressor: zstandard.ZstdCompressor) -> None:
+    def __init__(self, header: bytes, level: int) -> None:
         self.file_header = skippable(header)
         self.index = Index()
         self.end = len(self.file_header)
-        self._compressor = compressor
+        self._level = level
         self._pending: list[IndexEntry] = []
+
+    @property
+    def time_range_ns(self) -> tuple[int, int] | None:
+        """Earliest and latest publish time of what was kept."""
+        if not len(self.index):
+            return None
+        return min(self.index.first_ts_ns), max(self.index.last_ts_ns)
 
     @property
     def frames(self) -> int:
@@ -214,8 +219,9 @@ class ZstdContainer:
         parts: list[bytes] = []
         self._pending = []
         offset = self.end
+        compressor = compressor_of(self._level)
         for group in groups:
-            frame = self._compressor.compress(group.content)
+            frame = compressor.compress(group.content)
             parts += (frame, encode_note(group))
             self._pending.append(
                 IndexEntry(
@@ -268,7 +274,18 @@ def offsets_agree(header_frame_bytes: int, index: Index) -> bool:
     return True
 
 
-def new_compressor(level: int) -> zstandard.ZstdCompressor:
+_compressors = threading.local()
+
+
+def compressor_of(level: int) -> zstandard.ZstdCompressor:
+    """This thread's compressor of a level, for all its files: each costs some 3 MB of tables."""
+    kept: dict[int, zstandard.ZstdCompressor] = vars(_compressors).setdefault("of_level", {})
+    if level not in kept:
+        kept[level] = _new_compressor(level)
+    return kept[level]
+
+
+def _new_compressor(level: int) -> zstandard.ZstdCompressor:
     """Levels 1 to 3 with tables that fit a processor's second-level cache, whatever a group's size.
 
     zstd's own choice for more than 128 KiB is tables of 1 MiB at level 3. On 250 KB of log lines the

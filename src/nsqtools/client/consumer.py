@@ -48,6 +48,8 @@ TOUCH_INTERVAL_S = 0.2
 SHARE_AGAIN_S = 0.1
 # How long nsqd keeps a message that is larger than what is accepted, before it sends it again.
 OVERSIZED_DELAY_MS = 900_000
+# What a message is taken to cost before one has come: few are asked for where there are many consumers.
+MESSAGE_ASSUMED_BYTES = 1024.0
 # The part that the newest batch has in what a message is taken to cost.
 _COST_WEIGHT = 0.1
 
@@ -99,7 +101,8 @@ class Consumer:
         self._allowance = options.max_in_flight
         self._paused = False
         self._held_bytes = 0
-        self._message_bytes = 0.0
+        self._message_bytes = MESSAGE_ASSUMED_BYTES
+        self._shared_limit = 0
         self._reads_nothing = False
         self._shared_s = 0.0
         self._stopping = False
@@ -384,9 +387,10 @@ class Consumer:
             return
         self._shared_s = now_s = self._loop.time()
         by_key = {s.key: s for s in self._subscriptions.values()}
+        self._shared_limit = self._limit()
         shares = share_rdy(
             [s.snapshot(now_s) for s in by_key.values()],
-            max_in_flight=self._limit(),
+            max_in_flight=self._shared_limit,
             now=now_s,
             rng=self._rng,
             timing=self._timing,
@@ -405,15 +409,17 @@ class Consumer:
         return min(self._allowance, max(1, int(share_bytes / self._message_bytes)))
 
     def _weigh(self, batch: Batch) -> None:
-        """Learn what a message costs: at once when it is more than was thought, else little by
-        little."""
+        """Learn what a message costs, at once from the first and when it is more than was thought,
+        else little by little; and ask for as many as that means."""
         cost_bytes = batch.size_bytes / len(batch)
         before = self._message_bytes
-        if cost_bytes <= before * CHANGE_MIN:
+        if self.counts["received"] == len(batch) or cost_bytes > before * CHANGE_MIN:
+            self._message_bytes = cost_bytes
+        else:
             self._message_bytes = before + (cost_bytes - before) * _COST_WEIGHT
-            return
-        self._message_bytes = cost_bytes
-        if self._allowance * cost_bytes > self._memory.share_bytes:
+        limit, shared = self._limit(), self._shared_limit
+        all_again = limit == self._allowance != shared
+        if all_again or limit > shared * CHANGE_MIN or limit * CHANGE_MIN < shared:
             self._share()
 
     def _bound_memory(self) -> None:

@@ -363,7 +363,8 @@ class LookupPoller:
         count = self._failures.get(address, 0) + 1
         self._failures[address] = count
         level = logging.WARNING if count == 1 else logging.DEBUG
-        log.log(level, "lookupd failed failures=%d error=%s", count, error)
+        topic = self._question.topic
+        log.log(level, "lookupd failed topic=%s failures=%d error=%s", topic, count, error)
 
     def _note_answer(self, address: str, answer: Answer) -> None:
         if failures := self._failures.pop(address, 0):

@@ -11,10 +11,11 @@ Rules
 - The sum never exceeds `max_in_flight`, and no connection gets more than its nsqd allows.
 - With at most `max_in_flight` connections an eighth is shared out evenly, at least 1 each, and the
   rest goes where messages come from, in proportion to what came of late; evenly as long as nothing
-  has come. What a small `max_rdy_count` leaves over goes to the others. A connection that goes away
-  leaves its share to the survivors at once (NSQ's own client raises them only at the next connect,
-  and shares evenly between busy and idle; spec: client-behaviour, 4.5 and part 6). One that had all
-  of its RDY in flight may be worth more than it could show: it counts as no less than the average.
+  has come. One that had all of its RDY in flight could not show how much it has: all of those count
+  alike, as the busiest of all. What a small `max_rdy_count` leaves over goes to the others. A
+  connection that goes away leaves its share to the survivors at once (NSQ's own client raises them
+  only at the next connect, and shares evenly between busy and idle; spec: client-behaviour, 4.5 and
+  part 6).
 - Shares that would change little stay as they are: RDY need not follow every wave.
 - With more connections than `max_in_flight`, RDY 1 goes round. A holder gives it up when it was
   idle for `low_rdy_idle_timeout_s`, or, while others wait, for PROBE_S (an nsqd that has a message
@@ -53,7 +54,8 @@ class ConnectionRdy:
 
     `rdy` is the number last sent, `rdy_changed_at` when it was sent (at first: when the connection
     became ready for it). `last_message_at` is None before the first message. `in_flight` are the
-    messages received on it and not answered yet, `rate_per_s` is how many came a second of late.
+    messages received on it and not answered yet, `rate_per_s` is how many came a second of late,
+    `was_exhausted` whether all of its RDY was in flight at some time since the last decision.
     """
 
     key: str
@@ -63,11 +65,7 @@ class ConnectionRdy:
     rdy_changed_at: float
     last_message_at: float | None = None
     rate_per_s: float = 0.0
-
-    @property
-    def is_exhausted(self) -> bool:
-        """Whether its nsqd may send nothing more."""
-        return 0 < self.rdy <= self.in_flight
+    was_exhausted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,13 +124,12 @@ def _weights(ready: Sequence[ConnectionRdy], places: int) -> dict[str, int]:
     """Whole numbers, so that sums are exact; all the same while RDY holds nobody back."""
     rates = {c.key: round(c.rate_per_s) for c in ready}
     busy = [rate for rate in rates.values() if rate]
-    matters = sum(busy) >= RATE_MATTERS * places or any(c.is_exhausted for c in ready)
+    matters = sum(busy) >= RATE_MATTERS * places or any(c.was_exhausted for c in ready)
     if not busy or not matters:
         return dict.fromkeys(rates, 1)
-    average = sum(busy) // len(busy)
     for connection in ready:
-        if connection.is_exhausted:
-            rates[connection.key] = max(rates[connection.key], average)
+        if connection.was_exhausted:
+            rates[connection.key] = max(busy)
     return {key: max(1, rate) for key, rate in rates.items()}
 
 

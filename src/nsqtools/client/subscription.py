@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # A message is touched when this part of its time is over.
 TOUCH_AFTER = 0.5
+# A rate says something only over some time.
+RATED_OVER_S = 0.05
 # How much of what was counted before the last look counts still.
 _RATE_MEMORY = 0.5
 
@@ -56,6 +58,7 @@ class Subscription:
         self._rate = 0.0
         self._received = 0
         self._rated_s = now_s
+        self._was_exhausted = False
         # In the order in which they must be touched.
         self._held: dict[Batch, None] = {}
         self._unsent: list[bytes] = []
@@ -79,6 +82,8 @@ class Subscription:
         self.in_flight += len(messages)
         self._received += len(messages)
         self.last_message_s = now_s
+        if self.in_flight >= self.rdy:
+            self._was_exhausted = True
         return batch
 
     # Settler
@@ -152,7 +157,7 @@ class Subscription:
     def rate_per_s(self, now_s: float) -> float:
         """How many messages a second came of late."""
         passed_s = now_s - self._rated_s
-        if passed_s > 0:
+        if passed_s >= RATED_OVER_S:
             rate = self._received / passed_s
             self._rate = rate + (self._rate - rate) * _RATE_MEMORY
             self._received = 0
@@ -160,6 +165,8 @@ class Subscription:
         return self._rate
 
     def snapshot(self, now_s: float) -> ConnectionRdy:
+        """What counts of it since the last one, for a decision."""
+        was_exhausted, self._was_exhausted = self._was_exhausted, False
         return ConnectionRdy(
             key=self.key,
             max_rdy_count=0 if self.closing else self.connection.reply.max_rdy_count,
@@ -168,4 +175,5 @@ class Subscription:
             rdy_changed_at=self.rdy_changed_s,
             last_message_at=self.last_message_s,
             rate_per_s=self.rate_per_s(now_s),
+            was_exhausted=was_exhausted,
         )

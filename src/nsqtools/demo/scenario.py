@@ -34,8 +34,8 @@ from nsqtools.outputs.file.output import FileOutput
 from nsqtools.outputs.workers import Workers
 from nsqtools.pipeline.topic import TopicPipeline, TopicSpec
 from nsqtools.replay.chunks import ChunkLimits, chunks, sort_out
+from nsqtools.replay.inputs import find_inputs
 from nsqtools.replay.player import Player
-from nsqtools.replay.sources import find_sources
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -134,7 +134,7 @@ class Demo:
         return 0 if identical else 1
 
     def _print_files(self) -> None:
-        files = sorted(self.archive.iterdir())
+        files = self._files()
         print(f"archive  {self.archive} ({len(files)} file{'' if len(files) == 1 else 's'})")
         if files:
             print("look     ls -l", self.archive)
@@ -172,10 +172,14 @@ class Demo:
     def _archived(self) -> Iterator[list[bytes]]:
         if not self._sent.messages:
             return
-        for source in find_sources([str(self.archive)]):
+        for source in find_inputs([str(self.archive)]):
             with source.opened() as reader:
                 for batch in reader.batches():
                     yield batch.bodies
+
+    def _files(self) -> list[Path]:
+        """The finished files, without the folder of claims beside them."""
+        return sorted(path for path in self.archive.iterdir() if path.is_file())
 
     async def _archive(self, nsqd: str) -> Stage:
         began_s = time.perf_counter()
@@ -214,7 +218,7 @@ class Demo:
             messages=counts.messages,
             body_bytes=counts.body_bytes,
             seconds=time.perf_counter() - began_s,
-            disk_bytes=sum(path.stat().st_size for path in self.archive.iterdir()),
+            disk_bytes=sum(path.stat().st_size for path in self._files()),
         )
 
     def _rotate_size_bytes(self) -> int:

@@ -23,7 +23,10 @@ _UNIX_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
 def parse_time_ns(text: str) -> int:
-    """Nanoseconds since the epoch; a time without a zone is UTC. Raises ValueError."""
+    """Nanoseconds since the epoch; a time without a zone is local time, as in logs and file names.
+
+    Raises ValueError.
+    """
     if _EPOCH.fullmatch(text):
         number = int(text)
         scale = next(scale for limit, scale in _EPOCH_UNITS if number < limit)
@@ -35,15 +38,17 @@ def parse_time_ns(text: str) -> int:
     zone = _zone(match[8])
     try:
         moment = dt.datetime(year, month, day, hour, minute, second, tzinfo=zone)
-        since = moment - _UNIX_EPOCH
+        since = moment.astimezone(dt.UTC) - _UNIX_EPOCH
     except (ValueError, OverflowError) as error:
         raise ValueError(f"not a time: {error}") from error
     nanoseconds = int((match[7] or "").ljust(9, "0"))
     return _checked((since.days * 86400 + since.seconds) * 1_000_000_000 + nanoseconds)
 
 
-def _zone(text: str | None) -> dt.tzinfo:
-    if not text or text in "Zz":
+def _zone(text: str | None) -> dt.tzinfo | None:
+    if not text:
+        return None
+    if text in "Zz":
         return dt.UTC
     sign = -1 if text[0] == "-" else 1
     offset = dt.timedelta(hours=int(text[1:3]), minutes=int(text[4:6]))
@@ -71,7 +76,7 @@ class Timestamp(Kind[int]):
 
     metavar: str = "TIME"
     explain: str = (
-        "2026-01-31T23:59:00Z, 2026-01-31T23:59, 2026-01-31 (UTC where no zone is named), or a "
+        "2026-01-31T23:59:00Z, 2026-01-31T23:59, 2026-01-31 (local where no zone is named), or a "
         "whole number of seconds, milliseconds, microseconds or nanoseconds since the epoch"
     )
     native: tuple[type, ...] = (int, dt.date)  # TOML's date-times are dates, too

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from nsqtools.replay.sources import Source
+    from nsqtools.replay.inputs import Input
 
 LOG_INTERVAL_S = 10.0
 
@@ -25,10 +25,10 @@ class Progress(Protocol):
     log_stream: TextIO | None
     """Where log lines go meanwhile; None: standard error."""
 
-    def advanced(self, source: Source, offset_bytes: int, messages: int) -> None:
+    def advanced(self, source: Input, offset_bytes: int, messages: int) -> None:
         """Reading `source` has come to this byte; `messages` were answered so far."""
 
-    def finished(self, source: Source) -> None:
+    def finished(self, source: Input) -> None:
         """`source` was read to its end."""
 
     def close(self) -> None:
@@ -40,13 +40,13 @@ class LogProgress:
 
     log_stream: TextIO | None = None
 
-    def __init__(self, sources: Sequence[Source]) -> None:
+    def __init__(self, sources: Sequence[Input]) -> None:
         self._log = get_log("replay")
         self._files = len(sources)
         self._done = 0
         self._told_s = time.monotonic()
 
-    def advanced(self, source: Source, offset_bytes: int, messages: int) -> None:
+    def advanced(self, source: Input, offset_bytes: int, messages: int) -> None:
         now_s = time.monotonic()
         if now_s - self._told_s >= LOG_INTERVAL_S:
             self._told_s = now_s
@@ -59,7 +59,7 @@ class LogProgress:
                 messages=messages,
             )
 
-    def finished(self, source: Source) -> None:
+    def finished(self, source: Input) -> None:
         self._done += 1
 
     def close(self) -> None:
@@ -86,7 +86,7 @@ class BarProgress:
     `forced` draws it into a pipe, too.
     """
 
-    def __init__(self, sources: Sequence[Source], *, forced: bool) -> None:
+    def __init__(self, sources: Sequence[Input], *, forced: bool) -> None:
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -114,10 +114,10 @@ class BarProgress:
         self._task = self._bar.add_task("replaying", total=total, messages=0)
         self._bar.start()
 
-    def advanced(self, source: Source, offset_bytes: int, messages: int) -> None:
+    def advanced(self, source: Input, offset_bytes: int, messages: int) -> None:
         self._bar.update(self._task, completed=self._before + offset_bytes, messages=messages)
 
-    def finished(self, source: Source) -> None:
+    def finished(self, source: Input) -> None:
         self._before += source.size_bytes
         self._bar.update(self._task, completed=self._before)
 
@@ -125,7 +125,7 @@ class BarProgress:
         self._bar.stop()
 
 
-def progress_for(wanted: str, sources: Sequence[Source]) -> Progress:
+def progress_for(wanted: str, sources: Sequence[Input]) -> Progress:
     """`always`, `never` (log lines), or `auto`: a bar when standard error is a terminal.
 
     Not below lines that somebody is typing.

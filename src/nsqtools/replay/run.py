@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from nsqtools import __version__
 from nsqtools.clock import SystemClock
+from nsqtools.ending import INTERRUPTED
 from nsqtools.errors import ArchiveError, NsqToolsError, StorageError
 from nsqtools.lifecycle import Lifecycle
 from nsqtools.observe.counters import Registry
@@ -17,27 +18,25 @@ from nsqtools.observe.log import configure, get_log
 from nsqtools.observe.status import StatusServer
 from nsqtools.replay import metrics
 from nsqtools.replay.chunks import ChunkLimits, chunks, sort_out
+from nsqtools.replay.inputs import find_inputs
 from nsqtools.replay.interrupt import Interrupt
 from nsqtools.replay.player import TOLD_MAX, Player
 from nsqtools.replay.progress import progress_for
 from nsqtools.replay.rate import Rate
-from nsqtools.replay.sources import find_sources
 from nsqtools.replay.where import select
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nsqtools.archive.reader import RecordBatch
+    from nsqtools.archive.stream import Records
     from nsqtools.clock import Clock
+    from nsqtools.replay.inputs import Input
     from nsqtools.replay.options import FileToNsqOptions
     from nsqtools.replay.progress import Progress
-    from nsqtools.replay.sources import Source
 
 log = get_log("replay")
 
 T = TypeVar("T")
-
-INTERRUPTED = 130
 
 
 @dataclass(slots=True)
@@ -71,7 +70,7 @@ async def run(options: FileToNsqOptions) -> int:
             status=lambda: {"program": "file_to_nsq", "version": __version__},
         ),
     ):
-        sources = find_sources(options.files)
+        sources = find_inputs(options.files)
         player = Player(
             options.topic,
             options.nsqd_tcp_address,
@@ -100,7 +99,7 @@ async def run(options: FileToNsqOptions) -> int:
         return replay.exit_code(ended=ended)
 
 
-async def _until_stopped(replay: Replay, sources: list[Source], life: Lifecycle) -> bool:
+async def _until_stopped(replay: Replay, sources: list[Input], life: Lifecycle) -> bool:
     """Whether everything was read and answered before a signal came."""
     reading = asyncio.ensure_future(replay.read(sources))
     stopping = asyncio.ensure_future(life.stopping.wait())
@@ -143,7 +142,7 @@ class Replay:
         )
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="replay-read")
 
-    async def read(self, sources: list[Source]) -> None:
+    async def read(self, sources: list[Input]) -> None:
         """Read every source and publish it, to the last answer.
 
         A file that cannot be read to its end is told, and the next one read. Cancelling it stops
@@ -192,9 +191,9 @@ class Replay:
             return self.counts.failures[0].exit_code
         return 1 if self.counts.too_big or self.player.counts.refused else 0
 
-    async def _read_one(self, source: Source) -> None:
+    async def _read_one(self, source: Input) -> None:
         wanted = None if self._options.record_format == "auto" else self._options.record_format
-        following: asyncio.Future[RecordBatch | None] | None = None
+        following: asyncio.Future[Records | None] | None = None
         with contextlib.ExitStack() as held:
             opened = source.opened(wanted, interrupt=self.interrupt)
             try:
@@ -211,7 +210,7 @@ class Replay:
                 # Whatever the thread is at ends before the file is closed under it.
                 await self._call(held.close)
 
-    async def _play(self, source: Source, batch: RecordBatch) -> None:
+    async def _play(self, source: Input, batch: Records) -> None:
         records = len(batch.bodies)
         self.counts.records += records
         if self._options.where:

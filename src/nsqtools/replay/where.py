@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from nsqtools.archive.stream import Records
 from nsqtools.errors import ArchiveError
 from nsqtools.options import Kind
 
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from nsqtools.archive.failures import Failure
-    from nsqtools.archive.reader import RecordBatch
 
 _STATUS = re.compile(r"[0-9]{1,3}|[1-5]xx", re.ASCII)
 
@@ -56,7 +56,7 @@ class ConditionKind(Kind[Condition]):
 CONDITION = ConditionKind()
 
 
-def select(batch: RecordBatch, conditions: Sequence[Condition], name: str) -> RecordBatch:
+def select(batch: Records, conditions: Sequence[Condition], name: str) -> Records:
     """The records of which, for each name, any condition holds; `name` is that of the file.
 
     The bodies alone are selected: it is for publishing them. Raises ArchiveError where the file keeps no
@@ -69,7 +69,7 @@ def select(batch: RecordBatch, conditions: Sequence[Condition], name: str) -> Re
         )
     pairs = zip(batch.bodies, batch.failures, strict=True)
     bodies = [body for body, failure in pairs if failure and _is_wanted(failure, conditions)]
-    return replace(batch, bodies=bodies, messages=None, nsqds=None, failures=None)
+    return Records(bodies=bodies, offset=batch.offset, first_record=batch.first_record)
 
 
 def _is_wanted(failure: Failure, conditions: Iterable[Condition]) -> bool:

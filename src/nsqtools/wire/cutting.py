@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _CHUNK = 32
+# How struct names an unsigned number of so many bytes.
+NUMBER_CODES = {8: "Q", 2: "H"}
 # Shapes of fields that one process cuts at a time; each costs a few KiB.
 _SHAPES_MAX = 256
 
@@ -20,6 +22,11 @@ _SHAPES_MAX = 256
 @lru_cache(_SHAPES_MAX)
 def _chunk(before: int, size: int, after: int) -> Callable[[bytes, int], tuple[bytes, ...]]:
     return struct.Struct(f"{before}x{size}s{after}x" * _CHUNK).unpack_from
+
+
+@lru_cache(_SHAPES_MAX)
+def _numbers(before: int, code: str, after: int) -> Callable[[bytes, int], tuple[int, ...]]:
+    return struct.Struct(">" + f"{before}x{code}{after}x" * _CHUNK).unpack_from
 
 
 def cut(data: bytes, start: int, stride: int, offset: int, size: int, count: int) -> list[bytes]:
@@ -34,6 +41,23 @@ def cut(data: bytes, start: int, stride: int, offset: int, size: int, count: int
     at = start + offset
     fields += [data[i : i + size] for i in range(at, at + rest * stride, stride)]
     return fields
+
+
+def cut_numbers(
+    data: bytes, start: int, stride: int, offset: int, size: int, count: int
+) -> list[int]:
+    """As `cut`, for unsigned numbers of 8 or 2 bytes."""
+    numbers: list[int] = []
+    chunks, rest = divmod(count, _CHUNK)
+    code = NUMBER_CODES[size]
+    if chunks:
+        unpack_from = _numbers(offset, code, stride - offset - size)
+        for _ in range(chunks):
+            numbers += unpack_from(data, start)
+            start += _CHUNK * stride
+    fields = cut(data, start, stride, offset, size, rest)
+    numbers += struct.unpack(f">{rest}{code}", b"".join(fields))
+    return numbers
 
 
 def same_in_run(data: bytes, start: int, stop: int, stride: int, columns: tuple[int, ...]) -> bool:

@@ -14,10 +14,10 @@ import struct
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from nsqtools.wire.cutting import cut
+from nsqtools.wire.cutting import NUMBER_CODES, cut, cut_numbers, same_in_run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 ID_BYTES = 16
 # In front of a payload on the wire: i32 size, i32 frame type.
@@ -41,6 +41,23 @@ class Span(NamedTuple):
     def column(self, offset: int, size: int) -> list[bytes]:
         """The field at `offset` into each payload."""
         return cut(
+            self.data, self.start, self.stride, FRAME_HEADER_BYTES + offset, size, self.messages
+        )
+
+    def field(self, start: int, end: int) -> bytes:
+        """These bytes of the first payload."""
+        at = self.start + FRAME_HEADER_BYTES
+        return self.data[at + start : at + end]
+
+    def is_same(self, offset: int) -> bool:
+        """Whether the byte at `offset` is the same in each payload."""
+        stop = self.start + self.messages * self.stride
+        columns = (FRAME_HEADER_BYTES + offset,)
+        return same_in_run(self.data, self.start, stop, self.stride, columns)
+
+    def numbers(self, offset: int, size: int) -> list[int]:
+        """The unsigned number at `offset` into each payload."""
+        return cut_numbers(
             self.data, self.start, self.stride, FRAME_HEADER_BYTES + offset, size, self.messages
         )
 
@@ -87,13 +104,24 @@ class Messages:
     @cached_property
     def timestamps(self) -> list[int]:
         """Publish times in nanoseconds since the epoch."""
-        column = self._column(0, _ATTEMPTS_AT)
-        return list(struct.unpack(f">{len(column)}Q", b"".join(column)))
+        return self._numbers(0, _ATTEMPTS_AT)
 
     @cached_property
     def attempts(self) -> list[int]:
-        column = self._column(_ATTEMPTS_AT, _ID_AT)
-        return list(struct.unpack(f">{len(column)}H", b"".join(column)))
+        return self._numbers(_ATTEMPTS_AT, _ID_AT)
+
+    @cached_property
+    def same_attempts(self) -> int | None:
+        """What all messages have; None when they do not, or when there are none."""
+        seen: set[bytes] = set()
+        for part in self._parts:
+            if not isinstance(part, Span):
+                seen.update([payload[_ATTEMPTS_AT:_ID_AT] for payload in part])
+            elif part.is_same(_ATTEMPTS_AT) and part.is_same(_ATTEMPTS_AT + 1):
+                seen.add(part.field(_ATTEMPTS_AT, _ID_AT))
+            else:
+                return None
+        return int.from_bytes(seen.pop(), "big") if len(seen) == 1 else None
 
     @cached_property
     def size_bytes(self) -> int:
@@ -114,6 +142,26 @@ class Messages:
             return int.from_bytes(part.data[start : start + _ATTEMPTS_AT], "big")
         return int.from_bytes(part[0][:_ATTEMPTS_AT], "big")
 
+    @cached_property
+    def body_bytes_max(self) -> int:
+        """Bytes of the largest body; 0 when there is no message."""
+        largest = max(
+            part.stride - FRAME_HEADER_BYTES
+            if isinstance(part, Span)
+            else max(map(len, part), default=PAYLOAD_HEADER_BYTES)
+            for part in self._parts or [[]]
+        )
+        return largest - PAYLOAD_HEADER_BYTES
+
+    def runs(self) -> Iterator[tuple[int | None, list[bytes]]]:
+        """The payloads in order, in runs, each with the size that all of the run are known to have."""
+        for part in self._parts:
+            if isinstance(part, Span):
+                size = part.stride - FRAME_HEADER_BYTES
+                yield size, part.column(0, size)
+            else:
+                yield None, part
+
     def time_range_ns(self) -> tuple[int, int]:
         """First and last publish time in nanoseconds; the messages must not be none."""
         ends: list[bytes] = []
@@ -127,6 +175,16 @@ class Messages:
     def part(self, start: int, stop: int) -> Messages:
         """Those from number `start` up to `stop`."""
         return Messages(self.payloads[start:stop], nsqd=self.nsqd)
+
+    def _numbers(self, start: int, end: int) -> list[int]:
+        numbers: list[int] = []
+        for part in self._parts:
+            if isinstance(part, Span):
+                numbers += part.numbers(start, end - start)
+            else:
+                fields = b"".join([payload[start:end] for payload in part])
+                numbers += struct.unpack(f">{len(part)}{NUMBER_CODES[end - start]}", fields)
+        return numbers
 
     def _column(self, start: int, end: int | None) -> list[bytes]:
         """The field from `start` to `end` (None: the end) of every payload."""

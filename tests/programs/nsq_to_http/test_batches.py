@@ -125,7 +125,7 @@ async def test_a_bad_message_is_found_and_costs_its_neighbours_nothing(
             assert counted(run, "split_batches") <= 8
             assert counted(run, "dead_lettered") == 1
     assert taken == dict.fromkeys(set(BODIES) - {b'{"n":117}'}, 1)
-    (path,) = folder.iterdir()
+    (path,) = folder.glob("*.jsonl")
     assert json.loads(path.read_text())["body"] == '{"n":117}'
 
 

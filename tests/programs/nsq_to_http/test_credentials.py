@@ -147,4 +147,4 @@ async def test_no_log_line_shows_a_secret(
     ours = [one.getMessage() for one in caplog.records if one.name.startswith("nsqtools")]
     assert any(endpoint.address in line for line in ours)
     assert not [line for line in ours if SECRET in line]
-    assert all(SECRET not in path.read_text() for path in folder.iterdir())
+    assert all(SECRET not in path.read_text() for path in folder.glob("*.jsonl"))

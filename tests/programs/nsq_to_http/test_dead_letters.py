@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -81,7 +82,7 @@ async def test_the_archive_can_be_read_like_any_other(nsqd: Nsqd, folder: Path) 
         async with delivering(nsqd, *flags):
             await publish(nsqd, b"400 \xff\n")
             await until_settled(nsqd, 1)
-    (path,) = folder.iterdir()
+    (path,) = folder.glob("*.jsonl")
     with open_archive(path) as archive:
         (batch,) = archive.batches()
         assert archive.info.record_format == "jsonl"
@@ -217,14 +218,16 @@ def test_a_dead_letter_topic_is_not_consumed(nsqd: Nsqd) -> None:
 async def test_a_file_of_a_run_that_was_killed_is_finished_at_the_next_start(
     nsqd: Nsqd, folder: Path
 ) -> None:
+    left = folder.with_name("left")
     async with serving(by_body) as endpoint:
         flags = (f"--post={endpoint.url()}", f"--dead-letter-dir={folder}")
         async with delivering(nsqd, *flags):
             await publish(nsqd, b"400 x")
             await until_settled(nsqd, 1)
-            (part,) = folder.iterdir()
-            left = part.read_bytes()
-        (folder / f"u{part.name[1:]}").write_bytes(left + b'{"torn')
-        async with delivering(nsqd, *flags):
-            assert [path.name for path in folder.glob("u.*")] == [f"u{part.stem[1:]}"]
-    assert [one["body"] for one in letters(folder)] == ["400 x"] * 2
+            shutil.copytree(folder, left)  # what a kill would leave
+        (part,) = left.glob("*.part")
+        part.write_bytes(part.read_bytes() + b'{"torn')
+        async with delivering(nsqd, f"--post={endpoint.url()}", f"--dead-letter-dir={left}"):
+            await until(lambda: letters(left))
+    assert [one["body"] for one in letters(left)] == ["400 x"]
+    assert not list(left.glob("*.part"))

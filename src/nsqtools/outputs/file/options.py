@@ -96,6 +96,14 @@ class FileOptions:
         problem="invalid {flag} value ({value}), should be 1-19",
     )
 
+    no_compact: bool = option(
+        BOOL,
+        default="false",
+        help="publish files as they were written; by default one of many small syncs is rewritten"
+        " before, and is then as small as if it had been written at once",
+        group=_FORMAT,
+    )
+
     rotate_size_bytes: int = option(
         SIZE,
         default="0",

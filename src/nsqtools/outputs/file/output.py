@@ -1,8 +1,9 @@
 """The output of nsq_to_file: one topic's archive.
 
 Compressing, writing and fsync happen on a strand of the worker threads and release the GIL, while the
-loop receives the next batch: one hand-over a commit. Finished files go to their destination on another
-strand, so that no commit waits for that. The strand finishes a file when its time is over.
+loop receives the next batch: one hand-over a commit. Finished files are compacted and published on
+another strand, beside the commits. Both keep their own time: a file is finished when its time is over,
+and what could not be published is tried again.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nsqtools.archive.writer import ArchiveWriter
@@ -23,8 +24,11 @@ from nsqtools.outputs.workers import Due
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from nsqtools.archive.writer import ArchiveSpec, Commit, Published
+    from nsqtools.archive.finishing import Published
+    from nsqtools.archive.writer import ArchiveSpec, Commit
+    from nsqtools.observe.log import Log
     from nsqtools.outputs.contract import Answer
+    from nsqtools.outputs.file.leftovers import Leftovers
     from nsqtools.outputs.workers import Workers
     from nsqtools.wire.messages import Messages
 
@@ -35,118 +39,161 @@ RETRY_MAX_S = 30.0
 class FileOutput:
     """An `Output`; see `contract`. `sync_interval_s` is the longest that a message waits."""
 
-    def __init__(self, spec: ArchiveSpec, workers: Workers, *, sync_interval_s: float) -> None:
+    def __init__(
+        self,
+        spec: ArchiveSpec,
+        workers: Workers,
+        *,
+        sync_interval_s: float,
+        leftovers: Leftovers | None = None,
+    ) -> None:
         """Raises ArchiveError for a name or format that cannot be written."""
         self.feeding = Feeding(wait_s=sync_interval_s)
-        self._spec = spec
+        self._topic = spec.topic
         self._writer = ArchiveWriter(spec)
+        self._leftovers = leftovers
         self._strand = workers.strand(f"archive of {spec.topic}", self._due)
+        self._finisher = workers.strand(f"finished files of {spec.topic}", self._finish_due)
         self._loop = asyncio.get_running_loop()
-        self._log = get_log("archive")
-        self._trouble = Repeated(
-            self._log,
-            "output failed, the topic waits and is not acknowledged",
-            clock=SystemClock(),
+        self._log = get_log("archive").bind(topic=spec.topic, channel=spec.channel)
+        self._commits = _Trouble(
+            self._log, "output failed, the topic waits and is not acknowledged"
         )
-        self._retry_s = 0.0
+        self._finishes = _Trouble(self._log, "a finished file cannot be published")
         self._counts = dict.fromkeys(("disk_bytes", "files", "ambiguous_messages", "failures"), 0)
 
     async def open(self) -> None:
-        """Nothing to do: a file is created with its first message."""
+        """Finish what a run that did not end left of this topic."""
+        if self._leftovers is not None:
+            await self._leftovers.finish(self._topic)
 
     async def deliver(self, messages: Sequence[Messages]) -> Answer:
         """Make messages durable."""
         try:
-            commit = await self._strand.call(lambda: self._writer.commit(messages))
+            commit = await self._strand.call(lambda: self._commit(messages))
         except StorageError as failure:
-            return self._again(failure)
-        self._works()
+            return Again(self._failed(self._commits, failure), str(failure), stands=True)
+        self._commits.over()
         self._note(commit)
         return DONE
 
     def rotate(self) -> None:
         """Finish the open file soon."""
-        self._strand.call_soon(self._rotate)
+        self._strand.call_soon(lambda: self._seal(self._writer.rotate))
 
     async def close(self) -> None:
-        """Finish the open file. Raises StorageError; after that it can be called again."""
+        """Finish every file. Raises StorageError; after that it can be called again."""
         try:
-            self._report(await self._strand.call(self._writer.close))
+            # First what waits: there may be no room for another.
+            await self._finisher.call(self._finish_all)
+            await self._strand.call(self._writer.close)
+            await self._finisher.call(self._finish_all)
         except StorageError:
             self._counts["failures"] += 1
             raise
 
     async def abandon(self) -> None:
-        """Leave the open file to the recovery of the next start."""
+        """Leave all files to the recovery of the next start."""
         await self._strand.call(self._writer.abandon)
 
     def counts(self) -> Mapping[str, int]:
         """What was done since the start."""
         return self._counts
 
-    # In the strand's thread
+    # In the first strand's thread
+
+    def _commit(self, messages: Sequence[Messages]) -> Commit:
+        commit = self._writer.commit(messages)
+        self._publish_sealed()
+        return commit
 
     def _due(self) -> Due | None:
-        at_s = self._writer.next_tick
-        return None if at_s is None else Due(max(at_s - time.time(), self._retry_s), self._tick)
+        """When the writer's file ends by time."""
+        in_s = self._writer.next_tick
+        if in_s is None:
+            return None
+        return Due(max(in_s, self._commits.retry_s), lambda: self._seal(self._writer.tick))
 
-    def _tick(self) -> None:
-        """Finish the open file when its time is over."""
-        self._finish(self._writer.tick)
-
-    def _rotate(self) -> None:
-        self._finish(self._writer.rotate)
-
-    def _finish(self, finish: Callable[[], list[Published]]) -> None:
+    def _seal(self, seal: Callable[[], None]) -> None:
         try:
-            published = finish()
+            seal()
         except StorageError as failure:
-            self._tell(self._again, failure)
+            self._tell(partial(self._failed, self._commits, failure))
         else:
-            self._tell(self._report_tick, published)
+            self._tell(self._commits.over)
+            self._publish_sealed()
 
-    def _tell(self, what: Callable[[Any], object], value: object) -> None:
+    def _publish_sealed(self) -> None:
+        if len(self._writer.sealed):
+            self._finisher.call_soon(self._finish)
+
+    # In the second strand's thread
+
+    def _finish(self) -> None:
+        """Publish what is sealed."""
+        try:
+            self._finish_all()
+        except StorageError as failure:
+            self._tell(partial(self._failed, self._finishes, failure))
+        else:
+            self._tell(self._finishes.over)
+
+    def _finish_all(self) -> None:
+        while (published := self._writer.finish()) is not None:
+            self._tell(partial(self._report, published))
+
+    def _finish_due(self) -> Due | None:
+        if not len(self._writer.sealed):
+            return None
+        return Due(max(RETRY_FIRST_S, self._finishes.retry_s), self._finish)
+
+    def _tell(self, what: Callable[[], Any]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody hears it any more
-            self._loop.call_soon_threadsafe(what, value)
+            self._loop.call_soon_threadsafe(what)
 
     # On the loop
 
-    def _again(self, failure: StorageError) -> Again:
+    def _failed(self, trouble: _Trouble, failure: StorageError) -> float:
         self._counts["failures"] += 1
-        self._trouble.failed(failure, topic=self._spec.topic)
-        self._retry_s = min(max(RETRY_FIRST_S, self._retry_s * 2), RETRY_MAX_S)
-        jitter = random.uniform(0.5, 1.0)  # noqa: S311
-        return Again(self._retry_s * jitter, str(failure), stands=True)
-
-    def _works(self) -> None:
-        if self._retry_s:
-            self._retry_s = 0.0
-            self._trouble.recovered("output works again", topic=self._spec.topic)
+        return trouble.failed(failure)
 
     def _note(self, commit: Commit) -> None:
         if commit.ambiguous and not self._counts["ambiguous_messages"]:
             self._log.warning(
                 "a message holds a newline: as lines it cannot be told apart on replay; use"
                 " --format=framed or jsonl",
-                topic=self._spec.topic,
             )
         self._counts["ambiguous_messages"] += commit.ambiguous
         self._counts["disk_bytes"] += commit.disk_bytes
         if commit.created is not None:
-            self._log.info("opened", topic=self._spec.topic, path=commit.created)
-        self._report(commit.published)
+            self._log.info("opened", path=commit.created)
 
-    def _report_tick(self, published: Sequence[Published]) -> None:
-        self._works()
-        self._report(published)
+    def _report(self, file: Published) -> None:
+        self._counts["files"] += 1
+        if file.not_compacted:
+            self._log.warning("published as it was written", reason=file.not_compacted)
+        self._log.info(
+            "finished",
+            path=file.location,
+            messages=file.messages,
+            bytes=file.disk_bytes,
+        )
 
-    def _report(self, published: Sequence[Published]) -> None:
-        for file in published:
-            self._counts["files"] += 1
-            self._log.info(
-                "finished",
-                topic=self._spec.topic,
-                path=file.path,
-                messages=file.messages,
-                bytes=file.disk_bytes,
-            )
+
+class _Trouble:
+    """One thing that can fail for a while: how long to wait, and what is said of it."""
+
+    def __init__(self, log: Log, what: str) -> None:
+        self.retry_s = 0.0
+        self._told = Repeated(log, what, clock=SystemClock())
+
+    def failed(self, failure: StorageError) -> float:
+        """How many seconds to wait until the next try."""
+        self._told.failed(failure)
+        self.retry_s = min(max(RETRY_FIRST_S, self.retry_s * 2), RETRY_MAX_S)
+        return self.retry_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+
+    def over(self) -> None:
+        if self.retry_s:
+            self.retry_s = 0.0
+            self._told.recovered("output works again")

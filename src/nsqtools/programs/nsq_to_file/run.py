@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from nsqtools import durable
+from nsqtools.archive.destination import DIRECTORY_MODE
 from nsqtools.archive.naming import FileNaming, host_identifier
 from nsqtools.archive.rotation import RotationPolicy
 from nsqtools.archive.writer import ArchiveSpec
+from nsqtools.ending import INTERRUPTED
 from nsqtools.lifecycle import Lifecycle
 from nsqtools.observe.log import configure
-from nsqtools.outputs.file.folders import prepare
+from nsqtools.outputs.file.leftovers import Leftovers
 from nsqtools.outputs.file.output import FileOutput
 from nsqtools.outputs.workers import Workers
 from nsqtools.pipeline.run import Run
@@ -21,30 +24,47 @@ if TYPE_CHECKING:
 
 
 async def run(options: NsqToFileOptions) -> int:
-    """Archive until SIGTERM or SIGINT; 0 when everything taken was made durable and acknowledged.
+    """Archive until SIGTERM or SIGINT; 0 when everything taken was made durable and acknowledged, 130
+    when the end was cut short.
 
     Raises StorageError when a folder cannot be written, ArchiveError for a name that cannot be.
     """
     configure(options.log_level, options.log_prefix, log_format=options.log_format)
     async with Lifecycle(options.shutdown_timeout_s) as life:
-        await asyncio.to_thread(
-            prepare, options.output_dir, options.effective_work_dir, archive_naming(options)
-        )
+        await asyncio.to_thread(_prepare, options)
         workers = Workers()
+        leftovers = Leftovers(options.effective_work_dir, workers)
+        archiver = Run(
+            options,
+            lambda topic: output_of(options, topic, workers, leftovers),
+            done="archived",
+        )
+        life.on_reload(archiver.rotate)
+        rest = asyncio.create_task(leftovers.finish_rest(set(options.topic)))
         try:
-            archiver = Run(
-                options, lambda topic: output_of(options, topic, workers), done="archived"
-            )
-            life.on_reload(archiver.rotate)
-            return 0 if await archiver.run(life) else 1
+            return 0 if await archiver.run(life) else INTERRUPTED
         finally:
+            rest.cancel()
+            await asyncio.wait([rest])
             workers.close()
 
 
-def output_of(options: NsqToFileOptions, topic: str, workers: Workers) -> FileOutput:
+def _prepare(options: NsqToFileOptions) -> None:
+    """Folders that can be written."""
+    for folder in (options.output_dir, options.effective_work_dir):
+        durable.make_directories(folder, DIRECTORY_MODE)
+        durable.check_writable(folder)
+
+
+def output_of(
+    options: NsqToFileOptions, topic: str, workers: Workers, leftovers: Leftovers | None = None
+) -> FileOutput:
     """The archive of one topic. Raises ArchiveError for a name or a format that cannot be."""
     return FileOutput(
-        archive_spec(options, topic), workers, sync_interval_s=options.sync_interval_s
+        archive_spec(options, topic),
+        workers,
+        sync_interval_s=options.sync_interval_s,
+        leftovers=leftovers,
     )
 
 
@@ -70,6 +90,7 @@ def archive_spec(options: NsqToFileOptions, topic: str) -> ArchiveSpec:
         naming=naming,
         record_format=options.record_format,
         compression=options.compression,
+        compact=not options.no_compact,
         level=options.compression_level if options.compression != "none" else None,
         rotation=RotationPolicy(
             rotate_interval_s=options.rotate_interval_s,

@@ -6,22 +6,35 @@ import asyncio
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Self
 
+from nsqtools import durable
+from nsqtools.archive.destination import DIRECTORY_MODE
 from nsqtools.archive.naming import FileNaming, host_identifier
 from nsqtools.archive.rotation import RotationPolicy
 from nsqtools.archive.writer import ArchiveSpec
 from nsqtools.client.producer import Producer
-from nsqtools.outputs.file.folders import prepare
+from nsqtools.outputs.file.leftovers import Leftovers
 from nsqtools.outputs.file.output import FileOutput
 from nsqtools.outputs.http.dead_letter import DeadLetter, DeadLetterArchive, DeadLetterTopic
 from nsqtools.outputs.workers import Workers
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import TracebackType
 
     from nsqtools.programs.nsq_to_http.options import NsqToHttpOptions
 
 FILENAME_FORMAT = "<TOPIC>.<HOST><REV>.<DATETIME>.jsonl"
 DATETIME_FORMAT = "%Y-%m-%d_%H"
+
+
+def _prepare(folder: Path) -> None:
+    durable.make_directories(folder, DIRECTORY_MODE)
+    durable.check_writable(folder)
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
 
 
 class DeadLetters:
@@ -40,7 +53,10 @@ class DeadLetters:
         self.workers = Workers()
         self._exits.callback(self.workers.close)
         if (folder := options.dead_letter_dir) is not None:
-            await asyncio.to_thread(prepare, folder, folder, self._naming())
+            await asyncio.to_thread(_prepare, folder)
+            self._leftovers = Leftovers(folder, self.workers)
+            rest = asyncio.create_task(self._leftovers.finish_rest(set(options.topic)))
+            self._exits.push_async_callback(_cancel, rest)
         for address in self._addresses():
             producer = Producer(address, options.producer())
             self._producers.append(await self._exits.enter_async_context(producer))
@@ -61,7 +77,9 @@ class DeadLetters:
             return DeadLetterTopic(options.dead_letter_topic_of(topic), self._producers)
         if options.dead_letter_dir is None:
             return None
-        archive = FileOutput(self._spec(topic), self.workers, sync_interval_s=0.0)
+        archive = FileOutput(
+            self._spec(topic), self.workers, sync_interval_s=0.0, leftovers=self._leftovers
+        )
         return DeadLetterArchive(archive)
 
     def _addresses(self) -> tuple[str, ...]:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nsqtools.errors import OptionsError, StorageError
+from nsqtools.replay.inputs import STDIN_NAME, Input, find_inputs
 from nsqtools.replay.interrupt import Interrupt
-from nsqtools.replay.sources import STDIN_NAME, Source, find_sources
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,19 +27,19 @@ def touch(path: Path, content: bytes = b"x\n") -> Path:
 
 
 def names(*wanted: str) -> list[str]:
-    return [source.name for source in find_sources(wanted)]
+    return [source.name for source in find_inputs(wanted)]
 
 
 def problems(*wanted: str) -> tuple[str, ...]:
     with pytest.raises(OptionsError) as caught:
-        find_sources(wanted)
+        find_inputs(wanted)
     return caught.value.problems
 
 
 def test_files_in_the_order_in_which_they_are_named(tmp_path: Path) -> None:
     b, a = touch(tmp_path / "b", b"12345"), touch(tmp_path / "a")
     assert names(str(b), str(a)) == [str(b), str(a)]
-    assert find_sources([str(b)])[0].size_bytes == 5
+    assert find_inputs([str(b)])[0].size_bytes == 5
 
 
 def test_a_folder_is_every_finished_file_below_it(tmp_path: Path) -> None:
@@ -110,14 +110,14 @@ def piped_stdin(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
                 os.close(writes)
 
 
-def read_all(source: Source, interrupt: Interrupt | None = None) -> list[bytes]:
+def read_all(source: Input, interrupt: Interrupt | None = None) -> list[bytes]:
     with source.opened(interrupt=interrupt) as reader:
         return [body for batch in reader.batches() for body in batch.bodies]
 
 
 def test_standard_input_is_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
     with piped_stdin(monkeypatch) as writes, Interrupt() as interrupt:
-        (source,) = find_sources(["-"])
+        (source,) = find_inputs(["-"])
         assert source.name == STDIN_NAME
         os.write(writes, b"one\ntwo\n\nthree")
         os.close(writes)
@@ -130,7 +130,7 @@ def test_a_pipe_by_name_is_a_source(tmp_path: Path) -> None:
     os.close(writes)
     try:
         with Interrupt() as interrupt:
-            (source,) = find_sources([f"/dev/fd/{reads}"])
+            (source,) = find_inputs([f"/dev/fd/{reads}"])
             assert read_all(source, interrupt) == [b"one", b"two"]
     finally:
         os.close(reads)
@@ -142,7 +142,7 @@ def test_reading_a_silent_pipe_ends_when_it_is_interrupted(
     found: list[list[bytes]] = []
     with piped_stdin(monkeypatch) as writes, Interrupt() as interrupt:
         os.write(writes, b"a line that is long enough to be looked at before the others come\n")
-        source = find_sources(["-"])[0]
+        source = find_inputs(["-"])[0]
         thread = threading.Thread(target=lambda: found.append(read_all(source, interrupt)))
         thread.start()
         interrupt.fire()
@@ -157,11 +157,11 @@ def test_an_interrupt_holds_for_inputs_to_come_and_may_come_late(
     with piped_stdin(monkeypatch) as writes, Interrupt() as interrupt:
         os.write(writes, b"never read\n")
         interrupt.fire()
-        assert read_all(find_sources(["-"])[0], interrupt) == []
+        assert read_all(find_inputs(["-"])[0], interrupt) == []
     interrupt.fire()
 
 
 def test_a_file_that_cannot_be_opened_names_itself(tmp_path: Path) -> None:
-    source = Source(path=tmp_path / "gone")
+    source = Input(path=tmp_path / "gone")
     with pytest.raises(StorageError, match=r"open .*gone: No such file"), source.opened():
         pass

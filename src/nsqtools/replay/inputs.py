@@ -28,7 +28,7 @@ _NOT_FINISHED = (".part", ".bad")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class Input:
     """One file, or standard input (`path` None)."""
 
     path: Path | None
@@ -67,13 +67,13 @@ def _is_regular(file: BinaryIO) -> bool:
     return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
 
 
-def find_sources(names: Sequence[str]) -> list[Source]:
+def find_inputs(names: Sequence[str]) -> list[Input]:
     """The files that the names stand for: a file, every finished file of a folder, a glob, or `-`.
 
     A file that is meant twice is read once. Raises OptionsError naming every one that is nothing, or
     that may not be looked at.
     """
-    found: dict[str, Source] = {}
+    found: dict[str, Input] = {}
     problems: list[str] = []
     for name in names:
         try:
@@ -90,23 +90,23 @@ def find_sources(names: Sequence[str]) -> list[Source]:
     return list(found.values())
 
 
-def _expand(name: str) -> Iterator[Source]:
+def _expand(name: str) -> Iterator[Input]:
     if name == STDIN:
         if sys.stdin is not None:  # it is None where the shell has closed it
-            yield Source(path=None)
+            yield Input(path=None)
         return
     path = Path(name)
     if path.is_dir():
         yield from _below(path)
     elif path.exists():
-        yield Source(path=path, size_bytes=path.stat().st_size)
+        yield Input(path=path, size_bytes=path.stat().st_size)
     else:
         for match in sorted(glob.glob(name, recursive=True)):  # noqa: PTH207 - absolute patterns, too
             if Path(match).is_file():
-                yield Source(path=Path(match), size_bytes=Path(match).stat().st_size)
+                yield Input(path=Path(match), size_bytes=Path(match).stat().st_size)
 
 
-def _below(folder: Path) -> Iterator[Source]:
+def _below(folder: Path) -> Iterator[Input]:
     """Every finished file, hidden ones left out; a folder that cannot be read raises OSError."""
     paths: list[Path] = []
     for above, folders, files in os.walk(folder, onerror=_raise):
@@ -114,7 +114,7 @@ def _below(folder: Path) -> Iterator[Source]:
         paths += [Path(above, name) for name in files if not name.startswith(".")]
     for path in sorted(paths):
         if path.is_file() and path.suffix not in _NOT_FINISHED:
-            yield Source(path=path, size_bytes=path.stat().st_size)
+            yield Input(path=path, size_bytes=path.stat().st_size)
 
 
 def _raise(error: OSError) -> None:

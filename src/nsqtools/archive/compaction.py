@@ -1,0 +1,183 @@
+"""A file of many small commits is rewritten into pieces of about 1 MiB before it is published.
+
+Small commits compress badly: nothing is found that repeats in another, and each brings its own
+tables, note and index entry. The rewrite holds the same content, byte for byte, in as many groups
+as it takes. It is read back and compared before it is handed out, and the source is not changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from zlib_ng.zlib_ng import crc32
+
+from nsqtools import durable
+from nsqtools.archive import gzip_members
+from nsqtools.archive.formats import COMPRESSIONS
+from nsqtools.archive.groups import Group
+from nsqtools.archive.header import encode_header
+from nsqtools.archive.lines import NEWLINE
+from nsqtools.archive.stream import Damage, Source
+from nsqtools.archive.survey import survey
+from nsqtools.archive.zstd_walk import ZstdWalk
+from nsqtools.errors import StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from nsqtools.archive.claims import ClaimFacts
+    from nsqtools.archive.groups import Container
+
+# Content in one piece: beyond it compression gains little, and a reader by time reads too much.
+PIECE_BYTES = 1 << 20
+# Files whose commits hold this much on average are left as they are: busy topics pay nothing.
+WORTH_IT_BELOW_BYTES = 256 << 10
+
+
+class NotCompacted(Exception):  # noqa: N818 - it is an answer: the file stays as it is
+    """Why a file was not rewritten; nothing of the attempt is left, if the disk allows that."""
+
+
+@dataclass(slots=True)
+class _Content:
+    """What was read from the source, to be found again in the rewrite."""
+
+    size_bytes: int = 0
+    crc32: int = 0
+    lines: int = 0
+
+
+def is_worth_it(compression: str, groups: int, content_bytes: int) -> bool:
+    """Whether a file of so many groups with so much content is to be rewritten."""
+    small = groups > 1 and content_bytes < groups * WORTH_IT_BELOW_BYTES
+    return compression != "none" and small
+
+
+def compact(fd: int, path: Path, target: Path, wanted: ClaimFacts, *, records: int) -> int:
+    """Rewrite the sealed file into `target`; returns its size, when it is durable and verified.
+
+    Memory is bounded by a piece and a group. Raises `NotCompacted`, whatever the reason.
+    """
+    try:
+        durable.unlink(target)  # of an attempt that was cut
+        writing = durable.create(target)
+    except (StorageError, FileExistsError) as error:
+        raise NotCompacted(str(error)) from error
+    try:
+        return _compact(fd, path, writing, target, wanted, records)
+    except (StorageError, Damage) as error:
+        with contextlib.suppress(StorageError):
+            durable.unlink(target)  # where that fails it goes with the claim
+        raise NotCompacted(str(error)) from error
+    finally:
+        durable.close(writing)
+
+
+def _compact(
+    fd: int, path: Path, writing: int, target: Path, wanted: ClaimFacts, records: int
+) -> int:
+    container = _new_container(wanted)
+    content = _Content()
+    end = 0
+    data: bytes | bytearray = container.file_header
+    try:
+        with os.fdopen(os.dup(fd), "rb", buffering=0) as file:
+            file.seek(0)
+            for piece in _pieces(_groups(Source(file, path), wanted.compression), content):
+                durable.write_at(writing, data, end, target)
+                end += len(data)
+                data = container.encode([piece])
+                container.keep()
+    except OSError as error:
+        raise StorageError("read", path, error) from error
+    data += container.trailer()
+    durable.write_at(writing, data, end, target)
+    durable.sync_data(writing, target)
+    _verify(writing, target, wanted, content, records)
+    return end + len(data)
+
+
+def _new_container(wanted: ClaimFacts) -> Container:
+    header = encode_header(
+        record_format=wanted.record_format,
+        topic=wanted.topic,
+        channel=wanted.channel,
+        host=wanted.host,
+    )
+    return COMPRESSIONS[wanted.compression].new_containers(header, wanted.level)()
+
+
+def _groups(source: Source, compression: str) -> Iterator[Group]:
+    """The file's groups as they were committed; of gzip without counts and times."""
+    if compression == "gzip":
+        while source.peek(1):
+            content = b"".join(gzip_members.member_pieces(source))
+            if content:
+                yield Group(content=content, records=0, times=_unknown)
+        return
+    walk = ZstdWalk(source, strict=True)
+    frames = 0
+    for offset, blocks in groupby(walk.blocks(), key=lambda block: block.offset):
+        content = b"".join([block.data for block in blocks])
+        frames = walk.index.offsets.index(offset, frames)
+        entry = walk.index[frames]
+        yield Group(
+            content=content,
+            records=entry.records,
+            times=partial(_times_of, entry.first_ts_ns, entry.last_ts_ns),
+        )
+
+
+def _times_of(first_ts_ns: int, last_ts_ns: int) -> tuple[int, int]:
+    return first_ts_ns, last_ts_ns
+
+
+def _unknown() -> tuple[int, int]:
+    raise AssertionError("a gzip member keeps no times, and nobody asks for them")
+
+
+def _pieces(groups: Iterator[Group], content: _Content) -> Iterator[Group]:
+    """Neighbours joined up to `PIECE_BYTES`; a larger group stays by itself."""
+    held: list[Group] = []
+    held_bytes = 0
+    for group in groups:
+        content.size_bytes += len(group.content)
+        content.crc32 = crc32(group.content, content.crc32)
+        content.lines += group.content.count(NEWLINE)
+        if held and held_bytes + len(group.content) > PIECE_BYTES:
+            yield _joined(held)
+            held, held_bytes = [], 0
+        held.append(group)
+        held_bytes += len(group.content)
+    if held:
+        yield _joined(held)
+
+
+def _joined(groups: list[Group]) -> Group:
+    return Group(
+        content=b"".join([group.content for group in groups]),
+        records=sum(group.records for group in groups),
+        times=lambda: (
+            min(group.first_ts_ns for group in groups),
+            max(group.last_ts_ns for group in groups),
+        ),
+    )
+
+
+def _verify(fd: int, path: Path, wanted: ClaimFacts, content: _Content, records: int) -> None:
+    """Read the rewrite back, with every check; raises `Damage` when it is not the same content."""
+    found = survey(fd, path, wanted.record_format, wanted.compression)
+    if found.damage is not None:
+        raise found.damage
+    if wanted.compression == "gzip" and wanted.record_format == "lines":
+        records = content.lines  # a newline within a message cannot be told from its end
+    if (found.content_bytes, found.content_crc32) != (content.size_bytes, content.crc32):
+        raise Damage(found.end, "the rewrite has another content than the file")
+    if found.records != records or found.end != found.size_bytes or found.trailer:
+        raise Damage(found.end, "the rewrite has another number of records than the file")

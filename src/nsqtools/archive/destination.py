@@ -1,0 +1,99 @@
+"""Where finished files go: a small contract, and the folder that keeps it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from nsqtools import durable, publish
+from nsqtools.archive.naming import path_of
+from nsqtools.errors import StorageError
+
+DIRECTORY_MODE = 0o770  # as nsq_to_file (spec: tools, part 1.3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileFacts:
+    """What is known of a finished file; times in ns since the epoch, where it keeps any."""
+
+    size_bytes: int
+    records: int
+    first_ts_ns: int | None
+    last_ts_ns: int | None
+
+
+class Destination(Protocol):
+    """Takes finished files under names that are free, and never replaces one.
+
+    A *name* is relative, with `/` between its parts. Every call blocks, is made by any thread, and
+    can be made again after it raised or after a crash: the same file under the same name is no
+    other file. All raise `StorageError` when the destination refuses, and `ArchiveError` for a
+    name that leads out of it.
+    """
+
+    def is_taken(self, name: str) -> bool:
+        """Whether anything has this name; the answer may be old when it is used."""
+        ...
+
+    def place(self, source: Path, name: str, facts: FileFacts) -> None:
+        """Put the file there under this name: whole or not at all, and durable on return.
+
+        Raises `FileExistsError` when another file has the name. `source` is not changed; it may
+        stay or be gone afterwards. Called again for a file that it placed before, it changes
+        nothing, also when `source` is gone since.
+        """
+        ...
+
+    def confirm(self, name: str, facts: FileFacts) -> None:
+        """Return when the file is there, whole and durable.
+
+        Raises `FileNotFoundError` when nothing has the name: it was never placed, or somebody has
+        taken it away. Raises `StorageError` when what is there is not this file.
+        """
+        ...
+
+    def location(self, name: str) -> str:
+        """The name as a person would look for it: a path, or a URL."""
+        ...
+
+    def describe(self) -> str:
+        """What `open_destination` makes this destination from again."""
+        ...
+
+
+class FolderDestination:
+    """A folder, by its absolute path."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder.absolute()
+
+    def is_taken(self, name: str) -> bool:
+        return durable.is_taken(path_of(self._folder, name))
+
+    def place(self, source: Path, name: str, facts: FileFacts) -> None:
+        path = path_of(self._folder, name)
+        if durable.is_taken(source) or not durable.is_taken(path):
+            durable.make_directories(path.parent, DIRECTORY_MODE)
+            publish.place(source, path)
+        else:
+            self.confirm(name, facts)  # an earlier call renamed it, if it is the same file
+
+    def confirm(self, name: str, facts: FileFacts) -> None:
+        path = path_of(self._folder, name)
+        size_bytes = durable.size_of(path)
+        if size_bytes != facts.size_bytes:
+            other = OSError(f"there are {size_bytes} bytes where {facts.size_bytes} were placed")
+            raise StorageError("publish", path, other)
+        durable.fsync_directory(path.parent)
+
+    def location(self, name: str) -> str:
+        return str(self._folder / name)
+
+    def describe(self) -> str:
+        return str(self._folder)
+
+
+def open_destination(description: str) -> Destination:
+    """The destination that `describe` named."""
+    return FolderDestination(Path(description))

@@ -1,0 +1,107 @@
+"""What runs that did not end left in a work folder: finished topic by topic, each before its topic flows.
+
+Other topics do not wait for it. What a run left of topics that are not archived any more is finished
+as well. A file that cannot be finished now is told, and tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from nsqtools.archive.recovery import claims_by_topic, recover
+from nsqtools.clock import SystemClock
+from nsqtools.errors import StorageError
+from nsqtools.observe.log import Repeated, get_log
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from nsqtools.archive.recovery import Recovered
+    from nsqtools.outputs.workers import Workers
+
+log = get_log("archive")
+
+# How long a file that could not be finished is left alone.
+AGAIN_S = 60.0
+
+
+class Leftovers:
+    """Of one work folder, shared by the outputs of a process."""
+
+    def __init__(self, work_dir: Path, workers: Workers) -> None:
+        self._work_dir = work_dir
+        self._workers = workers
+        self._claims: dict[str, list[Path]] | None = None
+        self._scanning = asyncio.Lock()
+        self._busy: dict[str, asyncio.Lock] = {}
+
+    async def finish(self, topic: str) -> int:
+        """Finish what was left of a topic; gives how many files could not be.
+
+        Raises StorageError when the folder cannot be read. Cancelling it does not stop the file that
+        is being finished.
+        """
+        claims = await self._scan()
+        async with self._busy.setdefault(topic, asyncio.Lock()):
+            mine = claims.pop(topic, [])
+            if not mine:
+                return 0
+            strand = self._workers.strand(f"leftovers of {topic}")
+            if topic:
+                log.info("finishing files of a run that did not end", topic=topic, files=len(mine))
+            failed = await strand.call(lambda: self._recover(mine))
+            if failed:
+                claims[topic] = failed
+            return len(failed)
+
+    async def finish_rest(self, besides: set[str]) -> None:
+        """Finish what was left of all other topics, and try again what cannot be finished, for ever.
+
+        Cancelling it leaves the rest to the next start.
+        """
+        trouble = Repeated(log, "the work folder cannot be read", clock=SystemClock())
+        while True:
+            try:
+                claims = await self._scan()
+                for topic in sorted(claims.keys() - besides):
+                    await self.finish(topic)
+            except StorageError as failure:
+                trouble.failed(failure)
+            else:
+                trouble.recovered("the work folder can be read again")
+            besides = set()
+            await asyncio.sleep(AGAIN_S)
+
+    async def _scan(self) -> dict[str, list[Path]]:
+        async with self._scanning:
+            if self._claims is None:
+                strand = self._workers.strand("leftovers")
+                self._claims = await strand.call(lambda: claims_by_topic(self._work_dir))
+            return self._claims
+
+    def _recover(self, claims: list[Path]) -> list[Path]:
+        """In a worker's thread: gives the claims of the files that failed."""
+        failed = []
+        for claim in claims:
+            for found in recover(self._work_dir, claims=[claim]):
+                _tell(found)
+                if found.failed:
+                    failed.append(claim)
+        return failed
+
+
+def _tell(found: Recovered) -> None:
+    what = "recovered a file of a run that did not end"
+    if found.failed:
+        what = "a file of a run that did not end cannot be finished now"
+    elif found.published is None:
+        what = "a file of a run that did not end is not published"
+    log.warning(
+        what,
+        path=found.path,
+        published=found.published or "-",
+        records=found.records,
+        cut_bytes=found.cut_bytes,
+        reason=found.reason,
+    )

@@ -1,0 +1,42 @@
+"""Columns cut out of the bytes of a read are those of the payloads, message by message."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nsqtools.wire.frames import MESSAGE, FrameDecoder, encode_frame
+from nsqtools.wire.messages import PAYLOAD_HEADER, Messages, encode_payload
+
+# Runs of one size are cut as one; 32 of them by one call.
+runs = st.lists(
+    st.tuples(st.integers(0, 9), st.integers(1, 80), st.binary(min_size=26, max_size=26)),
+    max_size=4,
+)
+
+
+@given(runs=runs)
+def test_columns_are_those_of_the_payloads(runs: list[tuple[int, int, bytes]]) -> None:
+    payloads = [
+        (int.from_bytes(head, "big") + at).to_bytes(27, "big")[-26:] + b"b" * size
+        for size, count, head in runs
+        for at in range(count)
+    ]
+    frames = b"".join(encode_frame(MESSAGE, payload) for payload in payloads)
+    for event in FrameDecoder().receive(frames) or [Messages([])]:
+        assert isinstance(event, Messages)
+        heads = [PAYLOAD_HEADER.unpack_from(payload) for payload in payloads]
+        assert event.timestamps == [timestamp % 2**64 for timestamp, _, _ in heads]
+        assert event.attempts == [attempts for _, attempts, _ in heads]
+        assert event.ids == [message_id for _, _, message_id in heads]
+        assert event.body_bytes_max == max((len(payload) - 26 for payload in payloads), default=0)
+        assert [payload for _, run in event.runs() for payload in run] == payloads
+        assert all(
+            {len(payload) for payload in run} <= {size} for size, run in event.runs() if size
+        )
+
+
+def test_the_largest_body() -> None:
+    assert Messages([]).body_bytes_max == 0
+    payloads = [encode_payload(1, 1, b"0" * 16, body) for body in (b"", b"abc", b"a")]
+    assert Messages(payloads).body_bytes_max == 3
