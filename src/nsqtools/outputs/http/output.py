@@ -428,8 +428,11 @@ def _body_of(row: Row) -> bytes:
 
 
 def _together(answers: list[Answer]) -> Answer | Sequence[Answer]:
-    """One answer for all, where no endpoint could be asked for any of them: then the topic stands."""
+    """One answer for all where they are alike: all are done, or no endpoint could be asked for any of
+    them, and the topic stands."""
     first = answers[0]
+    if answers.count(DONE) == len(answers):
+        return DONE
     if isinstance(first, Again) and all(isinstance(one, Again) and one.stands for one in answers):
         return first
     return answers
