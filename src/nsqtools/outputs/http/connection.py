@@ -24,15 +24,11 @@ _FIRST_ERROR = 300
 
 
 class Reply(NamedTuple):
-    """What became of a request: a status, or 0 and why there is none.
-
-    `is_unsent` says that no byte of it can have been read: the connection was gone.
-    """
+    """What became of a request: a status, or 0 and why there is none."""
 
     status: int
     error: str = ""
     retry_after: str = ""
-    location: str = ""
     excerpt: bytes = b""
 
 
@@ -76,7 +72,7 @@ class Connection(asyncio.Protocol):
     def _reset(self) -> None:
         self._received = 0
         self._has_head = self._has_length = self._is_whole = self._keeps = False
-        self._retry_after = self._location = ""
+        self._retry_after = ""
         self._excerpt = b""
 
     # Asyncio's
@@ -130,8 +126,6 @@ class Connection(asyncio.Protocol):
             self._has_length = True
         elif key == b"retry-after":
             self._retry_after = value[:100].decode("latin-1")
-        elif key == b"location":
-            self._location = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         self._has_head = self._parser.get_status_code() >= 200
@@ -186,7 +180,7 @@ class Connection(asyncio.Protocol):
 
     def _reply(self) -> Reply:
         status = self._status if self._is_whole else self._parser.get_status_code()
-        return Reply(status, "", self._retry_after, self._location, self._excerpt)
+        return Reply(status, "", self._retry_after, self._excerpt)
 
     def _answer(self, exchange: Exchange) -> None:
         self.exchange = None

@@ -159,6 +159,14 @@ class HttpOutput:
         self._policy = policy
         self._loop = asyncio.get_running_loop()
         self._needs_values = any(not one.maker.is_fixed for one in sender.endpoints)
+        # Each message as it is to one endpoint: what is done most, and what must be quick.
+        self._is_plain = not (
+            self._needs_values
+            or policy.to_all
+            or policy.batching
+            or policy.sample < 1.0
+            or self._compress
+        )
         self._tries: dict[tuple[str, bytes], Tries] = {}
         self._latency_s = CHUNK_S
         self._trouble = Repeated(
@@ -199,7 +207,14 @@ class HttpOutput:
         """Send what is sampled, each message to an endpoint, or to all."""
         rows = [(each, at) for each in messages for at in range(len(each))]
         delivery = _Delivery(rows, self._failed, self._tell if self.echo else None)
-        await self._add_jobs(delivery)
+        if self._is_plain:
+            finish = delivery.finished
+            delivery.jobs = [
+                Job(messages.bodies[at], finish, places=(place,))
+                for place, (messages, at) in enumerate(rows)
+            ]
+        else:
+            await self._add_jobs(delivery)
         await self._send(delivery)
         if self._dead_letter is not None:
             await self._bury(delivery, self._dead_letter)
@@ -230,8 +245,7 @@ class HttpOutput:
         delivery.left = len(jobs)
         if not jobs:
             return
-        for job in jobs:
-            self._sender.submit(job)
+        self._sender.submit(tuple(jobs))  # a batch that is parted adds to them
         try:
             await delivery.whole
         finally:
@@ -354,7 +368,7 @@ class HttpOutput:
             half = self._job(delivery, places, body, job.only)
             delivery.jobs.append(half)
             delivery.left += 1
-            self._sender.submit(half)
+            self._sender.submit((half,))
 
     def _give_up(self, delivery: _Delivery, place: int, reply: Reply, reason: str) -> Refused:
         self._counts["rejected"] += 1

@@ -121,6 +121,7 @@ class Sender:
         self._limits: list[AdaptiveLimit] = []
         if pacing.is_adaptive:
             self._limits = [AdaptiveLimit(pacing.concurrency) for _ in endpoints]
+        self._is_paced = pacing.is_adaptive or pacing.rate_per_s > 0
         self._next_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -128,9 +129,9 @@ class Sender:
         self._everywhere = tuple(range(len(endpoints)))
         self._under_way = 0
 
-    def submit(self, job: Job) -> None:
-        """Take a job; it may be finished within this call."""
-        self._waiting.append(job)
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Take jobs; they may be finished within this call."""
+        self._waiting.extend(jobs)
         self._pump()
 
     def close(self) -> None:
@@ -146,14 +147,19 @@ class Sender:
 
     def _pump(self) -> None:
         waiting = self._waiting
+        if not waiting:
+            return
+        now_s = self._loop.time()
         while waiting and self._under_way < self._pacing.concurrency:
-            now_s = self._loop.time()
             if waiting[0].is_cancelled:
                 waiting.popleft()
-            elif self._waits_for_rate(now_s) or (self._limits and self._is_full(waiting[0])):
+            elif self._is_paced and self._has_to_wait(waiting[0], now_s):
                 return
             else:
                 self._send(waiting.popleft(), now_s)
+
+    def _has_to_wait(self, job: Job, now_s: float) -> bool:
+        return self._waits_for_rate(now_s) or (bool(self._limits) and self._is_full(job))
 
     def _waits_for_rate(self, now_s: float) -> bool:
         """Whether the next request has to wait; it is looked at again in time."""
@@ -189,11 +195,15 @@ class Sender:
         job.request = endpoint.maker.make(job.body, job.values)
         endpoint.circuit.began()
         self._under_way += 1
+        if self._is_paced:
+            self._note_began(at, now_s)
+        endpoint.pool.send(job)
+
+    def _note_began(self, at: int, now_s: float) -> None:
         if self._limits:
             self._limits[at].began()
         if self._pacing.rate_per_s:
             self._next_s = max(self._next_s, now_s - BURST_S) + 1 / self._pacing.rate_per_s
-        endpoint.pool.send(job)
 
     def _wait_s(self, wanted: Sequence[int], now_s: float) -> float:
         soonest_s = min(self.endpoints[at].circuit.available_s(now_s) for at in wanted)
