@@ -82,6 +82,18 @@ async def test_requests_are_shown(nsqd: Nsqd, capsys: pytest.CaptureFixture[str]
     assert len(message_id) == 16
 
 
+async def test_nobody_has_to_read_what_is_shown(
+    nsqd: Nsqd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(*_: object, **__: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", closed)
+    async with serving() as endpoint, delivering(nsqd, f"--post={endpoint.url()}", "--print"):
+        await publish(nsqd, b"1", b"2", b"3")
+        await until_settled(nsqd, 3)
+
+
 async def test_a_dry_run_shows_the_first_request_and_sends_nothing(
     nsqd: Nsqd, capsys: pytest.CaptureFixture[str], folder: Path
 ) -> None:

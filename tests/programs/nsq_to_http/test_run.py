@@ -21,7 +21,9 @@ from tests.support.endpoints import Received, serving
 
 from nsqtools.outputs.http import health as health_module
 from nsqtools.outputs.http import outcome as outcome_module
+from nsqtools.outputs.http import output as output_module
 from nsqtools.pipeline import delivery as delivery_module
+from nsqtools.pipeline import topic as topic_module
 
 if TYPE_CHECKING:
     from tests.support.nsqd import Nsqd, StartNsqd
@@ -235,6 +237,29 @@ async def test_all_endpoints_get_each_message_once(nsqd: Nsqd) -> None:
             await until_settled(nsqd, 20)
         assert sorted(one.bodies) == sorted(three.bodies) == sorted(BODIES[:20])
         assert seen == dict.fromkeys(BODIES[:20], 2)
+
+
+async def test_a_fault_of_ours_holds_no_message_for_ever(
+    nsqd: Nsqd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(topic_module, "RETRY_MAX_S", 0.05)
+    seen: list[int] = []
+
+    def backoff_s(tries: int) -> float:
+        seen.append(tries)
+        if len(seen) == 1:
+            raise ZeroDivisionError
+        return 0.01
+
+    monkeypatch.setattr(output_module, "backoff_s", backoff_s)
+
+    def answer(_: Received) -> web.Response:
+        return web.Response(status=429 if len(endpoint.received) < 3 else 200)
+
+    async with serving(answer) as endpoint, delivering(nsqd, f"--post={endpoint.url()}"):
+        await publish(nsqd, b"1")
+        await until_settled(nsqd, 1)
+        assert endpoint.bodies == [b"1"] * 3
 
 
 async def test_a_sample_leaves_a_trace(nsqd: Nsqd) -> None:

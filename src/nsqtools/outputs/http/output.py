@@ -123,6 +123,16 @@ class _Delivery:
 
     def finished(self, job: Job, reply: Reply, outcome: Outcome) -> None:
         """A job of this delivery was answered."""
+        try:
+            self._note(job, reply, outcome)
+        except Exception as fault:  # noqa: BLE001 - raised where the delivery is awaited
+            if not self.whole.done():
+                self.whole.set_exception(fault)
+        self.left -= 1
+        if not self.left and not self.whole.done():
+            self.whole.set_result(None)
+
+    def _note(self, job: Job, reply: Reply, outcome: Outcome) -> None:
         if self._echo is not None:
             self._echo(self, job, reply)
         if outcome is not Outcome.DONE:
@@ -131,9 +141,6 @@ class _Delivery:
                 # Where it goes to several endpoints, a refusal waits for those that may do it yet.
                 if answer is not None and not isinstance(self.answers[place], Again):
                     self.answers[place] = answer
-        self.left -= 1
-        if not self.left and not self.whole.done():
-            self.whole.set_result(None)
 
 
 class HttpOutput:
@@ -355,7 +362,10 @@ class HttpOutput:
         more = f" and {len(job.places) - 1} more" if len(job.places) > 1 else ""
         what = reply.status or f"- ({printable(reply.error)})"
         label = self._sender.endpoints[job.endpoint].label
-        self.echo(f"{what} {took_ms:.1f}ms {self._topic} {printable(which)}{more} {label}")
+        try:
+            self.echo(f"{what} {took_ms:.1f}ms {self._topic} {printable(which)}{more} {label}")
+        except OSError:  # nobody reads them any more
+            self.echo = None
 
     def _split(self, delivery: _Delivery, job: Job) -> None:
         """Send the halves of a batch: one message that is refused must not cost its neighbours."""

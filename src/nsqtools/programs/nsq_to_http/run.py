@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from nsqtools import __version__
@@ -151,7 +152,7 @@ def output_of(options: NsqToHttpOptions, topic: str, shared: Shared) -> HttpOutp
     strand = shared.dead.workers.strand(f"requests of {topic}")
     output = HttpOutput(topic, sender, policy, strand, shared.dead.of(topic))
     if options.print:
-        output.echo = print
+        output.echo = partial(print, flush=True)
     return output
 
 
