@@ -22,6 +22,13 @@ PROGRAM = Program(
             ),
         ),
         (
+            "what is refused into a folder, from which file_to_nsq --where publishes it again",
+            (
+                "nsq_to_http --topic=orders --nsqd-tcp-address=127.0.0.1:4150 \\\n"
+                "    --post=http://127.0.0.1:8080/{topic} --dead-letter-dir=/var/lib/dead"
+            ),
+        ),
+        (
             "several topics to two endpoints, the quicker one more often",
             (
                 "nsq_to_http --topic-pattern='^log' --lookupd-http-address=127.0.0.1:4161 \\\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nsqtools.errors import OptionsError
-from nsqtools.options import load
+from nsqtools.options import help_text, load, options_of
 from nsqtools.programs.nsq_to_http.options import NsqToHttpOptions
 
 GIVEN = {
@@ -103,3 +103,26 @@ def test_headers_come_from_the_environment_a_line_each() -> None:
         ("Authorization", "Bearer secret"),
     ]
     assert "secret" not in repr(options)
+
+
+def test_help_says_how_repeated_values_are_parted() -> None:
+    text = help_text(
+        "nsq_to_http",
+        "",
+        options_of(NsqToHttpOptions),
+        examples=(),
+        exit_status={},
+        width=1000,
+    )
+    assert "--producer-opt by semicolons, those of --post and --get by spaces" in text
+    assert "those of --header by newlines" in text
+
+
+def test_two_endpoints_from_the_environment() -> None:
+    options = load(
+        NsqToHttpOptions,
+        "nsq_to_http",
+        ["--topic=t", "--nsqd-tcp-address=127.0.0.1:4150"],
+        {"NSQ_TO_HTTP_POST": "http://a/?x=1,2 http://b/"},
+    )
+    assert options.urls == ("http://a/?x=1,2", "http://b/")

@@ -116,7 +116,7 @@ class HttpOptions:
     concurrency: Concurrency = option(
         CONCURRENCY,
         default="fixed",
-        help="fixed: up to -n requests at once; auto: for each endpoint as many, up to -n, as it takes"
+        help="fixed: up to --n requests at once; auto: for each endpoint as many, up to --n, as it takes"
         " without becoming slower",
         group=_ENDPOINTS,
     )

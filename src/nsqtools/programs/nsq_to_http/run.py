@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from nsqtools import __version__
+from nsqtools.ending import INTERRUPTED
 from nsqtools.errors import OptionsError
 from nsqtools.lifecycle import Lifecycle
 from nsqtools.observe.log import configure
@@ -45,17 +46,18 @@ _OF_MESSAGE = (
 
 
 async def run(options: NsqToHttpOptions) -> int:
-    """Deliver until SIGTERM or SIGINT; 0 when everything taken was answered for.
+    """Deliver until SIGTERM or SIGINT; 0 when everything taken was answered for, 130 when the end
+    was cut short.
 
     Raises OptionsError for a file that cannot be read, and for a URL that is none with a topic in it.
     """
     configure(options.log_level, options.log_prefix, log_format=options.log_format)
     async with Lifecycle(options.shutdown_timeout_s) as life, Shared(options) as shared:
         if options.dry_run:
-            return 0 if await dry_run(options, shared, life) else 1
+            return 0 if await dry_run(options, shared, life) else INTERRUPTED
         delivery = Run(options, lambda topic: output_of(options, topic, shared))
         life.on_reload(delivery.rotate)
-        return 0 if await delivery.run(life) else 1
+        return 0 if await delivery.run(life) else INTERRUPTED
 
 
 async def dry_run(options: NsqToHttpOptions, shared: Shared, life: Lifecycle) -> bool:
