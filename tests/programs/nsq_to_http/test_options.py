@@ -114,6 +114,7 @@ def test_help_says_how_repeated_values_are_parted() -> None:
         exit_status={},
         width=1000,
     )
+    text = " ".join(text.split())
     assert "--producer-opt by semicolons, those of --post and --get by spaces" in text
     assert "those of --header by newlines" in text
 
