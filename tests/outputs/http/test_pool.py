@@ -186,6 +186,8 @@ async def test_a_connection_that_speaks_when_not_asked_is_closed(make_pool: Make
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
         await writer.drain()
         spoke.set()
+        requests.append(await read_request(reader))  # it would go on
+        writer.write(OK)
         await reader.read(1)
 
     async with saying(script) as address:
