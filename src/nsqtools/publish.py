@@ -42,8 +42,9 @@ def place(source: Path, destination: Path) -> None:
     and then `source` is gone; to another filesystem by a copy in the destination's directory.
 
     Calling again after a crash is no error: the two are the same file, or the destination is a
-    copy equal in size, modification time and content. When the source is gone and the destination
-    is there, an earlier call may have moved it: whether it did is for the caller to tell.
+    copy equal in size, modification time (which `durable.stamp` makes unique) and content. When the
+    source is gone and the destination is there, an earlier call may have moved it: whether it did is
+    for the caller to tell.
 
     Raises `FileExistsError` when another file has the name (the source is untouched), and
     `StorageError`.

@@ -72,6 +72,9 @@ def test_it_is_described_by_an_absolute_path(
     monkeypatch.chdir(tmp_path)
     described = FolderDestination(tmp_path.relative_to(tmp_path) / "out").describe()
     monkeypatch.chdir("/")
+    with pytest.raises(StorageError, match="the folder is gone"):
+        open_destination(described)
+    (tmp_path / "out").mkdir()
     assert open_destination(described).location("x") == str(tmp_path / "out" / "x")
 
 

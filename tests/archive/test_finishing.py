@@ -209,3 +209,23 @@ def test_an_abandoned_writer_leaves_all_to_recovery(tmp_path: Path) -> None:
     assert claims(tmp_path) == []
     bodies = [read_bodies(path)[0][0] for path in visible(tmp_path)]
     assert bodies == [b"0", b"1", b"2"]
+
+
+def test_equal_files_of_two_archivers_are_two(tmp_path: Path) -> None:
+    """Equal in size, content and, by a coarse clock, in time: each has messages of its own."""
+    output = tmp_path / "out"
+    output.mkdir()
+    for number in range(20):
+        writers = [
+            ArchiveWriter(
+                spec(output, work_dir=tmp_path / f"work-{name}", topic=f"t{number}"),
+            )
+            for name in "ab"
+        ]
+        for writer in writers:
+            writer.commit([batch_of([b"tick"])])
+        for writer in writers:
+            writer.close()
+        for writer in writers:
+            assert writer.finish() is not None
+    assert len([path for path in output.iterdir() if path.suffix == ".log"]) == 40

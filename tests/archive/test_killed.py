@@ -121,6 +121,7 @@ def test_killed_at_every_call(
     kill_at = kills_of_recovery = 0
     for kill_at in range(CALLS_MAX):
         output, work = tmp_path / f"{kill_at}", tmp_path / f"{kill_at}-work"
+        output.mkdir()  # as a program does at its start
         wanted = spec(
             output,
             record_format,

@@ -131,6 +131,7 @@ def test_the_claim_says_where_it_belongs(tmp_path: Path) -> None:
     """Two runs share a work directory; the name at the destination is taken since."""
     work = tmp_path / "work"
     for output in ("one", "two"):
+        (tmp_path / output).mkdir()
         part = claimed(
             work,
             b"%s\n" % output.encode(),
@@ -140,7 +141,7 @@ def test_the_claim_says_where_it_belongs(tmp_path: Path) -> None:
             output_dir=tmp_path / output,
         )
         assert part == work / "d" / f"{output}-000004.log.part"
-    (tmp_path / "two" / "d").mkdir(parents=True)
+    (tmp_path / "two" / "d").mkdir()
     (tmp_path / "two" / "d" / "two-000004.log").write_bytes(b"taken")
     results = {result.published for result in recover(work)}
     one, two = tmp_path / "one/d/one-000004.log", tmp_path / "two/d/two-000005.log"
@@ -201,6 +202,18 @@ def test_one_topic_only(tmp_path: Path) -> None:
     assert [path.name for path in visible(tmp_path)] == ["one.log.part", "two.log"]
 
 
+def test_a_folder_that_was_moved_keeps_its_files(tmp_path: Path) -> None:
+    """Mounted elsewhere, or renamed by somebody who needs room: nothing is made at its old place."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    writer = ArchiveWriter(spec(old), clock=ManualClock())
+    writer.commit(COMMITS[0])
+    writer.abandon()
+    old.rename(new)
+    (result,) = recover(new)
+    assert result.published == str(new / "topic.log")
+    assert not old.exists()
+
+
 def test_results_come_one_by_one(tmp_path: Path) -> None:
     for number in range(3):
         claimed(tmp_path, b"x\n", "lines", "none", f"{number}.log")
@@ -216,6 +229,7 @@ def test_one_that_cannot_be_recovered_ends_nothing(
     outputs = [tmp_path / name for name in ("a", "b", "c", "d")]
     for output in outputs:
         claimed(tmp_path, b"x\n", "lines", "none", f"{output.name}.log", output_dir=output)
+    outputs[0].mkdir()
     outputs[1].write_bytes(b"no folder")
     (tmp_path / "c.log.part").unlink()
     (tmp_path / "c.log.part").symlink_to("/etc/hostname")
@@ -235,6 +249,8 @@ def test_one_that_cannot_be_recovered_ends_nothing(
     assert len(claims(tmp_path)) == 3
     monkeypatch.undo()
     outputs[1].unlink()
+    for output in outputs[1:]:
+        output.mkdir()
     published = {result.path.name for result in recover(tmp_path) if result.published}
     assert published == {"b.log.part", "d.log.part"}
 

@@ -183,3 +183,40 @@ def test_it_outlives_a_loop_that_was_closed(strand: Strand) -> None:
     asyncio.run(leave_it_at_work())
     gate.set()
     assert asyncio.run(strand.call(lambda: "in another loop")) == "in another loop"
+
+
+async def test_a_thread_that_cannot_be_had_now_stops_nothing_for_ever(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit on tasks, for a moment."""
+    strand = workers.strand("a test")
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start"):
+            await strand.call(lambda: 1)
+    assert await strand.call(lambda: 2) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        gate = threading.Event()
+        waiting = asyncio.create_task(workers.strand("busy").call(gate.wait))
+        other = asyncio.create_task(strand.call(lambda: 3))
+        await asyncio.sleep(0.05)
+        gate.set()
+        assert await waiting
+        assert await other == 3, "the thread that there is does it"
+
+
+async def test_what_takes_long_has_threads_of_its_own(workers: Workers) -> None:
+    gate = threading.Event()
+    slow = [
+        asyncio.create_task(workers.background.strand(f"{number}").call(gate.wait))
+        for number in range(THREADS_MAX + 4)
+    ]
+    await asyncio.sleep(0.05)
+    assert await asyncio.wait_for(workers.strand("quick").call(lambda: 1), 5) == 1
+    gate.set()
+    assert all(await asyncio.gather(*slow))

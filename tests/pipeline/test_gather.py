@@ -70,6 +70,7 @@ class ScriptedInbox:
         self.fill = self.fullest = 0.0
         self.first_s = self.last_s = 0.0
         self.ended = False
+        self.is_begun = False
         self.asked: list[tuple[int, int]] = []
         self._clock = clock
         self._script = list(script)

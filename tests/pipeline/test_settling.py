@@ -50,6 +50,9 @@ class ScriptedOutput:
     def counts(self) -> Mapping[str, int]:
         return {"got": len(self.got)}
 
+    def trouble(self) -> str:
+        return ""
+
     async def open(self) -> None:
         self.events.append("open")
 
@@ -349,3 +352,89 @@ async def test_the_rest_is_given_back_at_once_when_the_end_is_cut(nsqd: Nsqd) ->
         await task
     await until_stats(nsqd, lambda now: (now["depth"], now["requeue_count"]) == (10, 10))
     assert output.events == ["open", "abandon"]
+
+
+async def test_a_stand_among_many_answers_is_a_stand(nsqd: Nsqd) -> None:
+    def answer(bodies: list[bytes]) -> list[Answer]:
+        return [Again(60.0, "an outage", stands=True) if b == b"3" else DONE for b in bodies]
+
+    output = ScriptedOutput(answer)
+    pipeline = pipeline_of(nsqd, output)
+    task = asyncio.create_task(pipeline.run())
+    await consumed(nsqd)
+    await publish(nsqd, *TEN)
+    await until(lambda: pipeline.trouble == "an outage")
+    await publish(nsqd, b"later")
+    await until_stats(nsqd, lambda now: (now["depth"], now["in_flight_count"]) == (1, 1))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_cancellation_that_leaks_from_an_output_is_a_failure(
+    nsqd: Nsqd, caplog: pytest.LogCaptureFixture
+) -> None:
+    leaks = iter([True])
+
+    def answer(_: list[bytes]) -> Answer:
+        if next(leaks, False):
+            raise asyncio.CancelledError
+        return DONE
+
+    pipeline = pipeline_of(nsqd, ScriptedOutput(answer))
+    async with running(pipeline):
+        await consumed(nsqd)
+        await publish(nsqd, *TEN)
+        await until_settled(nsqd, 10)
+    assert "something inside was cancelled" in caplog.text
+
+
+async def test_faults_in_counting_and_rotating_stop_nothing(nsqd: Nsqd) -> None:
+    class Faulty(ScriptedOutput):
+        def counts(self) -> Mapping[str, int]:
+            raise ZeroDivisionError
+
+        def trouble(self) -> str:
+            raise ZeroDivisionError
+
+        def rotate(self) -> None:
+            raise ZeroDivisionError
+
+    pipeline = pipeline_of(nsqd, Faulty())
+    async with running(pipeline):
+        await consumed(nsqd)
+        pipeline.rotate()
+        await publish(nsqd, *TEN)
+        await until_settled(nsqd, 10)
+        assert pipeline.totals()["messages"] == 10
+        assert pipeline.output_trouble() == ""
+
+
+async def test_how_an_output_is_fed_may_change(nsqd: Nsqd) -> None:
+    output = ScriptedOutput(feeding=Feeding(wait_s=0.0, messages_max=3))
+    pipeline = pipeline_of(nsqd, output)
+    output.delay_s = 0.02
+    async with running(pipeline):
+        await consumed(nsqd)
+        await publish(nsqd, *TEN)
+        await until(lambda: len(output.got) == 1)
+        output.feeding = Feeding(wait_s=0.0)
+        await until_settled(nsqd, 10)
+    assert sorted(body for bodies in output.got for body in bodies) == TEN
+
+
+async def test_what_waits_and_cannot_be_settled_any_more_is_forgotten(nsqd: Nsqd) -> None:
+    output = ScriptedOutput(lambda _: Again(600.0, "later"), Feeding(wait_s=0.0, messages_max=1))
+    pipeline = pipeline_of(nsqd, output, lookupd_poll_interval="50ms")
+    task = asyncio.create_task(pipeline.run())
+    await consumed(nsqd)
+    await publish(nsqd, *TEN)
+    await until(lambda: len(pipeline._waiting) == 10)
+    for connection in list(pipeline.consumer._subscriptions):
+        connection.abort(StorageError("test", "cut", OSError(0, "cut")))
+    await until(lambda: pipeline.counts.lost == 10)
+    await until(lambda: len(output.got) == 20)
+    assert len(pipeline._waiting) == 10
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task

@@ -51,7 +51,8 @@ _TAKE_TRIES = 8
 class ClaimFacts:
     """What a claim says of its working file; names are relative, with `/` between their parts.
 
-    `destination` is what `Destination.describe` returned, `created_at` seconds since the epoch.
+    `destination` is what `Destination.describe` returned, or "" for the work directory itself;
+    `created_at` is in seconds since the epoch.
     """
 
     working: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -95,5 +96,15 @@ class FolderDestination:
 
 
 def open_destination(description: str) -> Destination:
-    """The destination that `describe` named."""
-    return FolderDestination(Path(description))
+    """The destination that `describe` named.
+
+    Raises `StorageError` when it is not there: a volume that is mounted elsewhere today must not get
+    a folder of its old name beside it.
+    """
+    folder = Path(description)
+    if not durable.is_taken(folder):
+        gone = OSError(
+            errno.ENOENT, "the folder is gone: mount it, or make it, for the file to go on"
+        )
+        raise StorageError("publish to", folder, gone)
+    return FolderDestination(folder)

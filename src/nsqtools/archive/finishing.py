@@ -89,6 +89,7 @@ class SealedFile:
         placing = self.claim.placing
         if placing is None:
             placing = self._prepare()
+            durable.stamp(self._source(placing))
             self.claim.note_placing(placing)
         placing = self._place(placing, destination)
         # It was placed just now: when it is not there, somebody was waiting and has taken it away.
@@ -130,8 +131,11 @@ class SealedFile:
         self._compacted_from_bytes = self.facts.size_bytes
         return Placing(name=name, is_rewrite=True, facts=replace(self.facts, size_bytes=size_bytes))
 
+    def _source(self, placing: Placing) -> Path:
+        return self.claim.rewrite_path if placing.is_rewrite else self.path
+
     def _place(self, placing: Placing, destination: Destination) -> Placing:
-        source = self.claim.rewrite_path if placing.is_rewrite else self.path
+        source = self._source(placing)
         for _ in range(_PLACE_TRIES):
             try:
                 destination.place(source, placing.name, placing.facts)

@@ -72,7 +72,7 @@ def recover(
                 continue
             with contextlib.closing(claim):
                 subject = path_of(work_dir, claim.facts.working)
-                destination = open_destination(claim.facts.destination)
+                destination = open_destination(claim.facts.destination or str(work_dir))
                 result = _Recovery(claim, subject, destination).run()
         except (StorageError, ArchiveError) as error:
             yield _failed(subject, str(error))
@@ -248,6 +248,7 @@ class _Recovery:
             last_ts_ns=found.last_ts_ns,
         )
         self._write_sound_part(fd, found)
+        durable.stamp(self._claim.rewrite_path)
         placing = Placing(name=self._claim.facts.name, is_rewrite=True, facts=facts)
         self._claim.note_placing(placing)
         return replace(self._resume(placing, fd), cut_bytes=cut_bytes, reason=reason)

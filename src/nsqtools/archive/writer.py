@@ -119,6 +119,9 @@ class ArchiveWriter:
         self._spec = spec
         self._clock = clock or SystemClock()
         self._destination = destination or FolderDestination(spec.output_dir)
+        # A folder that holds both may be moved, or mounted elsewhere, before a file is recovered.
+        is_one = destination is None and not spec.has_work_dir
+        self._described = "" if is_one else self._destination.describe()
         self._naming = spec.naming.format_for(
             spec.topic,
             spec.compression,
@@ -345,7 +348,7 @@ class ArchiveWriter:
         durable.make_directories(path.parent, DIRECTORY_MODE)
         facts = ClaimFacts(
             working=name + PART_SUFFIX,
-            destination=self._destination.describe(),
+            destination=self._described,
             name=name,
             record_format=spec.record_format,
             compression=spec.compression,

@@ -26,11 +26,11 @@ from nsqtools.client.rdy import CHANGE_MIN, PROBE_S, LowRdyTiming, share_rdy
 from nsqtools.client.subscription import Subscription
 from nsqtools.errors import ConnectionFailed, NsqToolsError, OptionsError
 from nsqtools.wire import commands
-from nsqtools.wire.frames import CLOSE_WAIT, FRAME_SIZE_MAX_BYTES, OK
+from nsqtools.wire.frames import CLOSE_WAIT, ERROR_CODES, FRAME_SIZE_MAX_BYTES, OK
 from nsqtools.wire.names import is_valid_name
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
     from types import TracebackType
 
     from nsqtools.client.batch import Batch, Message
@@ -72,7 +72,9 @@ class Consumer:
         lookupd_addresses: Iterable[str] = (),
         rng: random.Random | None = None,
         memory: ConsumerMemory | None = None,
+        on_lost: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_lost` is called when a connection has ended: what it brought cannot be settled any more."""
         problems = [
             f"invalid {what} name {name!r}"
             for what, name in (("topic", topic), ("channel", channel))
@@ -89,6 +91,7 @@ class Consumer:
         """Why each nsqd that is not connected now is not, by address."""
         self._rng = rng or random.Random()  # noqa: S311 - jitter
         self._memory = memory or ConsumerMemory()
+        self._on_lost = on_lost
         self._subscriptions: dict[Connection, Subscription] = {}
         self._nsqds = Nsqds(
             topic,
@@ -291,7 +294,7 @@ class Consumer:
             log.debug("< nsqd=%s response=%r", connection.address, data[:80])
 
     def error_received(self, connection: Connection, error: ServerError) -> None:
-        self.counts[error.code] += 1
+        self.counts[error.code if error.code in ERROR_CODES else "other_errors"] += 1
         if error.fatal:
             log.error("nsqd refused %s error=%s", self._place(connection.address), error)
         else:
@@ -304,7 +307,8 @@ class Consumer:
         self.counts["connections_lost"] += 1
         self.counts["unsettled_lost"] += subscription.in_flight
         self.counts["untaken_lost"] += self.inbox.drop(subscription)
-        self.last_failures[connection.address] = str(cause)
+        self._note_why(connection.address, cause)
+        self._on_lost()
         if not self._stopping:
             log.warning(
                 "connection lost %s in_flight=%d error=%s",
@@ -318,6 +322,13 @@ class Consumer:
         self._share()
 
     # Connections
+
+    def _note_why(self, address: str, cause: NsqToolsError) -> None:
+        """Why this one is not connected; of those that nsqlookupd no longer names nothing is kept."""
+        self.last_failures[address] = str(cause)
+        if len(self.last_failures) > len(self._nsqds.wanted):
+            for gone in self.last_failures.keys() - self._nsqds.wanted:
+                del self.last_failures[gone]
 
     def _place(self, address: str) -> str:
         return f"topic={self.topic} channel={self.channel} nsqd={address}"
@@ -346,7 +357,7 @@ class Consumer:
 
     def _not_connected(self, address: str, failure: NsqToolsError) -> None:
         self.counts["connect_failed"] += 1
-        self.last_failures[address] = str(failure)
+        self._note_why(address, failure)
         log.error("not connected %s error=%s", self._place(address), failure)
 
     def _subscribed(self, connection: Connection) -> None:

@@ -89,6 +89,11 @@ class _Workers:
                 self._report(self._backoff.succeeded(message.received_s))
             except NotSettled:
                 counts["not_settled"] += 1
+            except asyncio.CancelledError as leaked:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                self._failed(message, RuntimeError(f"something inside was cancelled: {leaked}"))
             except Exception as error:  # noqa: BLE001 - whatever a handler raises is its failure
                 self._failed(message, error)
 

@@ -57,8 +57,9 @@ class Inbox:
     def take(self) -> list[Batch]:
         """Everything that has come and was not taken; may be nothing.
 
-        Not to be mixed with `take_some`: what that has left of a batch would be given whole.
+        What `take_some` has left of a batch is to be taken by it.
         """
+        assert not self._at, "a batch that was begun is given whole"  # noqa: S101
         batches, self.batches = self.batches, []
         for batch in batches:
             batch.subscription.waiting = 0
@@ -109,6 +110,11 @@ class Inbox:
         self.messages -= messages
         self.size_bytes -= size_bytes
         batch.subscription.waiting -= messages
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether some of the first batch was taken."""
+        return self._at > 0
 
     async def wait(self, timeout_s: float | None = None, *, fill: float = 0.0) -> None:
         """Wait until something has come, or until this much of the window waits.

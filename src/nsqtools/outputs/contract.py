@@ -74,6 +74,9 @@ class Output(Protocol):
         """What it did since the start, by name (`files`, `disk_bytes`): for metrics and summaries.
         The names are always the same, the numbers only grow."""
 
+    def trouble(self) -> str:
+        """What does not work now although messages are answered; nothing when all is well. For health."""
+
     async def open(self) -> None:
         """Get ready, whatever time that takes; messages come only after it has returned.
 

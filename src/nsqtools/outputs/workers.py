@@ -32,13 +32,15 @@ T = TypeVar("T")
 
 # Each hung disk can hold a thread for each of its topics; the topics of other disks need some, too.
 THREADS_MAX = 16
+BACKGROUND_MAX = 4
 
 
 class Workers:
     """The threads. For one event loop; `close` lets them go when they have nothing left to do."""
 
-    def __init__(self, threads_max: int = THREADS_MAX) -> None:
+    def __init__(self, threads_max: int = THREADS_MAX, *, name: str = "output") -> None:
         self._threads_max = threads_max
+        self._name = name
         self._ready: SimpleQueue[Strand | None] = SimpleQueue()
         self._lock = threading.Lock()
         # All under the lock. A strand is pending from `start` until a thread has noted that it took it.
@@ -46,6 +48,15 @@ class Workers:
         self._timetable: list[tuple[float, int, Strand]] = []
         self._entries = itertools.count()
         self._closed = False
+        self._background: Workers | None = None
+
+    @property
+    def background(self) -> Workers:
+        """A few threads of their own for what may take long, such as a slow destination: what must not
+        wait does not wait for that."""
+        if self._background is None:
+            self._background = Workers(BACKGROUND_MAX, name="finisher")
+        return self._background
 
     def strand(self, name: str, due: Callable[[], Due | None] | None = None) -> Strand:
         """A new line of calls. `due` says, after each call and in its thread, what is to be called
@@ -59,18 +70,30 @@ class Workers:
             threads = self._threads
         for _ in range(threads):
             self._ready.put(None)
+        if self._background is not None:
+            self._background.close()
 
     def start(self, strand: Strand) -> None:
         """Have `strand`, which has calls and is on no thread, run."""
         with self._lock:
             if self._closed:
                 raise RuntimeError(f"{strand.name}: the threads have been let go")
+            if self._pending >= self._threads - self._busy and self._threads < self._threads_max:
+                self._start_thread()
             self._pending += 1
-            if self._pending > self._threads - self._busy and self._threads < self._threads_max:
-                self._threads += 1
-                name = f"output-{self._threads}"
-                threading.Thread(target=self._work, name=name, daemon=True).start()
         self._ready.put(strand)
+
+    def _start_thread(self) -> None:
+        """One more, if the system gives one; raises RuntimeError when there is none at all."""
+        thread = threading.Thread(target=self._work, name=f"{self._name}-{self._threads + 1}")
+        thread.daemon = True
+        try:
+            thread.start()
+        except RuntimeError:
+            if not self._threads:
+                raise
+            return  # those that there are do the work
+        self._threads += 1
 
     def keep_time(self, strand: Strand, at_s: float | None) -> None:
         """Have the due call of `strand` made at this monotonic time; None: not at all.
@@ -190,8 +213,15 @@ class Strand:
             self._calls.append(call)
             starts = not self._runs
             self._runs = True
-        if starts:
+        if not starts:
+            return
+        try:
             self._workers.start(self)
+        except BaseException:
+            with self._lock:
+                self._runs = False
+                self._calls.remove(call)
+            raise
 
     def run(self) -> None:
         """Make the calls that wait; called by a worker."""

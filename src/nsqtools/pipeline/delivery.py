@@ -66,6 +66,20 @@ class Waiting:
             return heapq.heappop(self._heap)[2]
         return None
 
+    def drop_lost(self) -> int:
+        """Forget what came by connections that are gone; gives how many messages."""
+        lost = [one for _, _, held in self._heap for one in held if one.is_lost]
+        if lost:
+            kept = [
+                (due_s, order, [one for one in held if not one.is_lost])
+                for due_s, order, held in self._heap
+            ]
+            self._heap = [entry for entry in kept if entry[2]]
+            heapq.heapify(self._heap)
+        for one in lost:
+            one.let_go()
+        return sum(map(len, lost))
+
     def take_all(self) -> list[Batch | Part]:
         """Everything, due or not."""
         everything = [one for _, _, held in self._heap for one in held]
@@ -145,8 +159,21 @@ class Settlement:
 
 def check_answer(answer: Answer | Sequence[Answer], messages: int) -> None:
     """Raises ValueError unless it is one answer for all, or one for each message."""
-    if not isinstance(answer, Done | Again | Refused) and len(answer) != messages:
+    if isinstance(answer, Done | Again | Refused):
+        return
+    if len(answer) != messages:
         raise ValueError(f"an output gave {len(answer)} answers for {messages} messages")
+    given: Sequence[object] = answer
+    if wrong := [one for one in given if not isinstance(one, Done | Again | Refused)]:
+        raise ValueError(f"an output gave an answer that is none: {wrong[0]!r:.80}")
+
+
+def longest_stand(answer: Answer | Sequence[Answer]) -> Again | None:
+    """Of answers for each message, the one that has the output stand still for longest, if any."""
+    if isinstance(answer, Done | Again | Refused):
+        return None
+    stands = [one for one in answer if isinstance(one, Again) and one.stands]
+    return max(stands, key=lambda one: one.after_s, default=None)
 
 
 def part_of(held: Batch | Part, places: Sequence[int]) -> Part:

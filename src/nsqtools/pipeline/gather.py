@@ -117,7 +117,7 @@ async def gather(
             break
         # With much more than there is now, quiet is shorter: look again then.
         await inbox.wait(wait_s, fill=min(wanted, max(0.1, 2 * fill)))
-    if feeding.messages_max is None and feeding.bytes_max is None:
+    if feeding.messages_max is None and feeding.bytes_max is None and not inbox.is_begun:
         return inbox.take()
     return inbox.take_some(
         feeding.messages_max or inbox.messages, feeding.bytes_max or inbox.size_bytes

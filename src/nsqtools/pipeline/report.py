@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from nsqtools.observe.health import Health
     from nsqtools.pipeline.topic import TopicPipeline
 
+# A delivery that takes longer than this is in trouble: a hung disk gives no error.
+DELIVERY_LONG_S = 10.0
 _TOTALS = {
     "messages": ("pipeline_delivered_messages", "messages that their output has said are done"),
     "body_bytes": ("pipeline_delivered_body_bytes", "their bodies"),
@@ -89,7 +91,7 @@ class RunMetrics:
             self._counters[name].labels(topic=topic).add(pipeline.consumer.counts[name])
         for reason, count in pipeline.counts.reasons.items():
             self._refused.labels(topic=topic, reason=reason).add(count)
-        for name, value in pipeline.output.counts().items():
+        for name, value in pipeline.output_counts().items():
             self._output(name).labels(topic=topic).add(value)
 
     def _output(self, name: str) -> Family[Counter]:
@@ -111,7 +113,7 @@ def _gauges_of(pipeline: TopicPipeline) -> dict[str, float]:
         "pipeline_oldest_unsettled_seconds": consumer.oldest_age_s,
         "pipeline_last_delivery_timestamp_seconds": pipeline.last_delivery_time_s,
         "pipeline_lag_seconds": pipeline.lag_s,
-        "pipeline_failing_topics": float(bool(pipeline.trouble)),
+        "pipeline_failing_topics": float(bool(trouble_of(pipeline))),
     }
 
 
@@ -141,6 +143,10 @@ def trouble_of(pipeline: TopicPipeline) -> str:
     """Why the topic does not flow; nothing when it does, or when that is not known yet."""
     if pipeline.trouble:
         return pipeline.trouble
+    if pipeline.delivering_s > DELIVERY_LONG_S:
+        return f"a delivery has been under way for {pipeline.delivering_s:.0f} s"
+    if trouble := pipeline.output_trouble():
+        return trouble
     consumer = pipeline.consumer
     reasons = [reason for address, reason in consumer.unconnected.items() if address and reason]
     if reasons:

@@ -15,24 +15,32 @@ import logging
 import random
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nsqtools.client.consumer import Consumer
 from nsqtools.clock import SystemClock
 from nsqtools.errors import NsqToolsError
 from nsqtools.observe.log import Repeated, get_log
 from nsqtools.outputs.contract import Again
-from nsqtools.pipeline.delivery import Counts, Settlement, Waiting, check_answer
+from nsqtools.pipeline.delivery import (
+    Counts,
+    Settlement,
+    Waiting,
+    check_answer,
+    longest_stand,
+)
 from nsqtools.pipeline.gather import Pace, gather
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Mapping, Sequence
 
     from nsqtools.client.batch import Batch, Part
     from nsqtools.client.memory import ConsumerMemory
     from nsqtools.client.options import ConsumerOptions
     from nsqtools.clock import Clock
     from nsqtools.outputs.contract import Answer, Output
+
+T = TypeVar("T")
 
 RETRY_FIRST_S = 0.5
 RETRY_MAX_S = 30.0
@@ -80,6 +88,7 @@ class TopicPipeline:
         self._log = get_log("pipeline")
         self._failed = Repeated(self._log, "output failed", clock=self._clock)
         self._ended_s = 0.0
+        self._under_way: dict[asyncio.Task[Any] | None, float] = {}
         self.consumer = Consumer(
             spec.topic,
             spec.channel,
@@ -87,6 +96,7 @@ class TopicPipeline:
             nsqd_addresses=spec.nsqd_addresses,
             lookupd_addresses=spec.lookupd_addresses,
             memory=spec.memory,
+            on_lost=self._forget_lost,
         )
 
     def totals(self) -> Counter[str]:
@@ -94,8 +104,30 @@ class TopicPipeline:
         had given the message to somebody else by then, or to us again."""
         total = Counter(self.counts.totals())
         total["fin_failed"] = self.consumer.counts["E_FIN_FAILED"]
-        total.update(self.output.counts())
+        total.update(self.output_counts())
         return total
+
+    def output_counts(self) -> Mapping[str, int]:
+        """What the output counts; nothing when it fails to tell."""
+        try:
+            return self.output.counts()
+        except Exception as failure:  # noqa: BLE001 - a count is no reason to stop
+            self._note_fault(failure)
+            return {}
+
+    def output_trouble(self) -> str:
+        """What does not work in the output although it answers."""
+        try:
+            return self.output.trouble()
+        except Exception as failure:  # noqa: BLE001 - a word is no reason to stop
+            self._note_fault(failure)
+            return ""
+
+    @property
+    def delivering_s(self) -> float:
+        """For how long the oldest delivery has been under way, in seconds; 0 without one."""
+        began_s = min(self._under_way.values(), default=None)
+        return 0.0 if began_s is None else self._clock.monotonic() - began_s
 
     def stop(self) -> None:
         """Ask the topic to end in order; `run` returns when it has."""
@@ -103,7 +135,10 @@ class TopicPipeline:
 
     def rotate(self) -> None:
         """Have the output finish what it is filling."""
-        self.output.rotate()
+        try:
+            self.output.rotate()
+        except Exception as failure:  # noqa: BLE001 - the other topics are to be rotated, too
+            self._note_failure(failure)
 
     async def run(self) -> None:
         """Consume until `stop`, then end in order. Cancelling it gives what is not acknowledged back to
@@ -123,7 +158,7 @@ class TopicPipeline:
         retry = _Retry()
         while not self._stop.is_set():
             try:
-                await self.output.open()
+                await unless_cancelled(self.output.open())
             except Exception as failure:  # noqa: BLE001 - this topic waits, the others go on
                 self._note_failure(failure)
                 with contextlib.suppress(TimeoutError):
@@ -139,7 +174,7 @@ class TopicPipeline:
         retry = _Retry()
         while True:
             try:
-                await self.output.close()
+                await unless_cancelled(self.output.close())
             except Exception as failure:  # noqa: BLE001 - the deadline of the run bounds it
                 self._note_failure(failure)
                 await self._clock.sleep(retry.next_s())
@@ -177,6 +212,10 @@ class TopicPipeline:
         for one in held:
             self.counts.requeued += len(one)
             one.requeue()
+
+    def _forget_lost(self) -> None:
+        """What waits to come again, and whose connection is gone, takes memory for nothing."""
+        self.counts.lost += self._waiting.drop_lost()
 
     # Delivering
 
@@ -237,11 +276,19 @@ class TopicPipeline:
         if self._waiting.due_s != waiting_s:
             self._look_again()
         self.counts.deliveries += 1
+        if standing := longest_stand(answer):
+            await self._stand(standing)
+            self._note_success()
         self._pace.delivered(took_s=now_s - began_s, gathered_s=gathered_s, used=used)
 
     async def _ask(self, delivery: Sequence[Batch | Part]) -> Answer | Sequence[Answer]:
         try:
-            answer = await self.output.deliver([held.messages for held in delivery])
+            messages = [held.messages for held in delivery]
+            self._under_way[asyncio.current_task()] = self._clock.monotonic()
+            try:
+                answer = await unless_cancelled(self.output.deliver(messages))
+            finally:
+                del self._under_way[asyncio.current_task()]
             check_answer(answer, sum(map(len, delivery)))
         except Exception as failure:  # noqa: BLE001 - whatever it raises stops this topic alone
             self._note_failure(failure)
@@ -264,9 +311,12 @@ class TopicPipeline:
         self.trouble = str(failure) or type(failure).__name__
         self._failed.failed(failure, topic=self.topic)
         if not isinstance(failure, NsqToolsError):
-            logging.getLogger("nsqtools.pipeline").error(
-                "a fault in nsqtools topic=%s", self.topic, exc_info=failure
-            )
+            self._note_fault(failure)
+
+    def _note_fault(self, failure: Exception) -> None:
+        logging.getLogger("nsqtools.pipeline").error(
+            "a fault in nsqtools topic=%s", self.topic, exc_info=failure
+        )
 
     def _note_success(self) -> None:
         self._failed.recovered("output works again", topic=self.topic)
@@ -278,6 +328,17 @@ class TopicPipeline:
         if not self._flows.is_set():
             self._flows.set()
             self.consumer.resume()
+
+
+async def unless_cancelled(work: Coroutine[Any, Any, T]) -> T:
+    """What `work` gives. A CancelledError that leaks from it, when nobody cancelled us, is a failure."""
+    try:
+        return await work
+    except asyncio.CancelledError as leaked:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise RuntimeError("something inside was cancelled") from leaked
 
 
 class _Retry:

@@ -34,6 +34,17 @@ HEARTBEAT = b"_heartbeat_"
 OK = b"OK"
 CLOSE_WAIT = b"CLOSE_WAIT"
 
+# Those of nsqd (spec: tcp-protocol, part 2).
+ERROR_CODES = (
+    frozenset({"E_INVALID", "E_UNAUTHORIZED", "E_WAIT"})
+    .union(f"E_BAD_{what}" for what in ("BODY", "TOPIC", "CHANNEL", "MESSAGE", "PROTOCOL"))
+    .union(
+        f"E_{what}_FAILED"
+        for what in ("PUB", "MPUB", "DPUB", "FIN", "REQ", "TOUCH", "SUB", "AUTH", "IDENTIFY")
+    )
+    .union(f"E_AUTH_{what}" for what in ("FIRST", "DISABLED", "ERROR"))
+)
+
 # What a client accepts from a server. nsqd's own limit is its --max-msg-size (1 MiB by default), which
 # a client is not told; this bounds what a broken or hostile peer can make us hold.
 FRAME_SIZE_MAX_BYTES = 64 << 20

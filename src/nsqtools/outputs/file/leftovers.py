@@ -35,6 +35,7 @@ class Leftovers:
         self._claims: dict[str, list[Path]] | None = None
         self._scanning = asyncio.Lock()
         self._busy: dict[str, asyncio.Lock] = {}
+        self._told: set[Path] = set()
 
     async def finish(self, topic: str) -> int:
         """Finish what was left of a topic; gives how many files could not be.
@@ -47,13 +48,20 @@ class Leftovers:
             mine = claims.pop(topic, [])
             if not mine:
                 return 0
-            strand = self._workers.strand(f"leftovers of {topic}")
+            strand = self._workers.background.strand(f"leftovers of {topic}")
             if topic:
                 log.info("finishing files of a run that did not end", topic=topic, files=len(mine))
-            failed = await strand.call(lambda: self._recover(mine))
-            if failed:
-                claims[topic] = failed
+            failed = mine  # whatever it raises
+            try:
+                failed = await strand.call(lambda: self._recover(mine))
+            finally:
+                if failed:
+                    claims[topic] = failed
             return len(failed)
+
+    def failed_of(self, topic: str) -> int:
+        """How many files of a topic could not be finished, or are still to be."""
+        return len((self._claims or {}).get(topic, ()))
 
     async def finish_rest(self, besides: set[str]) -> None:
         """Finish what was left of all other topics, and try again what cannot be finished, for ever.
@@ -76,7 +84,7 @@ class Leftovers:
     async def _scan(self) -> dict[str, list[Path]]:
         async with self._scanning:
             if self._claims is None:
-                strand = self._workers.strand("leftovers")
+                strand = self._workers.background.strand("leftovers")
                 self._claims = await strand.call(lambda: claims_by_topic(self._work_dir))
             return self._claims
 
@@ -85,16 +93,18 @@ class Leftovers:
         failed = []
         for claim in claims:
             for found in recover(self._work_dir, claims=[claim]):
-                _tell(found)
                 if found.failed:
                     failed.append(claim)
+                if not found.failed or claim not in self._told:
+                    _tell(found)
+                self._told.add(claim)
         return failed
 
 
 def _tell(found: Recovered) -> None:
     what = "recovered a file of a run that did not end"
     if found.failed:
-        what = "a file of a run that did not end cannot be finished now"
+        what = "a file of a run that did not end cannot be finished now, and is tried again"
     elif found.published is None:
         what = "a file of a run that did not end is not published"
     log.warning(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from nsqtools.archive.writer import ArchiveWriter
 from nsqtools.clock import SystemClock
-from nsqtools.errors import StorageError
+from nsqtools.errors import NsqToolsError, StorageError
 from nsqtools.observe.log import Repeated, get_log
 from nsqtools.outputs.contract import DONE, Again, Feeding
 from nsqtools.outputs.workers import Due
@@ -53,13 +53,19 @@ class FileOutput:
         self._writer = ArchiveWriter(spec)
         self._leftovers = leftovers
         self._strand = workers.strand(f"archive of {spec.topic}", self._due)
-        self._finisher = workers.strand(f"finished files of {spec.topic}", self._finish_due)
+        self._finisher = workers.background.strand(
+            f"finished files of {spec.topic}", self._finish_due
+        )
         self._loop = asyncio.get_running_loop()
         self._log = get_log("archive").bind(topic=spec.topic, channel=spec.channel)
         self._commits = _Trouble(
-            self._log, "output failed, the topic waits and is not acknowledged"
+            self._log,
+            "output failed, the topic waits and is not acknowledged",
+            "output works again",
         )
+        self._seals = _Trouble(self._log, "a file cannot be finished")
         self._finishes = _Trouble(self._log, "a finished file cannot be published")
+        self._rotate_wanted = False
         self._counts = dict.fromkeys(("disk_bytes", "files", "ambiguous_messages", "failures"), 0)
 
     async def open(self) -> None:
@@ -79,7 +85,8 @@ class FileOutput:
 
     def rotate(self) -> None:
         """Finish the open file soon."""
-        self._strand.call_soon(lambda: self._seal(self._writer.rotate))
+        self._rotate_wanted = True
+        self._strand.call_soon(self._rotate)
 
     async def close(self) -> None:
         """Finish every file. Raises StorageError; after that it can be called again."""
@@ -96,6 +103,12 @@ class FileOutput:
         """Leave all files to the recovery of the next start."""
         await self._strand.call(self._writer.abandon)
 
+    def trouble(self) -> str:
+        """What does not work although messages are made durable."""
+        if self._leftovers is not None and (failed := self._leftovers.failed_of(self._topic)):
+            return f"{failed} files of a run that did not end are not finished"
+        return self._seals.reason or self._finishes.reason
+
     def counts(self) -> Mapping[str, int]:
         """What was done since the start."""
         return self._counts
@@ -109,19 +122,27 @@ class FileOutput:
 
     def _due(self) -> Due | None:
         """When the writer's file ends by time."""
+        if self._rotate_wanted:
+            return Due(max(RETRY_FIRST_S, self._seals.retry_s), self._rotate)
         in_s = self._writer.next_tick
         if in_s is None:
             return None
-        return Due(max(in_s, self._commits.retry_s), lambda: self._seal(self._writer.tick))
+        return Due(max(in_s, self._seals.retry_s), lambda: self._seal(self._writer.tick))
 
-    def _seal(self, seal: Callable[[], None]) -> None:
+    def _rotate(self) -> None:
+        """Kept in mind until it is done: there may be no room for another sealed file."""
+        if self._rotate_wanted and self._seal(self._writer.rotate):
+            self._rotate_wanted = False
+
+    def _seal(self, seal: Callable[[], None]) -> bool:
         try:
             seal()
-        except StorageError as failure:
-            self._tell(partial(self._failed, self._commits, failure))
-        else:
-            self._tell(self._commits.over)
-            self._publish_sealed()
+        except NsqToolsError as failure:
+            self._tell(partial(self._failed, self._seals, failure))
+            return False
+        self._tell(self._seals.over)
+        self._publish_sealed()
+        return True
 
     def _publish_sealed(self) -> None:
         if len(self._writer.sealed):
@@ -133,7 +154,7 @@ class FileOutput:
         """Publish what is sealed."""
         try:
             self._finish_all()
-        except StorageError as failure:
+        except NsqToolsError as failure:  # a name that became a link, too
             self._tell(partial(self._failed, self._finishes, failure))
         else:
             self._tell(self._finishes.over)
@@ -153,7 +174,7 @@ class FileOutput:
 
     # On the loop
 
-    def _failed(self, trouble: _Trouble, failure: StorageError) -> float:
+    def _failed(self, trouble: _Trouble, failure: NsqToolsError) -> float:
         self._counts["failures"] += 1
         return trouble.failed(failure)
 
@@ -183,12 +204,15 @@ class FileOutput:
 class _Trouble:
     """One thing that can fail for a while: how long to wait, and what is said of it."""
 
-    def __init__(self, log: Log, what: str) -> None:
+    def __init__(self, log: Log, what: str, again: str = "it works again") -> None:
+        self._again = again
         self.retry_s = 0.0
+        self.reason = ""
         self._told = Repeated(log, what, clock=SystemClock())
 
-    def failed(self, failure: StorageError) -> float:
+    def failed(self, failure: NsqToolsError) -> float:
         """How many seconds to wait until the next try."""
+        self.reason = str(failure)
         self._told.failed(failure)
         self.retry_s = min(max(RETRY_FIRST_S, self.retry_s * 2), RETRY_MAX_S)
         return self.retry_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
@@ -196,4 +220,5 @@ class _Trouble:
     def over(self) -> None:
         if self.retry_s:
             self.retry_s = 0.0
-            self._told.recovered("output works again")
+            self.reason = ""
+            self._told.recovered(self._again)
