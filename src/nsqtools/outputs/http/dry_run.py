@@ -35,6 +35,9 @@ class DryRun:
     def counts(self) -> Mapping[str, int]:
         return {"shown": self._shown}
 
+    def trouble(self) -> str:
+        return ""
+
     async def open(self) -> None:
         """Nothing is opened."""
 

@@ -205,6 +205,10 @@ class HttpOutput:
         opened = self._sender.connections_opened
         return {**self._counts, **counted, "connections_opened": opened}
 
+    def trouble(self) -> str:
+        """The endpoints that nothing is sent to, though others may do their work."""
+        return self._sender.trouble()
+
     async def open(self) -> None:
         """Connections are made with the first requests."""
         if self._dead_letter is not None:

@@ -141,6 +141,11 @@ class Sender:
         for endpoint in self.endpoints:
             endpoint.pool.close()
 
+    def trouble(self) -> str:
+        """The endpoints whose circuits are open, and why."""
+        down = [one for one in self.endpoints if one.circuit.is_open]
+        return "; ".join(f"{one.label}: {one.last_error}" for one in down)
+
     @property
     def connections_opened(self) -> int:
         return sum(endpoint.pool.opened for endpoint in self.endpoints)
