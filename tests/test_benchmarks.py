@@ -61,7 +61,7 @@ def test_every_figure_is_taken_and_counts_are_exact(tmp_path: Path) -> None:
     assert list(rows) == ["loopback", *OURS, *EMBEDDED]
     assert {
         run["messages"]
-        for name in ("ingest", "delivery", "replay-lines", "many-nsqds")
+        for name in ("ingest", "delivery", "replay-lines", "http", "http-100", "many-nsqds")
         for run in rows[name]["runs"]
     } == {MESSAGES}
     for name, row in rows.items():
@@ -73,7 +73,7 @@ def test_every_figure_is_taken_and_counts_are_exact(tmp_path: Path) -> None:
     assert rows["lines-zstd"]["peak_bytes"].keys() == {"broker", "archiver"}
     assert 0 < rows["lines-none"]["start_s"] < 5
     assert "many-nsqds / one-nsqd: " in shown
-    assert len(found["targets"]) == 11
+    assert len(found["targets"]) == 14
     assert all(target["measured"] is not None for target in found["targets"])
 
 

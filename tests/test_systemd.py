@@ -60,7 +60,7 @@ def test_the_command_line_is_valid(unit: Path) -> None:
     environ |= variables(file.read_text()) if file.exists() else {}
     options = load(resolve(program.options), program.name, words[4:], environ)
     assert f"/var/lib/{folder}".replace("%i", "clicks") in {
-        str(getattr(options, name, "")) for name in ("output_dir", "data_path")
+        str(getattr(options, name, "")) for name in ("output_dir", "dead_letter_dir", "data_path")
     }
 
 

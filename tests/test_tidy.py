@@ -77,6 +77,21 @@ def test_the_embedded_broker_example_runs() -> None:
     assert (ended.returncode, ended.stdout.split()) == (0, ["hello", "world"]), ended.stderr
 
 
+@pytest.mark.slow
+def test_the_webhook_example_runs() -> None:
+    ended = subprocess.run(
+        [sys.executable, ROOT / "examples" / "webhook.py"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (
+        0,
+        "taken: order 1, order 3\nthen: order 2, paid in florins\n",
+    ), ended.stderr
+
+
 @pytest.mark.parametrize(
     "page", ["README.md", *(f"docs/{n}" for n in ("guarantees.md", "operations.md"))]
 )

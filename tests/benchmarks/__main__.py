@@ -33,6 +33,8 @@ RUNS_MAX = 100
 LOOPBACK = "loopback"
 ARCHIVES = ("lines-none", "lines-gzip", "lines-zstd", "framed-zstd")
 ARCHIVE_TARGET, BROKER_TARGET, REPLAY_TARGET = 250_000, 400_000, 250_000
+# Four times what NSQ's nsq_to_http does; and with 100 messages a request.
+HTTP_TARGET, HTTP_BATCH_TARGET = 33_200, 150_000
 VERSION_TARGET_S = 0.15
 
 
@@ -145,7 +147,11 @@ def targets(rows: list[Row], version_s: float) -> list[Target]:
     ]
     found += [at_least(f"archive {name}", ARCHIVE_TARGET, by_name.get(name)) for name in ARCHIVES]
     found.append(at_least("replay", REPLAY_TARGET, by_name.get("replay-lines")))
-    found += rss_targets(rows, ("broker", "archiver", "replayer"))
+    found += [
+        at_least("http, one message a request", HTTP_TARGET, by_name.get("http")),
+        at_least("http, 100 messages a request", HTTP_BATCH_TARGET, by_name.get("http-100")),
+    ]
+    found += rss_targets(rows, ("broker", "archiver", "replayer", "deliverer"))
     found.append(
         Target(
             what="nsq_to_file --version",
@@ -168,7 +174,7 @@ def comparisons(rows: list[Row]) -> Iterator[str]:
     pairs = [(name, f"real-{name}") for name in ("ingest", "delivery")]
     same = {"lines-none-200": "nsq-none-200", "lines-none": "nsq-none", "lines-gzip": "nsq-gzip"}
     pairs += [(beside(ours), theirs) for ours, theirs in same.items()]
-    pairs.append((beside("replay-lines"), "nsq-to_nsq"))
+    pairs += [(beside("replay-lines"), "nsq-to_nsq"), (beside("http"), "nsq-http")]
     for record_format in ("framed", "jsonl"):
         pairs += [
             (beside(f"{record_format}-{each}"), beside(f"lines-{each}"))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tests.benchmarks import data
-from tests.benchmarks.nsqd import our_program
+from tests.benchmarks.nsqd import free_port, our_program
 from tests.benchmarks.processes import ROOT, BenchError, Usage, since, wait_until
 from tests.benchmarks.table import Sample
 
@@ -36,6 +36,7 @@ MANY = 50
 FORMATS = ("lines", "framed", "jsonl")
 COMPRESSIONS = {"none": (), "gzip": ("--gzip-level=6",), "zstd": ("--zstd-level=3",)}
 REPLAY_TIMEOUT_S = 600.0
+ENDPOINT_TIMEOUT_S = 20.0
 # One PUB at a time is slow: NSQ's to_nsq gets no more than this.
 TO_NSQ_MESSAGES_MAX = 100_000
 STARTS = 5
@@ -278,6 +279,45 @@ def to_nsq(bench: Bench, argv: list[str]) -> Sample:
     return Sample(messages=count, seconds=seconds, usages=(used, usage))
 
 
+def deliver(bench: Bench, argv: list[str], flags: list[str]) -> Sample:
+    """nsq_to_http empties a channel into an endpoint on this machine, over 100 connections."""
+    topic = bench.new_backlog()
+    port = free_port()
+    server = bench.children.start(
+        "endpoint", [sys.executable, "-m", "tests.benchmarks.endpoint", str(port)]
+    )
+    wait_until(lambda: _listens(port), server, ENDPOINT_TIMEOUT_S, "the endpoint listens")
+    broker = bench.nsqd.child
+    broker.reset_peak()
+    before = broker.usage()
+    words = [
+        f"--topic={topic}",
+        f"--channel={CHANNEL}",
+        f"--nsqd-tcp-address={bench.nsqd.tcp_address}",
+        f"--post=http://127.0.0.1:{port}/put",
+        *("--n=100", "--status-every=0", _FAST),
+    ]
+    deliverer = bench.children.start("deliverer", [*argv, *words, *flags])
+    span = bench.nsqd.time_emptying(topic, CHANNEL, deliverer)
+    used = since(before, broker.usage())
+    usage = deliverer.terminate()
+    server.kill()
+    bench.nsqd.delete(topic)
+    _expect(span.messages, bench.count, "messages in the channel at the start")
+    return Sample(
+        messages=span.messages,
+        seconds=span.seconds,
+        start_s=span.start_s,
+        floor_per_s=bench.loopback.rate,
+        usages=(used, usage),
+    )
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
 def version_s() -> float:
     """Seconds until `nsq_to_file --version` has ended: the median of a few starts."""
     times = []
@@ -302,6 +342,10 @@ def _archive_of(record_format: str, compression: str, *flags: str) -> Callable[[
     return _ours(*words, *COMPRESSIONS[compression], *flags)
 
 
+def _delivered(*flags: str) -> Callable[[Bench], Sample]:
+    return lambda bench: deliver(bench, our_program("nsq_to_http"), list(flags))
+
+
 def _theirs(folder: Path, *flags: str) -> Callable[[Bench], Sample]:
     argv = [str(folder / "nsq_to_file"), NSQ_SYNC_INTERVAL]
     return lambda bench: archive(bench, argv, list(flags), is_ours=False)
@@ -321,6 +365,8 @@ OURS: dict[str, Callable[[Bench], Sample]] = {
     },
     "two-connections": _archive_of("lines", "none", _FAST, "--connections-per-nsqd=2"),
     **{f"replay-{each}": functools.partial(replay, record_format=each) for each in FORMATS},
+    "http": _delivered(),
+    "http-100": _delivered("--batch-size=100"),
 }
 # What is measured with brokers of its own.
 EMBEDDED: dict[str, Callable[[Bench], Sample]] = {
@@ -336,6 +382,7 @@ def nsq_figures(folder: Path) -> dict[str, Callable[[Bench], Sample]]:
         "nsq-none": _theirs(folder, _FAST),
         "nsq-gzip-200": _theirs(folder, "--gzip", _AS_NSQ),
         "nsq-gzip": _theirs(folder, "--gzip", _FAST),
+        "nsq-http": lambda bench: deliver(bench, [str(folder / "nsq_to_http")], []),
         "nsq-to_nsq": lambda bench: to_nsq(bench, [str(folder / "to_nsq")]),
     }
 

@@ -45,7 +45,7 @@ class Nsqd:
 
     def __init__(self, children: Children, label: str, argv: list[str]) -> None:
         self.label = label
-        self.tcp_port, self.http_port = _free_port(), _free_port()
+        self.tcp_port, self.http_port = free_port(), free_port()
         data_path = children.folder / f"data-{self.tcp_port}"
         data_path.mkdir()
         self.child: Child = children.start(
@@ -141,7 +141,7 @@ class Nsqd:
         return body
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A port that is free now: the real nsqd does not say which one it took."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nsqtools import errors
-from nsqtools.cli import demo, file_to_nsq, nsq_to_file, nsqd
+from nsqtools.cli import demo, file_to_nsq, nsq_to_file, nsq_to_http, nsqd
 from nsqtools.cli.base import Program
 from nsqtools.cli.command import EXIT_STATUS, GC_THRESHOLD, execute, resolve
 from nsqtools.observe.log import configure
@@ -25,7 +25,7 @@ from nsqtools.options import Int, load, option, options_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PROGRAMS = [module.PROGRAM for module in (nsq_to_file, file_to_nsq, nsqd, demo)]
+PROGRAMS = [module.PROGRAM for module in (nsq_to_file, nsq_to_http, file_to_nsq, nsqd, demo)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

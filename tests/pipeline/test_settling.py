@@ -175,6 +175,22 @@ async def test_what_cannot_go_in_at_the_end_goes_back_at_once_where_that_is_want
     assert output.events == ["open", "close"]
 
 
+async def test_what_was_not_delivered_at_the_end_goes_back_where_that_is_wanted(
+    nsqd: Nsqd,
+) -> None:
+    """What is under way is finished."""
+    feeding = Feeding(wait_s=0.0, messages_max=1, deliveries_max=2, gives_back=True)
+    output = ScriptedOutput(feeding=feeding)
+    output.delay_s = 0.3
+    pipeline = pipeline_of(nsqd, output)
+    async with running(pipeline):
+        await consumed(nsqd)
+        await publish(nsqd, *TEN)
+        await until(lambda: output.under_way == 2 and pipeline.consumer.in_flight == 10)
+    assert len(output.got) == pipeline.counts.messages == 2
+    assert (await stats(nsqd))["depth"] == 8
+
+
 async def test_many_deliveries_are_under_way_and_none_too_many(nsqd: Nsqd) -> None:
     output = ScriptedOutput(feeding=Feeding(wait_s=0.02, messages_max=1, deliveries_max=4))
     output.delay_s = 0.02

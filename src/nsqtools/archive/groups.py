@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from nsqtools.wire.messages import PAYLOAD_HEADER_BYTES, Messages, count_messages
+from nsqtools.wire.messages import PAYLOAD_HEADER_BYTES, count_messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from nsqtools.wire.messages import Messages
 
 # Bounds what a reader must hold before it can check a group. Compression gains nothing beyond it.
 GROUP_BYTES_MAX = 4 << 20
@@ -126,16 +128,15 @@ def split(batches: Sequence[Messages]) -> Iterator[list[Messages]]:
     piece: list[Messages] = []
     piece_bytes = 0
     for messages in batches:
-        payloads: list[bytes] = []
-        for payload in messages.payloads:
+        start = 0
+        for at, payload in enumerate(messages.payloads):
             if piece_bytes and piece_bytes + len(payload) > GROUP_BYTES_MAX:
-                if payloads:
-                    piece.append(Messages(payloads, nsqd=messages.nsqd))
+                if at > start:
+                    piece.append(messages.part(start, at))
                 yield piece
-                piece, payloads, piece_bytes = [], [], 0
-            payloads.append(payload)
+                piece, start, piece_bytes = [], at, 0
             piece_bytes += len(payload)
-        if payloads:
-            piece.append(Messages(payloads, nsqd=messages.nsqd))
+        if len(messages) > start:
+            piece.append(messages.part(start, len(messages)))
     if piece:
         yield piece

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from nsqtools.archive.failures import ERROR_LENGTH_MAX, FailedMessages, Failure
 from nsqtools.archive.groups import Encoded
 from nsqtools.archive.lines import LineSplitter
 from nsqtools.archive.stream import Damage, Records
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _COMMON = {"ts", "id", "attempts", "nsqd", "topic"}
-_KEYS = (_COMMON | {"body"}, _COMMON | {"body_b64"})
+_FAILURE = {"status", "error", "tries"}
+_KEYS = tuple(
+    _COMMON | body | failure for failure in (set(), _FAILURE) for body in ({"body"}, {"body_b64"})
+)
+_NUMBERS = {"ts", "attempts", "status", "tries"}
 _MEMBERS = 6
 _COLUMNS = itemgetter("ts", "id", "attempts", "nsqd", "topic")
 _COLUMNS_AND_BODY = itemgetter("ts", "id", "attempts", "nsqd", "topic", "body")
@@ -55,9 +60,10 @@ _ESCAPE_BYTES_MAX = 6
 # Text of up to this size stays text whatever it holds, so that jq finds what it looks for; of larger
 # bodies, those that escapes would blow up beyond base64 are written as base64.
 ALWAYS_TEXT_BYTES_MAX = 64 << 10
-# Names of hosts have 255 characters; all members but the body and the nsqd take some 400 bytes.
+# Names of hosts have 255 characters; all members but the body and the nsqd take some 400 bytes, and the
+# error of a dead letter, which is cut, up to 1200.
 NSQD_BYTES_MAX = 4 << 10
-_REST_BYTES_MAX = NSQD_BYTES_MAX + (1 << 10)
+_REST_BYTES_MAX = NSQD_BYTES_MAX + (2 << 10)
 
 
 def line_bytes_max(body_bytes_max: int) -> int:
@@ -80,6 +86,8 @@ class JsonlEncoder:
 
     def encode(self, batches: Sequence[Messages]) -> Encoded:
         """None is ambiguous: a newline is escaped. Raises `ArchiveError` for a too long nsqd."""
+        if any(isinstance(messages, FailedMessages) for messages in batches):
+            return Encoded(b"".join([self._line(*one) for one in _failed(batches)]), 0)
         parts: list[bytes] = []
         for messages in batches:
             if len(messages):
@@ -87,6 +95,19 @@ class JsonlEncoder:
         if parts:
             parts[0], parts[-1] = LINE_START + parts[0], _LINE_END
         return Encoded(b"".join(parts), 0)
+
+    def _line(self, messages: Messages, at: int, failure: Failure) -> bytes:
+        """That of a dead letter, of which there are few."""
+        text, is_base64 = _text(messages.bodies[at])
+        return b'{"ts":%d,"id":%b,"attempts":%d%b%b%b":"%b"}\n' % (
+            messages.timestamps[at],
+            orjson.dumps(messages.ids[at].decode("latin-1")),
+            messages.attempts[at],
+            self._rest(messages)[:-2],
+            _failure_text(failure),
+            b"body_b64" if is_base64 else b"body",
+            text,
+        )
 
     def _parts(self, messages: Messages) -> list[bytes]:
         """The columns with what stands between them; the first line lacks its start."""
@@ -104,12 +125,16 @@ class JsonlEncoder:
         parts[5::6] = [_LINE_END_AND_START] * len(messages)
         return parts
 
-    def _betweens(self, messages: Messages, in_base64: list[bool] | None) -> list[bytes]:
-        """What stands between id and body in each line."""
+    def _rest(self, messages: Messages) -> bytes:
+        """What stands behind the attempts."""
         nsqd = orjson.dumps(messages.nsqd.encode("utf-8", "replace").decode("utf-8"))
         if len(nsqd) > NSQD_BYTES_MAX:
             raise ArchiveError(f"the name of an nsqd is longer than {NSQD_BYTES_MAX} bytes")
-        rest = b',"nsqd":%b,"topic":%b,"' % (nsqd, self._topic)
+        return b',"nsqd":%b,"topic":%b,"' % (nsqd, self._topic)
+
+    def _betweens(self, messages: Messages, in_base64: list[bool] | None) -> list[bytes]:
+        """What stands between id and body in each line."""
+        rest = self._rest(messages)
         if in_base64 is None and messages.same_attempts is not None:
             return [b'","attempts":%d%bbody":"' % (messages.same_attempts, rest)] * len(messages)
         kinds = in_base64 or [False] * len(messages)
@@ -117,6 +142,19 @@ class JsonlEncoder:
             b'","attempts":%d%b%b":"' % (number, rest, b"body_b64" if is_base64 else b"body")
             for number, is_base64 in zip(messages.attempts, kinds, strict=True)
         ]
+
+
+def _failed(batches: Sequence[Messages]) -> Iterator[tuple[Messages, int, Failure]]:
+    for messages in batches:
+        if isinstance(messages, FailedMessages):
+            for at, failure in enumerate(messages.failures):
+                yield messages, at, failure
+
+
+def _failure_text(failure: Failure) -> bytes:
+    text = failure.error[:ERROR_LENGTH_MAX].encode("utf-8", "replace").decode("utf-8")
+    error = orjson.dumps(text)
+    return b',"status":%d,"error":%b,"tries":%d,"' % (failure.status, error, failure.tries)
 
 
 def _ids(ids: list[bytes]) -> list[bytes]:
@@ -190,10 +228,15 @@ class _Columns:
         self.ids: list[bytes] = []  # one or more each
         self.bodies: list[bytes] = []
         self.nsqds: list[str] = []
+        self.failures: list[Failure | None] = []
 
     def records(self, offset: int) -> Records:
         return Records(
-            bodies=self.bodies, offset=offset, nsqds=self.nsqds, make_messages=self._messages
+            bodies=self.bodies,
+            offset=offset,
+            nsqds=self.nsqds,
+            failures=self.failures if any(self.failures) else None,
+            make_messages=self._messages,
         )
 
     def _messages(self) -> Messages:
@@ -273,6 +316,7 @@ def _decode_run(lines: list[bytes], body_at: int, columns: _Columns) -> bool:
     columns.ids.append(ids)
     columns.bodies += bodies
     columns.nsqds += [record["nsqd"]] * count
+    columns.failures += [_take_failure(record)] * count
     return True
 
 
@@ -304,6 +348,10 @@ def _decode_array(lines: list[bytes], columns: _Columns) -> None:
 
 def _add(records: list[dict[str, Any]], columns: _Columns) -> None:
     """Raises for what `_check` refuses, a column at a time."""
+    if {*map(len, records)} == {_MEMBERS}:
+        columns.failures += [None] * len(records)
+    else:
+        columns.failures += [_take_failure(record) for record in records]
     try:
         found = zip(*map(_COLUMNS_AND_BODY, records), strict=True)
         timestamps, ids, attempts, nsqds, topics, texts = found
@@ -365,11 +413,31 @@ def _check(record: dict[str, Any]) -> None:
         if type(record[name]) is not int:
             raise ValueError(name)
         _check_range(name, record[name], record[name], highest)
-    if not all(isinstance(record[name], str) for name in record.keys() - {"ts", "attempts"}):
+    if not all(isinstance(record[name], str) for name in record.keys() - _NUMBERS):
         raise ValueError("a member that is no string")
     if len(record["id"].encode("latin-1")) != ID_BYTES:
         raise ValueError("id")
     _decode_body(record)
+    _failure_of(record)
+
+
+def _take_failure(record: dict[str, Any]) -> Failure | None:
+    """Takes the members of a dead letter out of a record, if they are there."""
+    failure = _failure_of(record)
+    if failure is not None:
+        for name in _FAILURE:
+            del record[name]
+    return failure
+
+
+def _failure_of(record: dict[str, Any]) -> Failure | None:
+    """Raises ValueError or KeyError for what is none."""
+    if "status" not in record:
+        return None
+    status, error, tries = record["status"], record["error"], record["tries"]
+    if type(status) is not int or type(tries) is not int or type(error) is not str:
+        raise ValueError("failure")
+    return Failure(status=status, error=error, tries=tries)
 
 
 def _check_range(name: str, lowest_seen: int, highest_seen: int, highest: int) -> None:

@@ -383,6 +383,7 @@ def _part(run: Records, keep: Sequence[int], first_record: int) -> Records:
         bodies=[run.bodies[at] for at in keep],
         offset=run.offset,
         nsqds=None if run.nsqds is None else [run.nsqds[at] for at in keep],
+        failures=None if run.failures is None else [run.failures[at] for at in keep],
         make_messages=None if run.make_messages is None else partial(_pick, run, keep),
         first_record=first_record + keep[0],
     )

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from nsqtools.archive.failures import Failure
     from nsqtools.wire.messages import Messages
 
 READ_BYTES = 256 << 10
@@ -43,7 +44,8 @@ class Damage(Exception):  # noqa: N818 - it is what was found, and becomes Damag
 
 @dataclass(frozen=True, kw_only=True)
 class Records:
-    """Records in the order of the file; `messages` and `nsqds` are there where the format keeps them.
+    """Records in the order of the file; `messages` and `nsqds` are there where the format keeps them,
+    `failures` where there is one, in a dead letter.
 
     `first_record` counts from 0 in the file (of a selection by time: the number of the first of
     these). `offset` is a byte position in the file: of the first record or its group; when
@@ -53,6 +55,7 @@ class Records:
     bodies: list[bytes]
     offset: int
     nsqds: list[str] | None = None
+    failures: list[Failure | None] | None = None
     make_messages: Callable[[], Messages] | None = None
     first_record: int = 0
 

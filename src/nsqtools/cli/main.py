@@ -6,7 +6,7 @@ import os
 import sys
 
 from nsqtools import __version__
-from nsqtools.cli import demo, file_to_nsq, nsq_to_file, nsqd
+from nsqtools.cli import demo, file_to_nsq, nsq_to_file, nsq_to_http, nsqd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # as in base.py
@@ -14,7 +14,8 @@ if TYPE_CHECKING:  # as in base.py
     from typing import NoReturn
 
 PROGRAMS = {
-    module.PROGRAM.name: module.PROGRAM for module in (nsq_to_file, file_to_nsq, nsqd, demo)
+    module.PROGRAM.name: module.PROGRAM
+    for module in (nsq_to_file, nsq_to_http, file_to_nsq, nsqd, demo)
 }
 _OPTIONS_EXIT_CODE = 2
 

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Protocol
 from nsqtools.client.memory import MESSAGE_COST_BYTES
 from nsqtools.errors import NotSettled
 from nsqtools.wire import commands
-from nsqtools.wire.messages import PAYLOAD_HEADER_BYTES, Messages
+from nsqtools.wire.messages import PAYLOAD_HEADER_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from nsqtools.wire.messages import Messages
 
 
 # The part of max_msg_timeout for which a message is kept.
@@ -128,8 +130,7 @@ class Batch:
 
     def part(self, start: int, stop: int) -> Part:
         """The messages from number `start` up to `stop`, to be settled apart from the others."""
-        payloads = self.messages.payloads[start:stop]
-        return Part(self, Messages(payloads, nsqd=self.messages.nsqd))
+        return Part(self, self.messages.part(start, stop))
 
     def count_within(self, start: int, messages_max: int, bytes_max: int) -> int:
         """How many messages from number `start` on are within both bounds."""

@@ -118,8 +118,9 @@ def _elsewhere(program: str, options: Sequence[Option], width: int) -> list[str]
     sample = next((made for made in flags if "-" in made.flag and not made.is_secret), flags[0])
     repeated = [made for made in flags if made.repeat]
     parted = "; repeated values parted by commas" if repeated else ""
-    for pairs in (made for made in repeated if made.kind.separator == ";"):
-        parted += f", those of --{pairs.flag} by semicolons"
+    for separator, word in (";", "semicolons"), (" ", "spaces"), ("\n", "newlines"):
+        named = [f"--{made.flag}" for made in repeated if made.kind.separator == separator]
+        parted += f", those of {' and '.join(named)} by {word}" if named else ""
     text = (
         f"-flag and --flag, `v` and `=v` are the same. Each flag is also a key of the --{CONFIG}"
         f" file (--{sample.flag} is {sample.key}) and an environment variable"

@@ -17,8 +17,9 @@ class Feeding:
 
     A delivery holds at most `messages_max` messages and about `bytes_max` bytes (None: whatever there
     is); no message waits longer than `wait_s` seconds for others to join it; up to `deliveries_max`
-    deliveries are under way at once. With `gives_back`, what cannot go in when the run ends goes back
-    to nsqd at once; otherwise the output is asked again until the deadline of the end.
+    deliveries are under way at once. With `gives_back`, what was not delivered yet when the run
+    ends, and what cannot go in then, goes back to nsqd at once; otherwise all of it is delivered, until
+    the deadline of the end.
     """
 
     wait_s: float

@@ -201,7 +201,10 @@ class TopicPipeline:
     async def _end_in_order(self) -> None:
         await self._stop.wait()
         if self.output.feeding.gives_back:
-            self._flows.set()  # what has come is given back by whoever takes it
+            self.consumer.pause()  # before what is given back comes again
+            inbox = self.consumer.inbox
+            self._give_back(inbox.take_some(inbox.messages, inbox.size_bytes))
+            self._flows.set()  # what comes still is given back by whoever takes it
         if not await self.consumer.stop(CLOSE_WAIT_S):
             self._log.warning("an nsqd did not answer CLS in time", topic=self.topic)
 

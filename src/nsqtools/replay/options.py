@@ -26,6 +26,7 @@ from nsqtools.options import (
     option,
     repeated,
 )
+from nsqtools.replay.where import CONDITION, Condition
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,6 +72,12 @@ class FileToNsqOptions(LogOptions, StatusOptions):
     )
     until_ns: int | None = option(
         TIMESTAMP, help="only messages published before this time", group=_WHAT
+    )
+    where: tuple[Condition, ...] = repeated(
+        CONDITION,
+        help="of dead letters only those with this status, or with these words in their error;"
+        " several of one name: any of them",
+        group=_WHAT,
     )
 
     topic: str = option(

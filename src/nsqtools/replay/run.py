@@ -23,6 +23,7 @@ from nsqtools.replay.interrupt import Interrupt
 from nsqtools.replay.player import TOLD_MAX, Player
 from nsqtools.replay.progress import progress_for
 from nsqtools.replay.rate import Rate
+from nsqtools.replay.where import select
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,6 +46,7 @@ class ReplayCounts:
     files: int = 0
     records: int = 0
     empty: int = 0
+    left_out: int = 0
     too_big: int = 0
     failures: list[NsqToolsError] = field(default_factory=list)
 
@@ -170,6 +172,7 @@ class Replay:
         )
         lines = [summary]
         for count, what in (
+            (counts.left_out, "left out by --where"),
             (counts.empty, "skipped: empty, which nsqd refuses"),
             (counts.too_big, f"not sent: larger than {self._options.max_msg_size_bytes} bytes"),
             (played.refused, "refused by nsqd"),
@@ -208,7 +211,11 @@ class Replay:
                 await self._call(held.close)
 
     async def _play(self, source: Input, batch: Records) -> None:
-        self.counts.records += len(batch.bodies)
+        records = len(batch.bodies)
+        self.counts.records += records
+        if self._options.where:
+            batch = select(batch, self._options.where, source.name)
+        self.counts.left_out += records - len(batch.bodies)
         kept = sort_out(batch.bodies, self._limits)
         self.counts.empty += kept.empty
         for at, size in kept.too_big:

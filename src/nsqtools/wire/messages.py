@@ -172,6 +172,10 @@ class Messages:
         first, last = min(ends)[:_ATTEMPTS_AT], max(ends)[:_ATTEMPTS_AT]
         return int.from_bytes(first, "big"), int.from_bytes(last, "big")
 
+    def part(self, start: int, stop: int) -> Messages:
+        """Those from number `start` up to `stop`."""
+        return Messages(self.payloads[start:stop], nsqd=self.nsqd)
+
     def _numbers(self, start: int, end: int) -> list[int]:
         numbers: list[int] = []
         for part in self._parts:

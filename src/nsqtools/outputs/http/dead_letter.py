@@ -1,0 +1,160 @@
+"""Where messages go that will never be taken, and when that is allowed.
+
+A message is done when its dead letter is durable, and not before. When most of what is sent fails, it is
+not the messages that are bad: `Breaker` says so, and they stay in hand.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+
+from nsqtools.archive.failures import FailedMessages, Failure
+from nsqtools.errors import NsqToolsError
+from nsqtools.observe.log import get_log
+from nsqtools.outputs.contract import DONE, Again
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nsqtools.client.producer import Producer
+    from nsqtools.outputs.contract import Answer, Done, Output
+    from nsqtools.wire.messages import Messages
+
+    Dead = tuple[Messages, int, Failure]
+    """A message, by its batch and its number there, and why."""
+
+# Of so many messages it is known whether they were done; with fewer than the second nothing is said.
+BREAKER_WINDOW = 100
+BREAKER_MIN = 20
+# How long dead letters are held back before the endpoint is asked again.
+BREAKER_RETRY_S = 10.0
+# How long to wait for an nsqd that takes no dead letter.
+TOPIC_RETRY_S = 5.0
+
+
+class DeadLetter(Protocol):
+    """A place for dead letters; it owns its errors."""
+
+    async def open(self) -> None:
+        """Get ready. What it raises is told, and it is called again."""
+
+    async def keep(self, dead: Sequence[Dead]) -> Done | Again:
+        """Keep all of them, durably, or say when to ask again. Cancelling it may leave some there."""
+
+    def rotate(self) -> None:
+        """Finish what is being filled, soon."""
+
+    async def close(self) -> None:
+        """Finish what is open. Called again when it has raised."""
+
+    async def abandon(self) -> None:
+        """Let go of everything as a crash would."""
+
+
+class DeadLetterArchive:
+    """An archive: an output that takes messages with their failures."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+
+    async def open(self) -> None:
+        await self._output.open()
+
+    async def keep(self, dead: Sequence[Dead]) -> Done | Again:
+        batches = [
+            FailedMessages(
+                [messages.payloads[at] for messages, at, _ in group],
+                [failure for _, _, failure in group],
+                nsqd=nsqd,
+            )
+            for nsqd, group in _by_nsqd(dead)
+        ]
+        answer: Answer | Sequence[Answer] = await self._output.deliver(batches)
+        return answer if isinstance(answer, Again) else DONE
+
+    def rotate(self) -> None:
+        self._output.rotate()
+
+    async def close(self) -> None:
+        await self._output.close()
+
+    async def abandon(self) -> None:
+        await self._output.abandon()
+
+
+def _by_nsqd(dead: Sequence[Dead]) -> list[tuple[str, list[Dead]]]:
+    ordered = sorted(dead, key=lambda one: one[0].nsqd)
+    return [(nsqd, list(group)) for nsqd, group in itertools.groupby(ordered, lambda d: d[0].nsqd)]
+
+
+class DeadLetterTopic:
+    """A topic: bodies alone, published to the first of several nsqds that takes them."""
+
+    def __init__(self, topic: str, producers: Sequence[Producer]) -> None:
+        """The producers belong to the caller, who has entered them."""
+        self._topic = topic
+        self._producers = producers
+
+    async def open(self) -> None:
+        """The producers connect by themselves."""
+
+    async def keep(self, dead: Sequence[Dead]) -> Done | Again:
+        bodies = [messages.bodies[at] for messages, at, _ in dead]
+        reason = "no nsqd is connected"
+        for producer in self._producers:
+            try:
+                # One by one: an MPUB of some messages can be larger than nsqd takes.
+                while bodies:
+                    await producer.publish(self._topic, bodies[0])
+                    del bodies[0]
+            except NsqToolsError as failure:
+                reason = f"dead letter topic {self._topic}: {failure}"
+            else:
+                return DONE
+        return Again(random.uniform(0.5, 1.0) * TOPIC_RETRY_S, reason, stands=True)  # noqa: S311
+
+    def rotate(self) -> None:
+        """There is nothing to finish."""
+
+    async def close(self) -> None:
+        """The producers are their owner's to close."""
+
+    async def abandon(self) -> None:
+        """The same."""
+
+
+class Breaker:
+    """Tells an outage from bad messages: open while more than `ratio` of the last messages failed."""
+
+    def __init__(self, ratio: float) -> None:
+        self._ratio = ratio
+        self._failed: deque[bool] = deque(maxlen=BREAKER_WINDOW)
+        self._count = 0
+        self._was_open = False
+        self._log = get_log("http")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nothing may go to the dead letter now."""
+        seen = len(self._failed)
+        return seen >= BREAKER_MIN and self._count > self._ratio * seen
+
+    def note(self, *, failed: bool) -> None:
+        """A message was done, or came to its end otherwise."""
+        if len(self._failed) == BREAKER_WINDOW:
+            self._count -= self._failed[0]
+        self._failed.append(failed)
+        self._count += failed
+        if self.is_open != self._was_open:
+            self._was_open = self.is_open
+            if self._was_open:
+                self._log.error(
+                    "most messages fail, this is taken for an outage: nothing goes to the dead letter",
+                    failed=self._count,
+                    of=len(self._failed),
+                )
+            else:
+                self._log.info("messages are taken again, the dead letter is in use again")

@@ -1,0 +1,59 @@
+"""What would be sent: an output that shows the request of the first message, and sends nothing."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from nsqtools.outputs.contract import Again, Feeding
+from nsqtools.outputs.http.request import values_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from nsqtools.outputs.http.request import RequestMaker
+    from nsqtools.wire.messages import Messages
+
+# Headers whose values are not for a screen.
+_SECRET = re.compile(
+    rb"(?im)^([\w-]*(?:authorization|cookie|token|key|secret|password)[\w-]*): .*$"
+)
+# The run has been asked to end long before.
+_LATER_S = 60.0
+
+
+class DryRun:
+    """An `Output`. `show` gets the request; the message stays with nsqd."""
+
+    feeding = Feeding(wait_s=0.0, messages_max=1, gives_back=True)
+
+    def __init__(self, maker: RequestMaker, show: Callable[[str], None]) -> None:
+        self._maker = maker
+        self._show = show
+        self._shown = 0
+
+    def counts(self) -> Mapping[str, int]:
+        return {"shown": self._shown}
+
+    async def open(self) -> None:
+        """Nothing is opened."""
+
+    async def deliver(self, messages: Sequence[Messages]) -> Again:
+        """Show the first one."""
+        if not self._shown:
+            self._shown = 1
+            first = messages[0]
+            request = self._maker.make(first.bodies[0], values_of(first, 0))
+            head, blank, body = request.partition(b"\r\n\r\n")
+            head = _SECRET.sub(rb"\1: ***", head.replace(b"\r\n", b"\n"))
+            self._show((head + blank.replace(b"\r\n", b"\n") + body).decode("utf-8", "replace"))
+        return Again(_LATER_S, "a dry run", stands=True)
+
+    def rotate(self) -> None:
+        """There is nothing to finish."""
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+    async def abandon(self) -> None:
+        """Nothing is open."""

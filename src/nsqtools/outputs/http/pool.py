@@ -1,0 +1,156 @@
+"""The connections to one endpoint: kept alive, opened when none is free, closed when they are old."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nsqtools.outputs.http.connection import Connection, Exchange, Owner, Reply
+
+if TYPE_CHECKING:
+    from nsqtools.outputs.http.url import Origin
+
+# A host name may mean another machine by now: so old a connection is not used again.
+CONNECTION_AGE_MAX_S = 300.0
+# A request that hangs is noticed so much too late at the most, as a part of its timeout.
+_WATCH_PART = 0.1
+_WATCH_MAX_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientOptions:
+    """How endpoints are asked. Times in seconds; `server_name` is what a certificate must name."""
+
+    connect_timeout_s: float
+    request_timeout_s: float
+    tls: ssl.SSLContext | None = None
+    server_name: str = ""
+
+
+class Pool(Owner):
+    """See the module. As many connections as there are requests at once: the caller bounds them.
+
+    `close` ends everything; requests that are on their way fail.
+    """
+
+    def __init__(self, origin: Origin, options: ClientOptions) -> None:
+        self.origin = origin
+        self.opened = 0
+        """Connections that were made since the start."""
+        self._options = options
+        self._loop = asyncio.get_running_loop()
+        self._idle: list[Connection] = []
+        self._connections: set[Connection] = set()
+        self._connecting: set[asyncio.Task[None]] = set()
+        self._watch: asyncio.TimerHandle | None = None
+        self._watch_s = min(_WATCH_MAX_S, options.request_timeout_s * _WATCH_PART)
+
+    def send(self, exchange: Exchange) -> None:
+        """Send a request by a connection that is free, or by a new one; its `done` tells the end.
+
+        Only in the next turn of the loop, or later: never from within this call.
+        """
+        oldest_s = self._loop.time() - CONNECTION_AGE_MAX_S
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.is_closing and connection.made_s >= oldest_s:
+                connection.send(exchange)
+                return
+            connection.close()
+        self._open(exchange)
+
+    def close(self) -> None:
+        """Close all connections."""
+        for task in self._connecting:
+            task.cancel()
+        for connection in list(self._connections):
+            connection.close()
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+
+    # Owner
+
+    def idle(self, connection: Connection) -> None:
+        self._idle.append(connection)
+
+    def lost(self, connection: Connection) -> None:
+        if connection in self._connections:
+            self._connections.discard(connection)
+            if connection in self._idle:
+                self._idle.remove(connection)
+
+    def unanswered(self, exchange: Exchange) -> None:
+        """A connection that was kept alive had been closed: that happens, and says nothing of the
+        endpoint."""
+        self._open(exchange)
+
+    # Connecting
+
+    def _open(self, exchange: Exchange) -> None:
+        task = self._loop.create_task(self._connect(exchange))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+
+    async def _connect(self, exchange: Exchange) -> None:
+        try:
+            connection = await self._connected()
+        except asyncio.CancelledError:
+            exchange.done(exchange, Reply(0, "the connection was closed by us"))
+            raise
+        except TimeoutError:
+            timeout_s = self._options.connect_timeout_s
+            exchange.done(exchange, Reply(0, f"no connection within {timeout_s:g} s"))
+        except (
+            OSError,
+            ValueError,
+        ) as failure:  # ssl's errors are OSErrors; ValueError: a host name
+            exchange.done(exchange, Reply(0, f"not connected: {_reason(failure)}"))
+        else:
+            connection.send(exchange)
+
+    async def _connected(self) -> Connection:
+        origin, options = self.origin, self._options
+        tls = options.tls if origin.is_tls else None
+        name = (options.server_name or origin.host) if tls else None
+        async with asyncio.timeout(options.connect_timeout_s):
+            if origin.socket_path:
+                _, connection = await self._loop.create_unix_connection(
+                    self._made, origin.socket_path
+                )
+            else:
+                _, connection = await self._loop.create_connection(
+                    self._made, origin.host, origin.port, ssl=tls, server_hostname=name
+                )
+            await asyncio.sleep(0)  # one that speaks first is seen now, and not taken for an answer
+        if connection.is_closing:
+            raise ConnectionResetError("the endpoint closed it, or spoke before it was asked")
+        self.opened += 1
+        self._connections.add(connection)
+        if self._watch is None:
+            self._watch = self._loop.call_later(self._watch_s, self._look)
+        return connection
+
+    def _made(self) -> Connection:
+        return Connection(self, self._loop.time)
+
+    def _look(self) -> None:
+        """Give up requests whose time is over: one timer for all of them."""
+        self._watch = None
+        timeout_s = self._options.request_timeout_s
+        began_s = self._loop.time() - timeout_s
+        for connection in list(self._connections):
+            if connection.exchange is not None and connection.exchange.sent_s <= began_s:
+                connection.fail(f"no reply within {timeout_s:g} s")
+        if self._connections:
+            self._watch = self._loop.call_later(self._watch_s, self._look)
+
+
+def _reason(failure: Exception) -> str:
+    if isinstance(failure, ssl.SSLCertVerificationError):
+        return f"certificate refused: {failure.verify_message}"
+    if isinstance(failure, OSError) and failure.strerror:
+        return failure.strerror
+    return str(failure) or type(failure).__name__

@@ -1,0 +1,142 @@
+"""Requests: messages to the bytes of an HTTP/1.1 request, as little as possible done for each.
+
+What is the same for all messages of a topic is joined once. No header can be injected: names are
+tokens, values hold no control characters, and what a message brings is escaped.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import quote_plus
+
+from nsqtools.options import Kind
+from nsqtools.outputs.http.template import Template, escape_header, escape_url
+from nsqtools.outputs.http.url import split_url
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from nsqtools.outputs.http.url import Origin
+    from nsqtools.wire.messages import Messages
+
+Method = Literal["GET", "POST"]
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", re.ASCII)
+_FORBIDDEN_IN_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+# What frames a request is ours.
+_OURS = frozenset({"content-length", "transfer-encoding", "connection", "expect", "upgrade", "te"})
+GET_FIELD = "%s"
+_PLACE = "\0"
+_PLACE_BYTES = _PLACE.encode()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """A header that goes with each request; `value` is a template, and may be a secret."""
+
+    name: str
+    value: str = field(repr=False)
+
+
+class HeaderKind(Kind[Header]):
+    """`Name: value`, as NSQ's tool takes it; the value may be a secret."""
+
+    metavar = "HEADER"
+    separator = "\n"  # commas and semicolons are common in values
+    hidden = True
+
+    def parse(self, text: str) -> Header:
+        name, colon, value = text.partition(":")
+        name, value = name.strip(), value.strip()
+        if not colon or not name or not value:
+            raise ValueError("value format should be 'Name: value'")
+        if not _TOKEN.fullmatch(name):
+            raise ValueError("the name holds a character that a header cannot have")
+        if name.lower() in _OURS:
+            raise ValueError(f"{name} is set by this program")
+        if _FORBIDDEN_IN_VALUE.search(value):
+            raise ValueError("the value holds a control character")
+        header_template(value, {})
+        return Header(name=name, value=value)
+
+    def render(self, value: Header) -> str:
+        return f"{value.name}: ***"
+
+
+HEADER = HeaderKind()
+
+
+def header_template(value: str, fixed: Mapping[str, str]) -> Template:
+    """Raises ValueError for a field that is not known."""
+    return Template(value, fixed=fixed, escape=escape_header)
+
+
+def values_of(messages: Messages, at: int) -> dict[str, str]:
+    """What templates can say of a message."""
+    return {
+        "id": messages.ids[at].decode("latin-1"),
+        "timestamp": str(messages.timestamps[at]),
+        "attempts": str(messages.attempts[at]),
+        "nsqd": messages.nsqd,
+    }
+
+
+class HeaderName(Kind[str]):
+    """The name of a header."""
+
+    metavar = "NAME"
+
+    def parse(self, text: str) -> str:
+        return HEADER.parse(f"{text}: value").name
+
+
+HEADER_NAME = HeaderName()
+
+
+class RequestMaker:
+    """The requests of one topic to one endpoint.
+
+    `sign` gives header lines, each with its end of line, that are made from a body.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        url: str,
+        headers: Sequence[Header],
+        *,
+        fixed: Mapping[str, str],
+        sign: Callable[[bytes], bytes] | None = None,
+    ) -> None:
+        """`fixed` are `topic` and `channel`. Raises ValueError for what is no URL with these."""
+        parsed = split_url(url, fixed)
+        self.origin: Origin = parsed.origin
+        # For messages: a query may hold a secret.
+        self.label = (
+            f"{url.partition('://')[0]}://{parsed.authority}{parsed.target.partition('?')[0]}"
+        )
+        self._sign = sign
+        self._is_get = method == "GET"
+        # The body's place is marked with what cannot stand in a URL.
+        target = parsed.target.replace(GET_FIELD, _PLACE) if self._is_get else parsed.target
+        named = {one.name.lower(): one for one in headers}  # the last one counts
+        host = named.pop("host", Header(name="Host", value=parsed.authority))
+        lines = "".join(f"{one.name}: {one.value}\r\n" for one in (host, *named.values()))
+        first = Template(f"{method} {target} HTTP/1.1", fixed=fixed, escape=escape_url)
+        self._first, self._lines = first, header_template(lines, fixed)
+        self.is_fixed = first.is_fixed and self._lines.is_fixed
+        self._fixed_head = self._head({}) if self.is_fixed else b""
+
+    def _head(self, values: Mapping[str, str]) -> bytes:
+        text = f"{self._first.render(values)}\r\n{self._lines.render(values)}"
+        return text.encode("latin-1", "replace")
+
+    def make(self, body: bytes, values: Mapping[str, str]) -> bytes:
+        """The request for a body; `values` is looked at only where not all `is_fixed`."""
+        head = self._fixed_head or self._head(values)
+        signature = b"" if self._sign is None else self._sign(body)
+        if self._is_get:
+            head = head.replace(_PLACE_BYTES, quote_plus(body).encode("ascii"), 1)
+            return b"%b%b\r\n" % (head, signature)
+        return b"%bContent-Length: %d\r\n%b\r\n%b" % (head, len(body), signature, body)

@@ -1,0 +1,269 @@
+"""Requests to the endpoints of a topic: which one, how many at once, and how each of them is.
+
+A job waits for its turn without a task of its own; its endpoint is chosen when its turn has come. Where
+no endpoint may be asked now, it is told so at once, with the time when one may be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nsqtools.clock import SystemClock
+from nsqtools.observe.log import Repeated, get_log
+from nsqtools.options import printable
+from nsqtools.outputs.http.connection import Exchange, Reply
+from nsqtools.outputs.http.health import Circuit
+from nsqtools.outputs.http.limit import AdaptiveLimit
+from nsqtools.outputs.http.outcome import Outcome, Rules, retry_after_s
+from nsqtools.outputs.http.pool import Pool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from nsqtools.outputs.http.picking import Picker
+    from nsqtools.outputs.http.pool import ClientOptions
+    from nsqtools.outputs.http.request import RequestMaker
+    from nsqtools.outputs.http.status_lines import StatusLines
+
+_SERVER_ERROR = 500
+# Statuses by which an endpoint says that it is asked too much; 0 is no reply.
+_OVERLOADED = frozenset({0, 429, 503})
+# What a rate has not used for so long may be used at once.
+BURST_S = 0.1
+# Statuses by which an endpoint says when it wants to be asked again.
+_PAUSING = frozenset({429, 503})
+NO_VALUES: Mapping[str, str] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pacing:
+    """How many requests at once, in all, and, with `rate_per_s`, in a second (0: as many as there are).
+
+    With `is_adaptive` each endpoint has a limit of its own that follows how quick it is.
+    """
+
+    concurrency: int
+    rate_per_s: float = 0.0
+    is_adaptive: bool = False
+    status: StatusLines | None = None
+
+
+class Endpoint:
+    """One URL: its requests, its connections and its health."""
+
+    def __init__(self, maker: RequestMaker, options: ClientOptions, label: str) -> None:
+        """`label` stands for it in messages, without what could be secret."""
+        self.label = label
+        self.maker = maker
+        self.pool = Pool(maker.origin, options)
+        self.circuit = Circuit()
+        self.last_error = ""
+        self.trouble = Repeated(
+            get_log("http"), "endpoint is in trouble, nothing is sent to it", clock=SystemClock()
+        )
+
+
+class Job(Exchange):
+    """A request that is to be sent to some endpoint, or to `only` one; `places` are those of its messages
+    in their delivery.
+
+    `finish` is called once, with the reply and what it means. With `wait_s` it was not sent: no endpoint
+    may be asked before so many seconds have passed.
+    """
+
+    __slots__ = (
+        "body",
+        "endpoint",
+        "finish",
+        "is_cancelled",
+        "is_done",
+        "only",
+        "places",
+        "values",
+        "wait_s",
+    )
+
+    def __init__(
+        self,
+        body: bytes,
+        finish: Callable[[Job, Reply, Outcome], None],
+        *,
+        places: Sequence[int] = (),
+        values: Mapping[str, str] = NO_VALUES,
+        only: int | None = None,
+    ) -> None:
+        self.body = body
+        self.finish = finish
+        self.places = places
+        self.values = values
+        self.only = only
+        self.endpoint = 0
+        self.wait_s = 0.0
+        self.sent_s = 0.0
+        self.is_cancelled = self.is_done = False
+
+
+class Sender:
+    """See the module. `close` ends all connections; what is on its way fails."""
+
+    def __init__(
+        self, endpoints: Sequence[Endpoint], picker: Picker, rules: Rules, pacing: Pacing
+    ) -> None:
+        self.endpoints = endpoints
+        self.counts: Counter[str] = Counter()
+        self._picker = picker
+        self._rules = rules
+        self._outcomes: dict[int, Outcome] = {}
+        self._pacing = pacing
+        self._limits: list[AdaptiveLimit] = []
+        if pacing.is_adaptive:
+            self._limits = [AdaptiveLimit(pacing.concurrency) for _ in endpoints]
+        self._is_paced = pacing.is_adaptive or pacing.rate_per_s > 0
+        self._next_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[Job] = deque()
+        self._everywhere = tuple(range(len(endpoints)))
+        self._under_way = 0
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Take jobs; they may be finished within this call."""
+        self._waiting.extend(jobs)
+        self._pump()
+
+    def close(self) -> None:
+        self._waiting.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+        for endpoint in self.endpoints:
+            endpoint.pool.close()
+
+    @property
+    def connections_opened(self) -> int:
+        return sum(endpoint.pool.opened for endpoint in self.endpoints)
+
+    def _pump(self) -> None:
+        waiting = self._waiting
+        if not waiting:
+            return
+        now_s = self._loop.time()
+        while waiting and self._under_way < self._pacing.concurrency:
+            if waiting[0].is_cancelled:
+                waiting.popleft()
+            elif self._is_paced and self._has_to_wait(waiting[0], now_s):
+                return
+            else:
+                self._send(waiting.popleft(), now_s)
+
+    def _has_to_wait(self, job: Job, now_s: float) -> bool:
+        return self._waits_for_rate(now_s) or (bool(self._limits) and self._is_full(job))
+
+    def _waits_for_rate(self, now_s: float) -> bool:
+        """Whether the next request has to wait; it is looked at again in time."""
+        if not self._pacing.rate_per_s or self._next_s <= now_s:
+            return False
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._next_s, self._pump_again)
+        return True
+
+    def _pump_again(self) -> None:
+        self._timer = None
+        self._pump()
+
+    def _is_full(self, job: Job) -> bool:
+        """Whether each endpoint that may be asked has as many requests as it can take now."""
+        wanted = self._everywhere if job.only is None else (job.only,)
+        closed = [at for at in wanted if not self.endpoints[at].circuit.is_open]
+        return bool(closed) and all(self._limits[at].is_full for at in closed)
+
+    def _send(self, job: Job, now_s: float) -> None:
+        wanted = self._everywhere if job.only is None else (job.only,)
+        available = [at for at in wanted if self.endpoints[at].circuit.available_s(now_s) <= now_s]
+        if self._limits:
+            available = [at for at in available if not self._limits[at].is_full] or available
+        if not available:
+            job.wait_s = self._wait_s(wanted, now_s)
+            job.finish(job, Reply(0, self._why(wanted)), Outcome.RETRY)
+            return
+        at = available[0] if len(wanted) == 1 else self._picker.pick(available, now_s)
+        endpoint = self.endpoints[at]
+        job.endpoint = at
+        job.done = self._answered  # type: ignore[assignment]  # an exchange that is a job
+        job.request = endpoint.maker.make(job.body, job.values)
+        endpoint.circuit.began()
+        self._under_way += 1
+        if self._is_paced:
+            self._note_began(at, now_s)
+        endpoint.pool.send(job)
+
+    def _note_began(self, at: int, now_s: float) -> None:
+        if self._limits:
+            self._limits[at].began()
+        if self._pacing.rate_per_s:
+            self._next_s = max(self._next_s, now_s - BURST_S) + 1 / self._pacing.rate_per_s
+
+    def _wait_s(self, wanted: Sequence[int], now_s: float) -> float:
+        soonest_s = min(self.endpoints[at].circuit.available_s(now_s) for at in wanted)
+        return max(0.01, soonest_s - now_s)
+
+    def _why(self, wanted: Sequence[int]) -> str:
+        errors = [f"{self.endpoints[at].label}: {self.endpoints[at].last_error}" for at in wanted]
+        return f"no endpoint can be asked now: {'; '.join(errors)}"
+
+    def _answered(self, job: Job, reply: Reply) -> None:
+        self._under_way -= 1
+        now_s = self._loop.time()
+        status = reply.status
+        outcome = self._outcomes.get(status)
+        if outcome is None:
+            outcome = self._outcomes[status] = self._rules.judge(status)
+        self.counts["requests"] += 1
+        latency_s = now_s - job.sent_s if job.sent_s else 0.0
+        if self._pacing.status is not None:
+            self._pacing.status.note(job.endpoint, latency_s, now_s)
+        if self._limits:
+            self._limits[job.endpoint].answered(
+                latency_s, now_s, is_overloaded=reply.status in _OVERLOADED
+            )
+        if outcome is Outcome.DONE:
+            job.is_done = True
+            self._well(job, latency_s, now_s)
+        else:
+            self._badly(job, reply, outcome, now_s)
+        job.finish(job, reply, outcome)
+        self._pump()
+
+    def _well(self, job: Job, latency_s: float, now_s: float) -> None:
+        endpoint = self.endpoints[job.endpoint]
+        if endpoint.circuit.answered():
+            endpoint.trouble.recovered("endpoint works again", url=endpoint.label)
+        if len(self._everywhere) > 1:
+            self._picker.succeeded(job.endpoint, latency_s, now_s)
+
+    def _badly(self, job: Job, reply: Reply, outcome: Outcome, now_s: float) -> None:
+        endpoint = self.endpoints[job.endpoint]
+        endpoint.last_error = error = error_of(reply)
+        self.counts[f"status_{reply.status // 100}xx" if reply.status else "network_errors"] += 1
+        if reply.status in _PAUSING and reply.retry_after:
+            pause_s = retry_after_s(reply.retry_after, SystemClock().time())
+            endpoint.circuit.pause(now_s, pause_s)
+        if outcome is Outcome.RETRY and (not reply.status or reply.status >= _SERVER_ERROR):
+            self._picker.failed(job.endpoint, now_s)
+            if endpoint.circuit.failed(now_s):
+                self.counts["circuits_opened"] += 1
+                endpoint.trouble.failed(error, url=endpoint.label)
+        elif endpoint.circuit.answered():
+            endpoint.trouble.recovered("endpoint works again", url=endpoint.label)
+
+
+def error_of(reply: Reply) -> str:
+    """What went wrong, for a log line or a dead letter."""
+    if not reply.status:
+        return reply.error
+    text = f"got status code {reply.status}"
+    if reply.excerpt:
+        text += f": {printable(reply.excerpt.decode('utf-8', 'replace'))}"
+    return text

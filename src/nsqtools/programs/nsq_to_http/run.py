@@ -1,0 +1,200 @@
+"""nsq_to_http: the shared run, with HTTP endpoints as its output."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Self
+
+from nsqtools import __version__
+from nsqtools.ending import INTERRUPTED
+from nsqtools.errors import OptionsError
+from nsqtools.lifecycle import Lifecycle
+from nsqtools.observe.log import configure
+from nsqtools.outputs.http.credentials import Credentials, Secret, credentials
+from nsqtools.outputs.http.dry_run import DryRun
+from nsqtools.outputs.http.output import DeliveryPolicy, HttpOutput
+from nsqtools.outputs.http.picking import EpsilonGreedy, HostPool, Picker, RoundRobin
+from nsqtools.outputs.http.pool import ClientOptions
+from nsqtools.outputs.http.request import Header, RequestMaker
+from nsqtools.outputs.http.sender import Endpoint, Pacing, Sender
+from nsqtools.outputs.http.status_lines import StatusLines
+from nsqtools.pipeline.run import Run
+from nsqtools.programs.nsq_to_http.dead_letters import DeadLetters
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from nsqtools.programs.nsq_to_http.options import NsqToHttpOptions
+
+_PICKERS: dict[str, type[RoundRobin]] = {
+    "round-robin": RoundRobin,
+    "hostpool": HostPool,
+    "epsilon-greedy": EpsilonGreedy,
+    "all": RoundRobin,  # nothing is picked
+}
+
+_OF_TOPIC = (Header(name="X-Nsq-Topic", value="{topic}"),)
+_OF_MESSAGE = (
+    Header(name="X-Nsq-Message-Id", value="{id}"),
+    Header(name="X-Nsq-Timestamp", value="{timestamp}"),
+    Header(name="X-Nsq-Attempts", value="{attempts}"),
+)
+
+
+async def run(options: NsqToHttpOptions) -> int:
+    """Deliver until SIGTERM or SIGINT; 0 when everything taken was answered for, 130 when the end
+    was cut short.
+
+    Raises OptionsError for a file that cannot be read, and for a URL that is none with a topic in it.
+    """
+    configure(options.log_level, options.log_prefix, log_format=options.log_format)
+    async with Lifecycle(options.shutdown_timeout_s) as life, Shared(options) as shared:
+        if options.dry_run:
+            return 0 if await dry_run(options, shared, life) else INTERRUPTED
+        delivery = Run(options, lambda topic: output_of(options, topic, shared))
+        life.on_reload(delivery.rotate)
+        return 0 if await delivery.run(life) else INTERRUPTED
+
+
+async def dry_run(options: NsqToHttpOptions, shared: Shared, life: Lifecycle) -> bool:
+    """Print the request of the first message, and give it back; whether that ended in order."""
+
+    def show(request: str) -> None:
+        print(request, flush=True)
+        life.stop("dry run")
+
+    one = replace(options, max_in_flight=1)
+    trial = Run(one, lambda topic: DryRun(makers_of(one, topic, shared)[0], show))
+    return await trial.run(life)
+
+
+class Shared:
+    """What the topics of a run share: how endpoints are asked, who we are, and dead letters.
+
+    Entering raises OptionsError for a file that cannot be used, StorageError for a folder.
+    """
+
+    def __init__(self, options: NsqToHttpOptions) -> None:
+        self._options = options
+        self.dead = DeadLetters(options)
+
+    async def __aenter__(self) -> Self:
+        self.client = await asyncio.to_thread(client_options, self._options)
+        self.credentials = await asyncio.to_thread(credentials_of, self._options)
+        await self.dead.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.dead.__aexit__(exc_type, exc, traceback)
+
+
+def credentials_of(options: NsqToHttpOptions) -> Credentials:
+    """Who we are. Blocking; raises OptionsError for a file that cannot be used."""
+    return credentials(
+        basic=Secret(name="basic-auth", value=options.basic_auth, path=options.basic_auth_file),
+        bearer=Secret(
+            name="bearer-token", value=options.bearer_token, path=options.bearer_token_file
+        ),
+        key=Secret(name="hmac-key", value=options.hmac_key, path=options.hmac_key_file),
+        header_name=options.hmac_header,
+    )
+
+
+def client_options(options: NsqToHttpOptions) -> ClientOptions:
+    """How endpoints are asked. Raises OptionsError for certificates that cannot be used."""
+    has_tls = any(url.startswith("https:") for url in options.urls)
+    return ClientOptions(
+        connect_timeout_s=options.http_client_connect_timeout_s,
+        request_timeout_s=options.http_client_request_timeout_s,
+        tls=_tls(options) if has_tls else None,
+        server_name=options.tls_server_name,
+    )
+
+
+def _tls(options: NsqToHttpOptions) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=options.tls_ca)
+    except (OSError, ssl.SSLError) as error:
+        raise OptionsError([f"cannot use --tls-ca {options.tls_ca}: {error}"]) from error
+    if options.tls_cert is not None:
+        try:
+            context.load_cert_chain(options.tls_cert, options.tls_key)
+        except (OSError, ssl.SSLError) as error:
+            raise OptionsError([f"cannot use --tls-cert {options.tls_cert}: {error}"]) from error
+    return context
+
+
+def output_of(options: NsqToHttpOptions, topic: str, shared: Shared) -> HttpOutput:
+    """The delivery of one topic. Raises OptionsError for what is no URL with this topic in it."""
+    makers = makers_of(options, topic, shared)
+    endpoints = [Endpoint(maker, shared.client, label=maker.label) for maker in makers]
+    sender = Sender(
+        endpoints, picker_of(options), options.rules, pacing_of(options, topic, endpoints)
+    )
+    policy = DeliveryPolicy(
+        concurrency=options.n,
+        sample=options.sample,
+        to_all=options.mode == "all",
+        tries_kept_max=2 * options.max_in_flight,
+        tries_max=options.max_attempts,
+        age_max_s=options.max_age_s,
+        dead_letter_max_ratio=options.dead_letter_max_ratio,
+        batching=options.batching,
+        encoding=options.compress,
+    )
+    strand = shared.dead.workers.strand(f"requests of {topic}")
+    output = HttpOutput(topic, sender, policy, strand, shared.dead.of(topic))
+    if options.print:
+        output.echo = partial(print, flush=True)
+    return output
+
+
+def makers_of(options: NsqToHttpOptions, topic: str, shared: Shared) -> list[RequestMaker]:
+    """The requests of a topic to each endpoint. Raises OptionsError as `output_of`."""
+    fixed = {"topic": topic, "channel": options.channel}
+    headers = [*headers_of(options), *shared.credentials.headers]
+    sign = shared.credentials.sign
+    try:
+        return [
+            RequestMaker(options.method, url, headers, fixed=fixed, sign=sign)
+            for url in options.urls
+        ]
+    except ValueError as error:
+        raise OptionsError([f"topic {topic} in a URL: {error}"]) from error
+
+
+def pacing_of(options: NsqToHttpOptions, topic: str, endpoints: Sequence[Endpoint]) -> Pacing:
+    """How many requests there may be."""
+    labels = [endpoint.label for endpoint in endpoints]
+    return Pacing(
+        concurrency=options.n,
+        rate_per_s=options.rate_per_s,
+        is_adaptive=options.concurrency == "auto",
+        status=StatusLines(options.status_every, topic, labels) if options.status_every else None,
+    )
+
+
+def picker_of(options: NsqToHttpOptions) -> Picker:
+    """What chooses among the endpoints of a topic."""
+    return _PICKERS[options.mode](len(options.urls))
+
+
+def headers_of(options: NsqToHttpOptions) -> list[Header]:
+    """Those of each request; what the user names goes before ours."""
+    headers = [Header(name="User-Agent", value=f"{options.program}/{__version__}")]
+    if options.method == "POST":
+        headers.append(Header(name="Content-Type", value=options.effective_content_type))
+    if options.compress != "none":
+        headers.append(Header(name="Content-Encoding", value=options.compress))
+    if options.nsq_headers:
+        headers += [*_OF_TOPIC, *(_OF_MESSAGE if options.batching is None else ())]
+    return [*headers, *options.header]

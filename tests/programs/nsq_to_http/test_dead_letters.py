@@ -1,0 +1,234 @@
+"""What is never taken is kept, with the reason, before it is finished; and can be published again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+from aiohttp import web
+from tests.programs.nsq_to_http.helpers import (
+    counted,
+    delivering,
+    options_of,
+    publish,
+    stats,
+    until_settled,
+    until_stats,
+)
+from tests.support.clients import until
+from tests.support.endpoints import Received, serving
+from tests.support.web import topic_stats
+
+from nsqtools.archive.reader import open_archive
+from nsqtools.errors import OptionsError
+from nsqtools.options import load
+from nsqtools.outputs.contract import Again
+from nsqtools.outputs.http import outcome as outcome_module
+from nsqtools.outputs.http import output as output_module
+from nsqtools.outputs.http.dead_letter import BREAKER_MIN
+from nsqtools.pipeline import delivery as delivery_module
+from nsqtools.replay.options import FileToNsqOptions
+from nsqtools.replay.run import run as replay
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support.nsqd import Nsqd
+
+GOOD = [b"good %d" % number for number in range(60)]
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outcome_module, "BACKOFF_FIRST_S", 0.01)
+    monkeypatch.setattr(outcome_module, "BACKOFF_MAX_S", 0.02)
+    monkeypatch.setattr(delivery_module, "REFUSED_DELAY_S", 60.0)
+
+
+def by_body(one: Received) -> web.Response:
+    """A body that begins with a number gets that status."""
+    word = one.body.split()[0]
+    status = int(word) if word.isdigit() else 200
+    return web.Response(status=status, text="no \x1b[1m such thing" if status >= 300 else "")
+
+
+def letters(folder: Path) -> list[dict[str, object]]:
+    lines = [
+        line for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().split("\n")
+    ]
+    return [json.loads(line) for line in lines if line]
+
+
+async def test_what_is_refused_is_kept_with_status_and_error(nsqd: Nsqd, folder: Path) -> None:
+    async with serving(by_body) as endpoint:
+        flags = (f"--post={endpoint.url()}", f"--dead-letter-dir={folder}")
+        async with delivering(nsqd, *flags) as run:
+            await publish(nsqd, *GOOD, b"400 \xff\n", b"404 text")
+            await until_settled(nsqd, len(GOOD) + 2)
+            assert counted(run, "dead_lettered") == 2
+            assert (await stats(nsqd))["requeue_count"] == 0
+    first, second = sorted(letters(folder), key=lambda one: str(one["status"]))
+    assert (first["status"], first["tries"], first["attempts"], first["topic"]) == (400, 1, 1, "t")
+    assert first["nsqd"] == nsqd.tcp_address
+    assert first["error"] == "got status code 400: no \\x1b[1m such thing"
+    assert (second["status"], second["body"]) == (404, "404 text")
+
+
+async def test_the_archive_can_be_read_like_any_other(nsqd: Nsqd, folder: Path) -> None:
+    async with serving(by_body) as endpoint:
+        flags = (f"--post={endpoint.url()}", f"--dead-letter-dir={folder}")
+        async with delivering(nsqd, *flags):
+            await publish(nsqd, b"400 \xff\n")
+            await until_settled(nsqd, 1)
+    (path,) = folder.glob("*.jsonl")
+    with open_archive(path) as archive:
+        (batch,) = archive.batches()
+        assert archive.info.record_format == "jsonl"
+    assert batch.bodies == [b"400 \xff\n"]
+    assert batch.messages is not None
+    assert batch.messages.attempts == [1]
+    assert batch.failures is not None
+    assert batch.failures[0] is not None
+    assert batch.failures[0].status == 400
+
+
+async def test_what_was_tried_often_enough_is_given_up(nsqd: Nsqd, folder: Path) -> None:
+    async with serving(by_body) as endpoint:
+        flags = (f"--post={endpoint.url()}", f"--dead-letter-dir={folder}", "--max-attempts=3")
+        async with delivering(nsqd, *flags):
+            await publish(nsqd, *GOOD, b"429 busy")
+            await until_settled(nsqd, len(GOOD) + 1)
+        assert endpoint.bodies.count(b"429 busy") == 3
+    (one,) = letters(folder)
+    assert (one["status"], one["tries"]) == (429, 3)
+
+
+async def test_what_is_too_old_is_given_up_when_it_fails(nsqd: Nsqd, folder: Path) -> None:
+    async with serving(by_body) as endpoint:
+        flags = (f"--post={endpoint.url()}", f"--dead-letter-dir={folder}", "--max-age=100ms")
+        async with delivering(nsqd, *flags):
+            await publish(nsqd, *GOOD, b"429 busy")
+            await until_settled(nsqd, len(GOOD) + 1)
+        assert endpoint.bodies.count(b"429 busy") > 1
+    assert [one["status"] for one in letters(folder)] == [429]
+
+
+async def test_without_a_dead_letter_it_stays_with_nsqd(nsqd: Nsqd) -> None:
+    async with serving(by_body) as endpoint:
+        async with delivering(nsqd, f"--post={endpoint.url()}", "--max-attempts=2") as run:
+            await publish(nsqd, b"429 busy")
+            await until_stats(nsqd, lambda now: now["deferred_count"] == 1)
+            assert counted(run, "rejected") == 1
+        assert endpoint.bodies == [b"429 busy"] * 2
+
+
+async def test_an_outage_empties_no_topic_into_the_dead_letter(
+    nsqd: Nsqd, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output_module, "_HELD", Again(0.05, "an outage", stands=True))
+    async with serving(status=403) as endpoint:
+        flags = (f"--post={endpoint.url()}", f"--dead-letter-dir={folder}", "--max-in-flight=50")
+        async with delivering(nsqd, *flags) as run:
+            await publish(nsqd, *[b"%d" % at for at in range(300)])
+            await until(lambda: len(endpoint.received) > 120)
+            lost = counted(run, "dead_lettered")
+            assert lost == BREAKER_MIN, "until it was known that it is an outage"
+            assert (await stats(nsqd))["depth"] >= 200, "the rest was left with nsqd"
+            endpoint.status = 200
+            await until_settled(nsqd, 300)
+            assert counted(run, "dead_lettered") == lost
+    assert len(letters(folder)) == lost
+
+
+async def test_a_topic_of_dead_letters(nsqd: Nsqd) -> None:
+    async with serving(by_body) as endpoint:
+        flags = (f"--post={endpoint.url()}", "--dead-letter-topic={topic}.dead")
+        async with delivering(nsqd, *flags) as run:
+            await publish(nsqd, *GOOD, b"400 x", b"404 y")
+            await until_settled(nsqd, len(GOOD) + 2)
+            assert counted(run, "dead_lettered") == 2
+    assert (await topic_stats(nsqd, "t.dead"))["message_count"] == 2
+
+
+async def test_nothing_is_finished_before_its_dead_letter_is_there(nsqd: Nsqd) -> None:
+    """No nsqd takes the dead letter: the message stays in hand."""
+    async with serving(by_body) as endpoint:
+        flags = (
+            *(f"--post={endpoint.url()}", "--dead-letter-topic=dead"),
+            "--dead-letter-nsqd-tcp-address=127.0.0.1:1",
+        )
+        async with delivering(nsqd, *flags) as run:
+            await publish(nsqd, b"400 x")
+            await until(lambda: endpoint.received)
+            await until_stats(nsqd, lambda now: now["in_flight_count"] == 1)
+            assert counted(run, "dead_lettered") == 0
+        now = await stats(nsqd)
+        assert now["depth"] + now["deferred_count"] == 1
+
+
+async def test_dead_letters_of_a_status_are_published_again(
+    nsqd: Nsqd, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with serving(by_body) as endpoint:
+        flags = (
+            *(f"--post={endpoint.url()}", f"--dead-letter-dir={folder}"),
+            *("--max-attempts=1", "--dead-letter-max-ratio=1"),
+        )
+        async with delivering(nsqd, *flags):
+            await publish(nsqd, b"502 a", b"400 b", b"502 c", b"503 d", b"429 e")
+            await until_settled(nsqd, 5)
+    for where, expected in (
+        (["status=502"], 2),
+        (["status=5xx"], 3),
+        (["status=400", "status=503"], 2),
+        (["error=code 4", "status=4xx"], 2),
+        (["error=no such words"], 0),
+    ):
+        topic = f"again{len(capsys.readouterr().out)}_{expected}"
+        argv = [f"--topic={topic}", f"--nsqd-tcp-address={nsqd.tcp_address}", str(folder)]
+        argv += [f"--where={one}" for one in where]
+        assert await replay(load(FileToNsqOptions, "file_to_nsq", argv, {})) == 0
+        told = capsys.readouterr().out
+        assert f"published {expected} messages" in told
+        assert f"{5 - expected} messages left out by --where" in told
+
+
+async def test_a_file_without_failures_cannot_be_selected_from(
+    nsqd: Nsqd, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = folder / "plain.log"
+    path.write_text("a\nb\n")
+    argv = ["--topic=x", f"--nsqd-tcp-address={nsqd.tcp_address}", "--where=status=1", str(path)]
+    assert await replay(load(FileToNsqOptions, "file_to_nsq", argv, {})) != 0
+    assert "keeps no status and no error" in capsys.readouterr().out
+
+
+def test_a_dead_letter_topic_is_not_consumed(nsqd: Nsqd) -> None:
+    options = options_of(nsqd, "--post=http://h/", "--dead-letter-topic={topic}.dead")
+    assert options.wants_topic("t")
+    assert options.wants_topic(".dead")
+    assert not options.wants_topic("t.dead")
+    for flags in (("--dead-letter-topic=t",), ("--dead-letter-topic={topic}",)):
+        with pytest.raises(OptionsError, match=r"dead-letter-topic|leave no --topic"):
+            options_of(nsqd, "--post=http://h/", *flags)
+
+
+async def test_a_file_of_a_run_that_was_killed_is_finished_at_the_next_start(
+    nsqd: Nsqd, folder: Path
+) -> None:
+    left = folder.with_name("left")
+    async with serving(by_body) as endpoint:
+        flags = (f"--post={endpoint.url()}", f"--dead-letter-dir={folder}")
+        async with delivering(nsqd, *flags):
+            await publish(nsqd, b"400 x")
+            await until_settled(nsqd, 1)
+            shutil.copytree(folder, left)  # what a kill would leave
+        (part,) = left.glob("*.part")
+        part.write_bytes(part.read_bytes() + b'{"torn')
+        async with delivering(nsqd, f"--post={endpoint.url()}", f"--dead-letter-dir={left}"):
+            # It goes where it was to go.
+            await until(lambda: len(letters(folder)) == 2)
+    assert [one["body"] for one in letters(folder)] == ["400 x"] * 2
+    assert not list(left.glob("*.part"))
