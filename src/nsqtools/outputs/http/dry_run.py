@@ -35,6 +35,10 @@ class DryRun:
     def counts(self) -> Mapping[str, int]:
         return {"shown": self._shown}
 
+    def trouble(self) -> str:
+        """Nothing is asked, so nothing fails."""
+        return ""
+
     async def open(self) -> None:
         """Nothing is opened."""
 
