@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # typing itself is among what --version need not load
     from types import FrameType
 
 INTERRUPTED = 130
+THREAD_NAME = "the hard end"
 _remembered: list[int] = []
 _end: Callable[[], object] | None = None
 
@@ -62,6 +63,6 @@ def end_within(seconds: float) -> None:
 
     if _end is not None:
         timer = threading.Timer(seconds, _end)
-        timer.name = "the hard end"
+        timer.name = THREAD_NAME
         timer.daemon = True
         timer.start()

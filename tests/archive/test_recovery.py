@@ -26,6 +26,7 @@ from tests.archive.helpers import (
 )
 
 from nsqtools import durable
+from nsqtools.archive.claims import foreign_folders
 from nsqtools.archive.naming import FileNaming
 from nsqtools.archive.reader import open_archive
 from nsqtools.archive.recovery import claims_by_topic, recover
@@ -214,6 +215,28 @@ def test_a_folder_that_was_moved_keeps_its_files(tmp_path: Path) -> None:
     assert not old.exists()
 
 
+def test_claims_that_were_given_to_us_are_ours(tmp_path: Path) -> None:
+    """A run of another user died, and somebody changed the owner of everything."""
+    writer = ArchiveWriter(spec(tmp_path), clock=ManualClock())
+    writer.commit(COMMITS[0])
+    writer.abandon()
+    (tmp_path / f".nsqtools-{os.geteuid()}").rename(tmp_path / ".nsqtools-12345")
+    (result,) = recover(tmp_path)
+    assert result.published == str(tmp_path / "topic.log")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files to another user")
+def test_claims_of_another_user_are_told_of(tmp_path: Path) -> None:
+    writer = ArchiveWriter(spec(tmp_path), clock=ManualClock())
+    writer.commit(COMMITS[0])
+    writer.abandon()
+    folder = tmp_path / f".nsqtools-{os.geteuid()}"
+    os.chown(folder, 12345, 12345)
+    assert list(recover(tmp_path)) == []
+    assert foreign_folders(tmp_path) == [folder]
+    assert (tmp_path / "topic.log.part").exists()
+
+
 def test_results_come_one_by_one(tmp_path: Path) -> None:
     for number in range(3):
         claimed(tmp_path, b"x\n", "lines", "none", f"{number}.log")
@@ -343,7 +366,8 @@ def test_nothing_but_the_claims_is_listed(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(durable, "os", listed)
     monkeypatch.setattr(os, "walk", None)
     assert len(list(recover(tmp_path))) == 1
-    assert listed.calls == ["listdir"]
+    # Its own names, for folders of claims, and what is in ours; nothing below.
+    assert listed.calls == ["listdir"] * 2
 
 
 @pytest.mark.parametrize(("record_format", "compression"), [("framed", "none"), ("lines", "zstd")])

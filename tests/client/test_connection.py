@@ -482,6 +482,14 @@ async def test_a_slow_peer_is_waited_for_as_long_as_it_takes_bytes() -> None:
         assert not recorder.lost
 
 
+async def test_a_peer_that_takes_nothing_is_given_up_though_nobody_waits_for_it() -> None:
+    """A consumer's FINs: it sends them and goes on."""
+    async with conversation(write_timeout="100ms") as (_, connection, recorder):
+        connection.send(b"x" * (32 << 20))
+        await recorder.until(lambda: recorder.lost)
+        assert "takes no data" in str(recorder.lost[0])
+
+
 async def test_no_answer_to_sub() -> None:
     async with conversation(read_timeout="100ms", heartbeat_interval="50ms") as (_, connection, _r):
         with pytest.raises(ConnectionFailed, match="no answer to SUB in time"):

@@ -196,3 +196,16 @@ async def test_it_is_off_by_default(registry: Registry, health: Health) -> None:
     async with StatusServer(options.status_address, registry, health) as server:
         assert server.port == 0
     assert load(StatusOptions, "sample", ["--status-address=/run/x"], {}).status_address == "/run/x"
+
+
+async def test_a_socket_that_another_run_answers_at_is_not_taken(tmp_path: Path) -> None:
+    path = str(tmp_path / "status.sock")
+    async with StatusServer(path, Registry(), Health()):
+        with pytest.raises(ConnectionFailed, match="another program serves its status there"):
+            async with StatusServer(path, Registry(), Health()):
+                pass
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(encode_request("GET", "/ready"))
+        assert b" 503 " in await reader.readline()
+        writer.close()
+    assert not (tmp_path / "status.sock").exists()

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.archive.failing_os import FailingOs
 from tests.pipeline.helpers import archive_options, archived, publish, until_settled
 from tests.support.clients import until
 from tests.support.lookupd import listing, lookupds, topic_list
@@ -14,11 +15,13 @@ from tests.support.nsqd import PATIENCE_S
 from tests.support.peer import Peer
 from tests.support.web import request
 
+from nsqtools import publish as publish_module
 from nsqtools.errors import ArchiveError
 from nsqtools.lifecycle import Lifecycle
 from nsqtools.observe.counters import exposition
 from nsqtools.outputs.workers import Workers
 from nsqtools.pipeline import run as run_module
+from nsqtools.pipeline.report import trouble_of
 from nsqtools.pipeline.run import Run
 from nsqtools.programs.nsq_to_file.run import output_of
 
@@ -167,3 +170,38 @@ async def test_a_list_of_topics_that_comes_late_is_soon_known(
             await until(lambda: life.health.is_ready and life.health.is_ok)
     said = [r for r in caplog.records if "could not retrieve the list" in r.getMessage()]
     assert len(said) == 1
+
+
+async def test_a_finished_file_that_cannot_be_published_is_told_though_messages_flow(
+    nsqd: Nsqd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "archive"
+    async with run_of(folder, f"--nsqd-tcp-address={nsqd.tcp_address}") as (run, life):
+        await until(lambda: life.health.is_ready)
+        await publish(nsqd, b"one")
+        await until_settled(nsqd, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(publish_module, "os", FailingOs(0, failures=1 << 30, only={"link"}))
+            run.rotate()
+            (pipeline,) = run._pipelines.values()
+            await until(lambda: bool(trouble_of(pipeline)))
+            assert not pipeline.trouble, "commits go on"
+            run._tell_health()
+            assert "topic t" in life.health.failures
+            await publish(nsqd, b"two")
+            await until_settled(nsqd, 2)
+    assert sorted(archived(folder)) == [b"one", b"two"]
+
+
+async def test_a_delivery_that_hangs_is_told(nsqd: Nsqd, tmp_path: Path) -> None:
+    """A dead disk gives no error."""
+    async with run_of(tmp_path / "archive", f"--nsqd-tcp-address={nsqd.tcp_address}") as (
+        run,
+        life,
+    ):
+        await until(lambda: life.health.is_ready)
+        (pipeline,) = run._pipelines.values()
+        assert trouble_of(pipeline) == ""
+        pipeline._under_way[None] = pipeline._clock.monotonic() - 60
+        assert trouble_of(pipeline) == "a delivery has been under way for 60 s"
+        del pipeline._under_way[None]

@@ -165,3 +165,15 @@ def test_a_file_that_cannot_be_opened_names_itself(tmp_path: Path) -> None:
     source = Input(path=tmp_path / "gone")
     with pytest.raises(StorageError, match=r"open .*gone: No such file"), source.opened():
         pass
+
+
+def test_what_is_left_out_of_a_folder_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.log", ".hid.log", "b.log.part", "c.part.bad", ".DS_Store"):
+        (tmp_path / name).write_text("x\n")
+    found = [source.path.name for source in find_inputs([str(tmp_path)]) if source.path]
+    assert found == [".hid.log", "a.log"]
+    (record,) = caplog.records
+    assert "left out: not finished, or hidden" in record.getMessage()
+    assert "files=3" in record.getMessage()

@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 MAGIC = "nsqtools claim"
 VERSION = 1
 FOLDER_PREFIX = ".nsqtools-"
+_FOLDER_NAME = re.compile(r"\.nsqtools-\d+(-\d+)?", re.ASCII)
 CLAIM_SUFFIX = ".claim"
 REWRITE_SUFFIX = ".rewrite"
 # Names that others may have taken in a shared work directory before we give up.
@@ -213,12 +215,25 @@ class Claim:
 
 
 def claim_paths(work_dir: Path) -> Iterator[Path]:
-    """The claims in a work directory, in order of their names; raises `StorageError`."""
-    for folder in _folders(work_dir):
+    """The claims in a work directory, in order of their names; raises `StorageError`.
+
+    Those in every folder of ours, by whatever name: it may have been given to us by `chown`.
+    """
+    for folder in _all_folders(work_dir):
         if durable.is_own_directory(folder):
             for name in durable.names_in(folder):
                 if name.endswith(CLAIM_SUFFIX):
                     yield folder / name
+
+
+def foreign_folders(work_dir: Path) -> list[Path]:
+    """Folders of claims that belong to other users; raises `StorageError`."""
+    return [each for each in _all_folders(work_dir) if not durable.is_own_directory(each)]
+
+
+def _all_folders(work_dir: Path) -> list[Path]:
+    names = durable.names_in(work_dir) if durable.is_taken(work_dir) else []
+    return [work_dir / name for name in sorted(names) if _FOLDER_NAME.fullmatch(name)]
 
 
 def topic_of(path: Path) -> str:

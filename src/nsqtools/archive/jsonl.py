@@ -86,8 +86,9 @@ class JsonlEncoder:
 
     def encode(self, batches: Sequence[Messages]) -> Encoded:
         """None is ambiguous: a newline is escaped. Raises `ArchiveError` for a too long nsqd."""
-        if any(isinstance(messages, FailedMessages) for messages in batches):
-            return Encoded(b"".join([self._line(*one) for one in _failed(batches)]), 0)
+        failed = [messages for messages in batches if isinstance(messages, FailedMessages)]
+        if failed and len(failed) == len(batches):
+            return Encoded(b"".join([self._line(*one) for one in _failed(failed)]), 0)
         parts: list[bytes] = []
         for messages in batches:
             if len(messages):
@@ -144,11 +145,10 @@ class JsonlEncoder:
         ]
 
 
-def _failed(batches: Sequence[Messages]) -> Iterator[tuple[Messages, int, Failure]]:
+def _failed(batches: Sequence[FailedMessages]) -> Iterator[tuple[Messages, int, Failure]]:
     for messages in batches:
-        if isinstance(messages, FailedMessages):
-            for at, failure in enumerate(messages.failures):
-                yield messages, at, failure
+        for at, failure in enumerate(messages.failures):
+            yield messages, at, failure
 
 
 def _failure_text(failure: Failure) -> bytes:

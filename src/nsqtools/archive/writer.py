@@ -264,6 +264,9 @@ class ArchiveWriter:
         except StorageError:
             return
         self._file = None
+        with self._last_name_lock:
+            if self._last_name == (file.stem, file.revision):
+                self._last_name = (file.stem, file.revision - 1)  # nobody has seen it
 
     def _forget_if_lost(self, file: PartFile) -> None:
         """A file that was moved away by somebody must not stop the archive for ever."""

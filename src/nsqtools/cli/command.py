@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 import click.shell_completion
 
+from nsqtools import ending
 from nsqtools.cli.parameters import parameters_of
 from nsqtools.ending import INTERRUPTED
 from nsqtools.errors import NsqToolsError, OptionsError
@@ -48,6 +49,8 @@ PERMANENT = frozenset({2, 4})
 # glibc gives threads arenas of their own, and what is free in one no other thread uses: an archiver
 # with a thread for each of eight topics was half as large again.
 _M_ARENA_MAX = -8
+# Where there is no limit at all: enough for 100,000 topics and connections.
+_FILES_WANTED = 1 << 18
 # Messages live shortly and in bulk; the collector's own thresholds cost a quarter of the speed.
 GC_THRESHOLD = (50_000, 50, 50)
 
@@ -128,6 +131,20 @@ def tune_memory() -> None:
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
+def raise_file_limit() -> None:
+    """As many descriptors as we may have: each topic and each nsqd takes some. Go's runtime, and so
+    NSQ's own tools, do the same."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        hard = max(soft, _FILES_WANTED)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (hard, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+        )
+
+
 def run_on_loop(run: Callable[[Any], Awaitable[int]], options: object) -> int:
     """Runs `run(options)` to its end, on uvloop where there is one."""
     import asyncio
@@ -143,6 +160,7 @@ def run_on_loop(run: Callable[[Any], Awaitable[int]], options: object) -> int:
         return await run(options)
 
     tune_memory()
+    raise_file_limit()
     with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(main())
 
@@ -172,7 +190,9 @@ def end_hard(program: Program) -> NoReturn:
     """Ends the process although threads still work, with INTERRUPTED; says which."""
 
     def last_words() -> None:
-        names = [one.name for one in threading.enumerate() if not one.daemon]
+        others = {threading.main_thread(), threading.current_thread()}
+        hard_end = ending.THREAD_NAME
+        names = [t.name for t in threading.enumerate() if t not in others and t.name != hard_end]
         tell(f"{program.name}: ended at once, not waiting for {', '.join(names)}")
         sys.stdout.flush()
         sys.stderr.flush()

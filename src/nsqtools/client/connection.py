@@ -109,6 +109,7 @@ class Connection(asyncio.BufferedProtocol):
         self._heard_s = self._paused_s = 0.0
         self._silence: asyncio.TimerHandle | None = None
         self._unheard: asyncio.TimerHandle | None = None
+        self._stuck: asyncio.TimerHandle | None = None
 
     @property
     def is_open(self) -> bool:
@@ -127,16 +128,7 @@ class Connection(asyncio.BufferedProtocol):
         Cancelling it leaves what was sent on its way. A peer that takes not one byte for
         write_timeout_s is given up.
         """
-        unsent = self._unsent_bytes()
-        while not self._may_write.is_set():
-            try:
-                async with asyncio.timeout(self._options.write_timeout_s):
-                    await self._may_write.wait()
-            except TimeoutError:
-                before, unsent = unsent, self._unsent_bytes()
-                if unsent >= before:
-                    self._fail(ConnectionFailed(self.address, "nsqd takes no data"))
-                    return
+        await self._may_write.wait()
 
     def _unsent_bytes(self) -> int:
         return 0 if self._transport is None else self._transport.get_write_buffer_size()
@@ -215,7 +207,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: BaseException | None) -> None:
         self._fail(ConnectionFailed(self.address, str(exc or "connection closed")))
         self._may_write.set()
-        for timer in (self._silence, self._unheard):
+        for timer in (self._silence, self._unheard, self._stuck):
             if timer is not None:
                 timer.cancel()
         if not self._lost.done():
@@ -225,9 +217,23 @@ class Connection(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         self._may_write.clear()
+        self._watch_writing(self._unsent_bytes())
 
     def resume_writing(self) -> None:
         self._may_write.set()
+        if self._stuck is not None:
+            self._stuck.cancel()
+
+    def _watch_writing(self, unsent: int) -> None:
+        """Look whether less is unsent after write_timeout_s."""
+
+        def look() -> None:
+            if self._unsent_bytes() >= unsent:
+                self._fail(ConnectionFailed(self.address, "nsqd takes no data"))
+            else:
+                self._watch_writing(self._unsent_bytes())
+
+        self._stuck = self._loop.call_later(self._options.write_timeout_s, look)
 
     # Inside
 

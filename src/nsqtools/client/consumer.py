@@ -13,7 +13,6 @@ because nsqd delivers it again.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections import Counter
 from typing import TYPE_CHECKING, Self
@@ -25,6 +24,7 @@ from nsqtools.client.nsqds import Nsqds
 from nsqtools.client.rdy import CHANGE_MIN, PROBE_S, LowRdyTiming, share_rdy
 from nsqtools.client.subscription import Subscription
 from nsqtools.errors import ConnectionFailed, NsqToolsError, OptionsError
+from nsqtools.observe.log import get_log
 from nsqtools.wire import commands
 from nsqtools.wire.frames import CLOSE_WAIT, ERROR_CODES, FRAME_SIZE_MAX_BYTES, OK
 from nsqtools.wire.names import is_valid_name
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from nsqtools.errors import ServerError
     from nsqtools.wire.frames import Oversized
     from nsqtools.wire.messages import Messages
-
-log = logging.getLogger("nsqtools.client")
 
 # How often held messages are looked at; a small part of the shortest msg_timeout (1 s).
 TOUCH_INTERVAL_S = 0.2
@@ -90,6 +88,7 @@ class Consumer:
         self.last_failures: dict[str, str] = {}
         """Why each nsqd that is not connected now is not, by address."""
         self._rng = rng or random.Random()  # noqa: S311 - jitter
+        self._log = get_log("client").bind(topic=topic, channel=channel)
         self._memory = memory or ConsumerMemory()
         self._on_lost = on_lost
         self._subscriptions: dict[Connection, Subscription] = {}
@@ -275,13 +274,13 @@ class Consumer:
     def oversized_received(self, connection: Connection, message: Oversized) -> None:
         """Back it goes, to come again much later: there may be another consumer that takes it."""
         self.counts["oversized"] += 1
-        log.error(
-            "a message is too large and was left with nsqd %s id=%s attempts=%d bytes=%d max=%d",
-            self._place(connection.address),
-            message.id.decode("latin-1"),
-            message.attempts,
-            message.size_bytes,
-            FRAME_SIZE_MAX_BYTES,
+        self._log.error(
+            "a message is too large and was left with nsqd",
+            nsqd=connection.address,
+            id=message.id.decode("latin-1"),
+            attempts=message.attempts,
+            bytes=message.size_bytes,
+            max=FRAME_SIZE_MAX_BYTES,
         )
         connection.send(commands.req([message.id], OVERSIZED_DELAY_MS))
 
@@ -291,14 +290,14 @@ class Consumer:
             subscription.silent = True
             self._check_all_closed()
         else:
-            log.debug("< nsqd=%s response=%r", connection.address, data[:80])
+            self._log.debug("< response", nsqd=connection.address, response=repr(data[:80]))
 
     def error_received(self, connection: Connection, error: ServerError) -> None:
         self.counts[error.code if error.code in ERROR_CODES else "other_errors"] += 1
         if error.fatal:
-            log.error("nsqd refused %s error=%s", self._place(connection.address), error)
+            self._log.error("nsqd refused", nsqd=connection.address, error=error)
         else:
-            log.debug("nsqd refused %s error=%s", self._place(connection.address), error)
+            self._log.debug("nsqd refused", nsqd=connection.address, error=error)
 
     def connection_lost(self, connection: Connection, cause: NsqToolsError) -> None:
         subscription = self._subscriptions.pop(connection, None)
@@ -310,11 +309,11 @@ class Consumer:
         self._note_why(connection.address, cause)
         self._on_lost()
         if not self._stopping:
-            log.warning(
-                "connection lost %s in_flight=%d error=%s",
-                self._place(connection.address),
-                subscription.in_flight,
-                cause,
+            self._log.warning(
+                "connection lost",
+                nsqd=connection.address,
+                in_flight=subscription.in_flight,
+                error=cause,
             )
         self._bound_memory()
         self._check_all_closed()
@@ -329,9 +328,6 @@ class Consumer:
         if len(self.last_failures) > len(self._nsqds.wanted):
             for gone in self.last_failures.keys() - self._nsqds.wanted:
                 del self.last_failures[gone]
-
-    def _place(self, address: str) -> str:
-        return f"topic={self.topic} channel={self.channel} nsqd={address}"
 
     async def _connect_once(self, address: str) -> float:
         began_s = self._loop.time()
@@ -358,14 +354,14 @@ class Consumer:
     def _not_connected(self, address: str, failure: NsqToolsError) -> None:
         self.counts["connect_failed"] += 1
         self._note_why(address, failure)
-        log.error("not connected %s error=%s", self._place(address), failure)
+        self._log.error("not connected", nsqd=address, error=failure)
 
     def _subscribed(self, connection: Connection) -> None:
         self.last_failures.pop(connection.address, None)
         subscription = self._subscriptions[connection] = Subscription(
             connection, self._loop.time(), settled=self._settled, released=self._released
         )
-        log.info("subscribed %s", self._place(connection.address))
+        self._log.info("subscribed", nsqd=connection.address)
         if self._stopping:
             subscription.close_wait()
         if self._reads_nothing:

@@ -8,7 +8,6 @@ and only the caller knows whether to send it again. Connecting goes on by itself
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections import deque
 from typing import TYPE_CHECKING, Self
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 from nsqtools.client.backoff import ReconnectDelay
 from nsqtools.client.connection import connect
 from nsqtools.errors import ConnectionFailed, HandshakeRefused, NsqToolsError, ServerError
+from nsqtools.observe.log import get_log
 from nsqtools.wire import commands
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # For answers, which are short.
 ANSWER_BUFFER_BYTES = 1 << 16
 
-log = logging.getLogger("nsqtools.client")
+log = get_log("client")
 
 
 class Producer:
@@ -173,13 +173,13 @@ class Producer:
             except NsqToolsError as failure:
                 self._last_failure = failure
                 self._refused = isinstance(failure, ServerError | HandshakeRefused)
-                log.error("not connected nsqd=%s error=%s", self.address, failure)
+                log.error("not connected", nsqd=self.address, error=failure)
                 await asyncio.sleep(delay.after(0.0))
                 continue
             self._refused = False
             if connection.is_open:  # else it ended right behind the handshake, and told nobody
                 self._connection = connection
                 self._connected.set()
-                log.info("connected nsqd=%s", self.address)
+                log.info("connected", nsqd=self.address)
                 await connection.ended()
             await asyncio.sleep(delay.after(self._loop.time() - began_s))

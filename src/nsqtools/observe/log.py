@@ -15,6 +15,7 @@ import logging
 import sys
 from typing import TYPE_CHECKING, TextIO
 
+from nsqtools.errors import StorageError
 from nsqtools.observe.lines import VALUES, JsonFormatter, RateLimit, TextFormatter, with_values
 
 if TYPE_CHECKING:
@@ -106,6 +107,13 @@ def set_level(level: str) -> None:
     logging.getLogger(ROOT).setLevel(_LEVELS[level])
 
 
+def _kind_of(error: object) -> str:
+    """What is the same error: that of a disk is so whatever the path, which may be new each time."""
+    if isinstance(error, StorageError) and error.errno is not None:
+        return f"{error.operation} {error.errno}"
+    return str(error)
+
+
 class Repeated:
     """Something that can fail again and again, told once an interval with a count.
 
@@ -135,7 +143,7 @@ class Repeated:
         if not self._failures:
             self._since = now
         self._failures += 1
-        key = str(error)
+        key = _kind_of(error)
         if key not in self._told and len(self._told) >= REPEAT_TEXTS_MAX:
             key = ""
         told_at, unsaid = self._told.get(key, (None, 0))

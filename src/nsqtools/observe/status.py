@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -66,6 +67,7 @@ class StatusServer:
         self._refresh = refresh
         self._listener: asyncio.AbstractServer | None = None
         self._server: PageServer | None = None
+        self._file = -1
         self._add_gauges()
         process.register(registry)
 
@@ -88,7 +90,8 @@ class StatusServer:
             await self._server.shutdown(STOP_TIMEOUT_S)
         if self._is_path:
             with contextlib.suppress(OSError):
-                Path(self._address).unlink()
+                if Path(self._address).lstat().st_ino == self._file:  # not that of a later run
+                    Path(self._address).unlink()
 
     @property
     def _is_path(self) -> bool:
@@ -105,11 +108,23 @@ class StatusServer:
         loop = asyncio.get_running_loop()
         self._server = PageServer(self._answer)
         if self._is_path:
-            return await loop.create_unix_server(self._server, self._address)
+            await self._check_unused()
+            listener = await loop.create_unix_server(self._server, self._address)
+            self._file = Path(self._address).lstat().st_ino
+            return listener
         host, port = split_address(self._address)
         listener = await loop.create_server(self._server, host or None, port)
         self.port = listener.sockets[0].getsockname()[1]
         return listener
+
+    async def _check_unused(self) -> None:
+        """Raises OSError when somebody answers at the path of our socket: another run."""
+        try:
+            _, writer = await asyncio.open_unix_connection(self._address)
+        except OSError:
+            return  # nobody, or the socket of a run that was killed
+        writer.close()
+        raise OSError(errno.EADDRINUSE, "another program serves its status there")
 
     def _answer(self, method: str, path: str) -> Page:
         """The page for a request; what fails while it is made is logged and not told."""

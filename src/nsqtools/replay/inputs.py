@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 from nsqtools.archive.reader import open_archive
 from nsqtools.errors import OptionsError, StorageError
+from nsqtools.observe.log import get_log
 from nsqtools.replay.interrupt import InterruptibleInput
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ STDIN = "-"
 STDIN_NAME = "standard input"
 # A file that a living archiver still writes, or one that recovery has set aside.
 _NOT_FINISHED = (".part", ".bad")
+_ARCHIVES = (".log", ".gz", ".zst", ".jsonl")
+log = get_log("replay")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,13 +110,22 @@ def _expand(name: str) -> Iterator[Input]:
 
 
 def _below(folder: Path) -> Iterator[Input]:
-    """Every finished file, hidden ones left out; a folder that cannot be read raises OSError."""
+    """Every finished file; a folder that cannot be read raises OSError.
+
+    Left out, and told: what is not finished, hidden folders, and hidden files that do not end as an
+    archive does (a topic may begin with a dot).
+    """
     paths: list[Path] = []
+    left_out: list[Path] = []
     for above, folders, files in os.walk(folder, onerror=_raise):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        paths += [Path(above, name) for name in files if not name.startswith(".")]
+        for path in (Path(above, name) for name in files):
+            hidden = path.name.startswith(".") and path.suffix not in _ARCHIVES
+            (left_out if hidden or path.suffix in _NOT_FINISHED else paths).append(path)
+    if left_out:
+        log.warning("left out: not finished, or hidden", files=len(left_out), first=min(left_out))
     for path in sorted(paths):
-        if path.is_file() and path.suffix not in _NOT_FINISHED:
+        if path.is_file():
             yield Input(path=path, size_bytes=path.stat().st_size)
 
 

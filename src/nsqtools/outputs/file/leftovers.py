@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from nsqtools.archive.claims import foreign_folders
 from nsqtools.archive.recovery import claims_by_topic, recover
 from nsqtools.clock import SystemClock
 from nsqtools.errors import StorageError
@@ -53,7 +54,7 @@ class Leftovers:
                 log.info("finishing files of a run that did not end", topic=topic, files=len(mine))
             failed = mine  # whatever it raises
             try:
-                failed = await strand.call(lambda: self._recover(mine))
+                failed = await strand.call(lambda: self._recover(topic, mine))
             finally:
                 if failed:
                     claims[topic] = failed
@@ -86,9 +87,15 @@ class Leftovers:
             if self._claims is None:
                 strand = self._workers.background.strand("leftovers")
                 self._claims = await strand.call(lambda: claims_by_topic(self._work_dir))
+                for folder in await strand.call(lambda: foreign_folders(self._work_dir)):
+                    log.warning(
+                        "another user's claims of unfinished files are there: they are for a run of"
+                        " that user to finish, or for us after a chown of the folder and the files",
+                        path=folder,
+                    )
             return self._claims
 
-    def _recover(self, claims: list[Path]) -> list[Path]:
+    def _recover(self, topic: str, claims: list[Path]) -> list[Path]:
         """In a worker's thread: gives the claims of the files that failed."""
         failed = []
         for claim in claims:
@@ -96,12 +103,12 @@ class Leftovers:
                 if found.failed:
                     failed.append(claim)
                 if not found.failed or claim not in self._told:
-                    _tell(found)
+                    _tell(topic, found)
                 self._told.add(claim)
         return failed
 
 
-def _tell(found: Recovered) -> None:
+def _tell(topic: str, found: Recovered) -> None:
     what = "recovered a file of a run that did not end"
     if found.failed:
         what = "a file of a run that did not end cannot be finished now, and is tried again"
@@ -109,6 +116,7 @@ def _tell(found: Recovered) -> None:
         what = "a file of a run that did not end is not published"
     log.warning(
         what,
+        topic=topic or "-",
         path=found.path,
         published=found.published or "-",
         records=found.records,

@@ -44,6 +44,9 @@ class DeadLetter(Protocol):
     async def keep(self, dead: Sequence[Dead]) -> Done | Again:
         """Keep all of them, durably, or say when to ask again. Cancelling it may leave some there."""
 
+    def trouble(self) -> str:
+        """What does not work although dead letters are kept; nothing when all is well."""
+
     def rotate(self) -> None:
         """Finish what is being filled, soon."""
 
@@ -74,6 +77,9 @@ class DeadLetterArchive:
         ]
         answer: Answer | Sequence[Answer] = await self._output.deliver(batches)
         return answer if isinstance(answer, Again) else DONE
+
+    def trouble(self) -> str:
+        return self._output.trouble()
 
     def rotate(self) -> None:
         self._output.rotate()
@@ -115,6 +121,10 @@ class DeadLetterTopic:
             else:
                 return DONE
         return Again(random.uniform(0.5, 1.0) * TOPIC_RETRY_S, reason, stands=True)  # noqa: S311
+
+    def trouble(self) -> str:
+        """There is nothing to finish, so nothing that fails."""
+        return ""
 
     def rotate(self) -> None:
         """There is nothing to finish."""

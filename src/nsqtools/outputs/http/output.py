@@ -206,8 +206,13 @@ class HttpOutput:
         return {**self._counts, **counted, "connections_opened": opened}
 
     def trouble(self) -> str:
-        """The endpoints that nothing is sent to, though others may do their work."""
-        return self._sender.trouble()
+        """Endpoints that are not asked now, an outage, or dead letters that cannot be finished."""
+        if self._breaker.is_open:
+            return "most messages fail: nothing goes to the dead letter"
+        closed_to_us = [one for one in self._sender.endpoints if one.circuit.is_open]
+        if closed_to_us:
+            return "; ".join(f"{one.label}: {one.last_error}" for one in closed_to_us)
+        return self._dead_letter.trouble() if self._dead_letter is not None else ""
 
     async def open(self) -> None:
         """Connections are made with the first requests."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from typing import TYPE_CHECKING
 
 from nsqtools import durable
@@ -11,8 +12,9 @@ from nsqtools.archive.naming import FileNaming, host_identifier
 from nsqtools.archive.rotation import RotationPolicy
 from nsqtools.archive.writer import ArchiveSpec
 from nsqtools.ending import INTERRUPTED
+from nsqtools.errors import StorageError
 from nsqtools.lifecycle import Lifecycle
-from nsqtools.observe.log import configure
+from nsqtools.observe.log import configure, get_log
 from nsqtools.outputs.file.leftovers import Leftovers
 from nsqtools.outputs.file.output import FileOutput
 from nsqtools.outputs.workers import Workers
@@ -21,6 +23,9 @@ from nsqtools.pipeline.run import Run
 if TYPE_CHECKING:
     from nsqtools.outputs.file.options import FileOptions
     from nsqtools.programs.nsq_to_file.options import NsqToFileOptions
+
+
+log = get_log("archive")
 
 
 async def run(options: NsqToFileOptions) -> int:
@@ -50,10 +55,15 @@ async def run(options: NsqToFileOptions) -> int:
 
 
 def _prepare(options: NsqToFileOptions) -> None:
-    """Folders that can be written."""
+    """Folders that can be written, now or when there is room again."""
     for folder in (options.output_dir, options.effective_work_dir):
         durable.make_directories(folder, DIRECTORY_MODE)
-        durable.check_writable(folder)
+        try:
+            durable.check_writable(folder)
+        except StorageError as full:
+            if full.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            log.warning("the disk is full: topics wait until there is room", error=full)
 
 
 def output_of(
