@@ -209,10 +209,8 @@ class HttpOutput:
         """Endpoints that are not asked now, an outage, or dead letters that cannot be finished."""
         if self._breaker.is_open:
             return "most messages fail: nothing goes to the dead letter"
-        closed_to_us = [one for one in self._sender.endpoints if one.circuit.is_open]
-        if closed_to_us:
-            return "; ".join(f"{one.label}: {one.last_error}" for one in closed_to_us)
-        return self._dead_letter.trouble() if self._dead_letter is not None else ""
+        dead_letter = self._dead_letter
+        return self._sender.trouble() or (dead_letter.trouble() if dead_letter is not None else "")
 
     async def open(self) -> None:
         """Connections are made with the first requests."""
