@@ -93,10 +93,13 @@ async def test_many_strands_need_few_threads() -> None:
     strands = [workers.strand(f"{number}") for number in range(200)]
     gate = threading.Event()
     calls = [asyncio.create_task(strand.call(gate.wait)) for strand in strands]
-    await asyncio.sleep(0.05)
-    assert (
-        len([one for one in threading.enumerate() if one.name.startswith("many-")]) == THREADS_MAX
-    )
+
+    def threads() -> int:
+        return sum(one.name.startswith("many-") for one in threading.enumerate())
+
+    await until(lambda: threads() >= THREADS_MAX)
+    await asyncio.sleep(0.05)  # any more would come now
+    assert threads() == THREADS_MAX
     gate.set()
     assert all(await asyncio.gather(*calls))
     workers.close()

@@ -136,6 +136,27 @@ def test_a_pipe_by_name_is_a_source(tmp_path: Path) -> None:
         os.close(reads)
 
 
+@pytest.mark.parametrize("wanted", [[], [b"one", b"two"]], ids=["interrupted", "written"])
+def test_a_named_pipe_waits_for_its_writer_until_it_is_interrupted(
+    tmp_path: Path, wanted: list[bytes]
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (source,) = find_inputs([str(tmp_path / "pipe")])
+    found: list[list[bytes]] = []
+    with Interrupt() as interrupt:
+        thread = threading.Thread(target=lambda: found.append(read_all(source, interrupt)))
+        thread.start()
+        thread.join(0.05)
+        assert thread.is_alive(), "nobody has opened it for writing yet"
+        if wanted:
+            (tmp_path / "pipe").write_bytes(b"one\ntwo\n")
+        else:
+            interrupt.fire()
+        thread.join(20)
+        assert not thread.is_alive()
+    assert found == [wanted]
+
+
 def test_reading_a_silent_pipe_ends_when_it_is_interrupted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

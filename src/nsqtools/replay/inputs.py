@@ -52,18 +52,24 @@ class Input:
         with contextlib.ExitStack() as held:
             file = self.path or sys.stdin.buffer
             if self.path is not None and not self.path.is_file():
-                file = held.enter_context(_open_stream(self.path))
+                waits = interrupt is None
+                file = held.enter_context(_open_stream(self.path, waits_for_writer=waits))
             if not isinstance(file, Path) and interrupt is not None and not _is_regular(file):
                 file = cast("BinaryIO", InterruptibleInput(file.fileno(), interrupt))
             reader = open_archive(file, record_format=record_format, name=self.name)
             yield held.enter_context(reader)
 
 
-def _open_stream(path: Path) -> BinaryIO:
+def _open_stream(path: Path, *, waits_for_writer: bool) -> BinaryIO:
+    """A named pipe waits for its writer when it is opened, where nothing can end that, or else when it
+    is polled."""
+    flags = os.O_RDONLY | os.O_CLOEXEC | (0 if waits_for_writer else os.O_NONBLOCK)
     try:
-        return path.open("rb", buffering=0)
+        fd = os.open(path, flags)
     except OSError as cause:
         raise StorageError("open", path, cause) from cause
+    os.set_blocking(fd, True)
+    return cast("BinaryIO", os.fdopen(fd, "rb", buffering=0))
 
 
 def _is_regular(file: BinaryIO) -> bool:
