@@ -186,6 +186,19 @@ async def test_a_range_of_time_is_exact(
     assert await bodies_of(broker, TOPIC) == bodies[19:40]
 
 
+async def test_a_range_that_lines_keep_roughly_is_told(
+    broker: Broker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bodies = [b"at %d" % second for second in range(1, 101)]
+    path = archive(tmp_path / "files", bodies, "lines", "zstd", commit=10)
+    assert await replay(broker, path, "--since=25", "--until=41") == 0
+    published = await bodies_of(broker, TOPIC)
+    assert set(bodies[24:40]) <= set(published)
+    assert "1 file(s) of lines keep no time" in capsys.readouterr().out
+    assert await replay(broker, path) == 0
+    assert "keep no time" not in capsys.readouterr().out
+
+
 async def test_a_range_that_cannot_be_applied_is_told(
     broker: Broker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

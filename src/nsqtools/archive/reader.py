@@ -157,6 +157,11 @@ class ArchiveReader:
         if self._owned:
             self._source.close()
 
+    @property
+    def selects_exactly(self) -> bool:
+        """Whether a range of time gives the messages in it and no others."""
+        return self._record_format.keeps_ids
+
     def batches(
         self, since_ns: int | None = None, until_ns: int | None = None
     ) -> Iterator[Records]:

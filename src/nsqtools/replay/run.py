@@ -48,6 +48,7 @@ class ReplayCounts:
     empty: int = 0
     left_out: int = 0
     too_big: int = 0
+    inexact_files: int = 0
     failures: list[NsqToolsError] = field(default_factory=list)
 
 
@@ -181,6 +182,11 @@ class Replay:
         ):
             if count:
                 lines.append(f"{count} messages {what}")
+        if counts.inexact_files:
+            lines.append(
+                f"{counts.inexact_files} file(s) of lines keep no time: whole frames were published,"
+                " with messages from before --since or after --until"
+            )
         lines += [f"not read to its end: {failure}" for failure in counts.failures]
         return "\n".join(lines)
 
@@ -198,7 +204,10 @@ class Replay:
             opened = source.opened(wanted, interrupt=self.interrupt)
             try:
                 reader = await self._call(lambda: held.enter_context(opened))
-                batches = reader.batches(self._options.since_ns, self._options.until_ns)
+                since_ns, until_ns = self._options.since_ns, self._options.until_ns
+                batches = reader.batches(since_ns, until_ns)
+                has_range = since_ns is not None or until_ns is not None
+                self.counts.inexact_files += has_range and not reader.selects_exactly
                 following = self._call(lambda: next(batches, None))
                 while (batch := await following) is not None:
                     # The next batch is read while this one is published.
