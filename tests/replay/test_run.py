@@ -338,6 +338,7 @@ async def test_a_topic_that_nsqd_refuses_ends_it_and_the_report_comes_first(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("published 1000 messages")
     assert lines[1].endswith("messages given up without an answer: may be there or not")
+    assert lines[2].endswith("messages read and never sent")
 
 
 async def test_sigterm_stops_reading_and_waits_for_the_answers(

@@ -42,7 +42,8 @@ TOLD_MAX = 20
 class PlayerCounts:
     """Messages, bytes of bodies and MPUBs that nsqd said OK to; what it refused; what was sent again.
 
-    `unanswered` are the messages that were taken and are not settled yet.
+    `unanswered` are the messages that were taken and are not settled yet; of those, `sent` were sent
+    once at least, and may be there.
     """
 
     messages: int = 0
@@ -51,6 +52,7 @@ class PlayerCounts:
     refused: int = 0
     sent_again: int = 0
     unanswered: int = 0
+    sent: int = 0
 
 
 class Player:
@@ -75,8 +77,9 @@ class Player:
         self._in_flight = in_flight
         self._clock = clock
         self._producers = [Producer(address, options) for address in dict.fromkeys(addresses)]
-        # Bounded by `play`: what comes back must never wait for room.
-        self._queue: asyncio.Queue[Sequence[bytes]] = asyncio.Queue()
+        # With each MPUB, whether it was sent before. Bounded by `play`: what comes back must never wait
+        # for room.
+        self._queue: asyncio.Queue[tuple[Sequence[bytes], bool]] = asyncio.Queue()
         self._mpubs = 0
         self._mpubs_max = len(self._producers) * (in_flight + READ_AHEAD)
         self._settled = asyncio.Event()
@@ -113,7 +116,7 @@ class Player:
             await self._wait_for_settled()
         self._mpubs += 1
         self.counts.unanswered += len(bodies)
-        self._queue.put_nowait(bodies)
+        self._queue.put_nowait((bodies, False))
 
     async def finish(self) -> None:
         """Wait until everything was answered. Cancelling it gives the rest up."""
@@ -127,11 +130,13 @@ class Player:
     async def _send(self, producer: Producer) -> None:
         while True:
             await _connected(producer)
-            bodies = await self._queue.get()
+            bodies, was_sent = await self._queue.get()
             if not producer.is_connected:
-                self._queue.put_nowait(bodies)  # another nsqd may be up
-            elif not await self._publish(producer, bodies):
-                self._queue.put_nowait(bodies)
+                self._queue.put_nowait((bodies, was_sent))  # another nsqd may be up
+                continue
+            self.counts.sent += 0 if was_sent else len(bodies)
+            if not await self._publish(producer, bodies):
+                self._queue.put_nowait((bodies, True))
                 await self._clock.sleep(RETRY_S)
 
     async def _publish(self, producer: Producer, bodies: Sequence[bytes]) -> bool:
@@ -171,13 +176,15 @@ class Player:
             return
         middle = len(bodies) // 2
         self._mpubs += 1
-        self._queue.put_nowait(bodies[:middle])
-        self._queue.put_nowait(bodies[middle:])
+        self.counts.sent -= len(bodies)  # nsqd took none of them
+        for half in (bodies[:middle], bodies[middle:]):
+            self._queue.put_nowait((half, False))
 
     def _settle(self, messages: int) -> None:
         """One MPUB is off the books."""
         self._mpubs -= 1
         self.counts.unanswered -= messages
+        self.counts.sent -= messages
         self._settled.set()
 
     def _failed(self, bodies: Sequence[bytes], failure: NsqToolsError) -> None:

@@ -178,7 +178,8 @@ class Replay:
             (counts.too_big, f"not sent: larger than {self._options.max_msg_size_bytes} bytes"),
             (played.refused, "refused by nsqd"),
             (played.sent_again, "sent again after no answer or a failure: may be there twice"),
-            (played.unanswered, "given up without an answer: may be there or not"),
+            (played.sent, "given up without an answer: may be there or not"),
+            (played.unanswered - played.sent, "read and never sent"),
         ):
             if count:
                 lines.append(f"{count} messages {what}")
