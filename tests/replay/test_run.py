@@ -34,6 +34,7 @@ from nsqtools.options import load
 from nsqtools.replay import run as run_module
 from nsqtools.replay.inputs import find_inputs
 from nsqtools.replay.options import FileToNsqOptions
+from nsqtools.replay.progress import LogProgress
 from nsqtools.replay.run import run
 from nsqtools.wire.messages import Messages, encode_payload
 
@@ -208,6 +209,19 @@ async def test_a_range_that_cannot_be_applied_is_told(
     assert await replay(broker, plain, framed, "--since=2") == 4
     assert await bodies_of(broker, TOPIC) == [b"two", b"three"]
     assert f"not read to its end: {plain}: lines keep no time" in capsys.readouterr().out
+
+
+async def test_progress_is_seen_within_a_batch_of_the_file(
+    broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = archive(tmp_path / "files", [b"%d" % at for at in range(1000)])
+    seen: list[int] = []
+    monkeypatch.setattr(
+        LogProgress, "advanced", lambda _self, _source, _offset, messages: seen.append(messages)
+    )
+    assert await replay(broker, path, "--batch-size=10", "--in-flight=1") == 0
+    assert len(seen) == 100
+    assert len(set(seen)) > 50, seen
 
 
 async def test_a_rate_spreads_the_messages(

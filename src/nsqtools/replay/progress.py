@@ -20,7 +20,7 @@ LOG_INTERVAL_S = 10.0
 
 
 class Progress(Protocol):
-    """Told after each batch; cheap."""
+    """Told after each MPUB; cheap."""
 
     log_stream: TextIO | None
     """Where log lines go meanwhile; None: standard error."""

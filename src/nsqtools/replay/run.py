@@ -243,7 +243,8 @@ class Replay:
             if wait_s > 0:
                 await self._clock.sleep(wait_s)
             await self.player.play(bodies)
-        self._progress.advanced(source, batch.offset, self.player.counts.messages)
+            # Slow ones, too, are seen to go on: a batch is of many chunks.
+            self._progress.advanced(source, batch.offset, self.player.counts.messages)
 
     def _call(self, function: Callable[[], T]) -> asyncio.Future[T]:
         return asyncio.get_running_loop().run_in_executor(self._thread, function)
