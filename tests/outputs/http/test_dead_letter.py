@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from nsqtools.outputs.http.dead_letter import BREAKER_MIN, BREAKER_WINDOW, Breaker
+from typing import TYPE_CHECKING, cast
+
+from nsqtools.archive.failures import Failure
+from nsqtools.errors import ConnectionFailed, ServerError
+from nsqtools.outputs.contract import DONE, Again, Refused
+from nsqtools.outputs.http.dead_letter import (
+    BREAKER_MIN,
+    BREAKER_WINDOW,
+    Breaker,
+    DeadLetterTopic,
+)
+from nsqtools.wire.messages import Messages, encode_payload
+
+if TYPE_CHECKING:
+    from nsqtools.client.producer import Producer
 
 
 def note(breaker: Breaker, failed: int, done: int) -> None:
@@ -37,3 +51,30 @@ def test_a_ratio_of_one_gives_everything_up() -> None:
     breaker = Breaker(1.0)
     note(breaker, 1000, 0)
     assert not breaker.is_open
+
+
+class TakesSome:
+    """A producer of an nsqd that never takes what begins with `large`, and is gone for `later`."""
+
+    def __init__(self) -> None:
+        self.taken: list[bytes] = []
+
+    async def publish(self, topic: str, body: bytes) -> None:
+        assert topic == "dead"
+        if body.startswith(b"large"):
+            raise ServerError("E_BAD_MESSAGE", "PUB message too big")
+        if body.startswith(b"later"):
+            raise ConnectionFailed("127.0.0.1:1", "gone")
+        self.taken.append(body)
+
+
+async def test_each_dead_letter_of_a_topic_has_its_own_answer() -> None:
+    """One that nsqd never takes stays with nsqd, and costs no other; none is published twice."""
+    producer = TakesSome()
+    letters = DeadLetterTopic("dead", [cast("Producer", producer)])
+    bodies = [b"one", b"large", b"two", b"later"]
+    messages = Messages([encode_payload(1, 1, b"0" * 16, body) for body in bodies], nsqd="n:1")
+    failure = Failure(status=400, error="no", tries=1)
+    answers = await letters.keep([(messages, at, failure) for at in range(4)])
+    assert [type(answer) for answer in answers] == [type(DONE), Refused, type(DONE), Again]
+    assert producer.taken == [b"one", b"two"]

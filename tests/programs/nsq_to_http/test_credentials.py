@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from aiohttp import web
 from tests.programs.nsq_to_http.helpers import delivering, options_of, publish, until_settled
 from tests.support.clients import until
 from tests.support.endpoints import Received, serving
@@ -128,6 +129,26 @@ async def test_a_file_that_holds_no_secret(nsqd: Nsqd, folder: Path, content: st
     with pytest.raises(OptionsError, match=r"--bearer-token-file .*secret") as caught:
         await received(nsqd, f"--bearer-token-file={path}")
     assert SECRET not in str(caught.value)
+
+
+async def test_an_endpoint_that_says_secrets_again(
+    nsqd: Nsqd, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def echo(one: Received) -> web.Response:
+        return web.Response(status=400, text=f"you said {one.headers}")
+
+    async with serving(echo) as endpoint:
+        flags = (
+            *(f"--post={endpoint.url()}", f"--dead-letter-dir={folder}"),
+            "--header=X-Key: s3cr3t of ours",
+        )
+        variables = {"NSQ_TO_HTTP_BEARER_TOKEN": SECRET * 3}
+        async with delivering(nsqd, *flags, environ=variables):
+            await publish(nsqd, b"x")
+            await until_settled(nsqd, 1)
+    (path,) = folder.glob("*.jsonl")
+    assert "you said" in path.read_text()
+    assert SECRET not in path.read_text() + "".join(capsys.readouterr())
 
 
 async def test_no_log_line_shows_a_secret(

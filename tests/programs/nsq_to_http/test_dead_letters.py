@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
@@ -142,6 +143,43 @@ async def test_an_outage_empties_no_topic_into_the_dead_letter(
     assert len(letters(folder)) == lost
 
 
+async def test_bad_messages_before_good_ones_are_no_outage(
+    nsqd: Nsqd, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than the breaker looks at: the good ones behind them are sent."""
+    monkeypatch.setattr(output_module, "_HELD", Again(0.05, "an outage"))
+    bad = [b"422 %d" % at for at in range(300)]
+    async with serving(by_body) as endpoint:
+        flags = (f"--post={endpoint.url()}", f"--dead-letter-dir={folder}", "--n=10")
+        await publish(nsqd, *bad, *GOOD)
+        async with delivering(nsqd, *flags) as run:
+            await until(lambda: set(GOOD) <= set(endpoint.bodies))
+            # They say that it is none, and some of the others may go.
+            await until(lambda: counted(run, "dead_lettered") > BREAKER_MIN)
+
+
+async def test_parts_of_a_delivery_are_one_try(nsqd: Nsqd, folder: Path) -> None:
+    """A batch that is refused for its size is no try, and its parts are one."""
+    tries: Counter[bytes] = Counter()
+
+    def answer(one: Received) -> web.Response:
+        if one.body.count(b"\n") > 1:
+            return web.Response(status=413)
+        tries[one.body] += 1
+        return web.Response(status=429 if tries[one.body] < 3 else 200)
+
+    async with serving(answer) as endpoint:
+        flags = (
+            *(f"--post={endpoint.url()}", f"--dead-letter-dir={folder}", "--max-attempts=4"),
+            *("--batch-size=16", "--batch-wait=50ms"),
+        )
+        async with delivering(nsqd, *flags):
+            await publish(nsqd, *GOOD[:16])
+            await until_settled(nsqd, 16)
+    assert letters(folder) == []
+    assert sum(tries.values()) == 48
+
+
 async def test_a_topic_of_dead_letters(nsqd: Nsqd) -> None:
     async with serving(by_body) as endpoint:
         flags = (f"--post={endpoint.url()}", "--dead-letter-topic={topic}.dead")
@@ -210,8 +248,13 @@ def test_a_dead_letter_topic_is_not_consumed(nsqd: Nsqd) -> None:
     assert options.wants_topic("t")
     assert options.wants_topic(".dead")
     assert not options.wants_topic("t.dead")
-    for flags in (("--dead-letter-topic=t",), ("--dead-letter-topic={topic}",)):
-        with pytest.raises(OptionsError, match=r"dead-letter-topic|leave no --topic"):
+    for flags in (
+        ("--dead-letter-topic=t",),
+        ("--dead-letter-topic={topic}",),
+        ("--dead-letter-topic={topic}.dead", f"--topic={'t' * 62}"),
+        ("--dead-letter-topic={topic}.dead", "--topic=t#ephemeral"),
+    ):
+        with pytest.raises(OptionsError, match=r"--dead-letter-topic"):
             options_of(nsqd, "--post=http://h/", *flags)
 
 

@@ -6,7 +6,10 @@ import pytest
 
 from nsqtools.errors import OptionsError
 from nsqtools.options import help_text, load, options_of
+from nsqtools.outputs.http.pool import ClientOptions, Pool
+from nsqtools.outputs.http.url import Origin
 from nsqtools.programs.nsq_to_http.options import NsqToHttpOptions
+from nsqtools.programs.nsq_to_http.run import client_options
 
 GIVEN = {
     "topic": "t",
@@ -127,3 +130,13 @@ def test_two_endpoints_from_the_environment() -> None:
         {"NSQ_TO_HTTP_POST": "http://a/?x=1,2 http://b/"},
     )
     assert options.urls == ("http://a/?x=1,2", "http://b/")
+
+
+def test_the_scheme_of_tls_in_any_case_means_tls() -> None:
+    """And nothing is ever sent in plain text to what wants TLS."""
+    argv = ["--topic=t", "--channel=c", "--nsqd-tcp-address=h:1", "--post=HTTPS://h/"]
+    options = load(NsqToHttpOptions, "nsq_to_http", argv, {})
+    assert client_options(options).tls is not None
+    origin = Origin(is_tls=True, host="h", port=443)
+    with pytest.raises(ValueError, match="TLS is wanted"):
+        Pool(origin, ClientOptions(connect_timeout_s=1, request_timeout_s=1))

@@ -22,6 +22,7 @@ from tests.support.endpoints import Received, serving
 from nsqtools.outputs.http import health as health_module
 from nsqtools.outputs.http import outcome as outcome_module
 from nsqtools.outputs.http import output as output_module
+from nsqtools.outputs.http.connection import Connection
 from nsqtools.pipeline import delivery as delivery_module
 from nsqtools.pipeline import topic as topic_module
 
@@ -273,6 +274,40 @@ async def test_a_sample_leaves_a_trace(nsqd: Nsqd) -> None:
             left_out = counted(run, "sampled_out")
         assert 0 < left_out < len(BODIES)
         assert len(endpoint.received) + left_out == len(BODIES)
+
+
+async def test_what_a_sample_chose_is_sent_though_it_has_to_be_tried_again(nsqd: Nsqd) -> None:
+    """The choice is one of the message: a try that fails is no other chance to be left out."""
+    tries: Counter[bytes] = Counter()
+
+    def answer(one: Received) -> web.Response:
+        tries[one.body] += 1
+        return web.Response(status=429 if tries[one.body] < 10 else 200)
+
+    async with serving(answer) as endpoint:
+        flags = (f"--post={endpoint.url()}", "--sample=0.5")
+        async with delivering(nsqd, *flags) as run:
+            await publish(nsqd, *BODIES)
+            await until_settled(nsqd, len(BODIES))
+            assert len(tries) + counted(run, "sampled_out") == len(BODIES)
+    assert set(tries.values()) == {10}
+
+
+async def test_an_early_reply_is_no_success_whatever_its_status(
+    nsqd: Nsqd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The endpoint cannot have what was not sent to its end; `test_pool` shows when that is known."""
+    reply_of = Connection._reply
+    early = [True, False]
+    monkeypatch.setattr(
+        Connection, "_reply", lambda self: reply_of(self)._replace(is_early=early.pop(0))
+    )
+    async with serving(status=409) as endpoint:
+        async with delivering(nsqd, f"--post={endpoint.url()}", "--ok-status=409") as run:
+            await publish(nsqd, b"x")
+            await until_settled(nsqd, 1)
+            assert counted(run, "network_errors") == 1
+        assert endpoint.bodies == [b"x", b"x"]
 
 
 async def test_a_clean_stop_gives_back_what_waits_for_another_try(nsqd: Nsqd) -> None:

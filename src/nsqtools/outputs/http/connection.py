@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 # A head, and as much of a body as is read for the sake of keeping the connection.
 REPLY_BYTES_MAX = 256 << 10
-# How much of an error's text is kept.
-EXCERPT_BYTES_MAX = 200
+# How much of an error's text is kept, for whoever takes out of it what is secret.
+EXCERPT_BYTES_MAX = 8 << 10
 _FIRST_ERROR = 300
 
 
@@ -30,6 +30,8 @@ class Reply(NamedTuple):
     error: str = ""
     retry_after: str = ""
     excerpt: bytes = b""
+    is_early: bool = False
+    """It came before the request was sent: whatever it says, the endpoint does not have all of it."""
 
 
 class Exchange:
@@ -187,8 +189,8 @@ class Connection(asyncio.Protocol):
         reply = self._reply()
         self.answered += 1
         early = self._transport.get_write_buffer_size() > 0
-        if early and reply.status < _FIRST_ERROR:
-            reply = Reply(0, f"status {reply.status} came before the request was sent")
+        if early:
+            reply = reply._replace(is_early=True)
         if self._is_whole and self._keeps and not early:
             self._owner.idle(self)
         else:

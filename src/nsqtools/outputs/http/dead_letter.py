@@ -12,15 +12,16 @@ from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 from nsqtools.archive.failures import FailedMessages, Failure
-from nsqtools.errors import NsqToolsError
-from nsqtools.observe.log import get_log
-from nsqtools.outputs.contract import DONE, Again
+from nsqtools.clock import SystemClock
+from nsqtools.errors import NsqToolsError, ServerError
+from nsqtools.observe.log import Repeated, get_log
+from nsqtools.outputs.contract import DONE, Again, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from nsqtools.client.producer import Producer
-    from nsqtools.outputs.contract import Answer, Done, Output
+    from nsqtools.outputs.contract import Answer, Output
     from nsqtools.wire.messages import Messages
 
     Dead = tuple[Messages, int, Failure]
@@ -33,6 +34,8 @@ BREAKER_MIN = 20
 BREAKER_RETRY_S = 10.0
 # How long to wait for an nsqd that takes no dead letter.
 TOPIC_RETRY_S = 5.0
+# What nsqd says of a message that it will never take.
+_NEVER_TAKEN = ("E_BAD_MESSAGE", "E_BAD_TOPIC")
 
 
 class DeadLetter(Protocol):
@@ -41,8 +44,8 @@ class DeadLetter(Protocol):
     async def open(self) -> None:
         """Get ready. What it raises is told, and it is called again."""
 
-    async def keep(self, dead: Sequence[Dead]) -> Done | Again:
-        """Keep all of them, durably, or say when to ask again. Cancelling it may leave some there."""
+    async def keep(self, dead: Sequence[Dead]) -> Sequence[Answer]:
+        """Keep them durably; an answer for each. Cancelling it may leave some there."""
 
     def trouble(self) -> str:
         """What does not work although dead letters are kept; nothing when all is well."""
@@ -66,7 +69,7 @@ class DeadLetterArchive:
     async def open(self) -> None:
         await self._output.open()
 
-    async def keep(self, dead: Sequence[Dead]) -> Done | Again:
+    async def keep(self, dead: Sequence[Dead]) -> Sequence[Answer]:
         batches = [
             FailedMessages(
                 [messages.payloads[at] for messages, at, _ in group],
@@ -76,7 +79,8 @@ class DeadLetterArchive:
             for nsqd, group in _by_nsqd(dead)
         ]
         answer: Answer | Sequence[Answer] = await self._output.deliver(batches)
-        return answer if isinstance(answer, Again) else DONE
+        # It keeps all or nothing.
+        return [answer if isinstance(answer, Again) else DONE] * len(dead)
 
     def trouble(self) -> str:
         return self._output.trouble()
@@ -103,24 +107,36 @@ class DeadLetterTopic:
         """The producers belong to the caller, who has entered them."""
         self._topic = topic
         self._producers = producers
+        self._trouble = Repeated(
+            get_log("http"), "a dead letter could not be published", clock=SystemClock()
+        )
 
     async def open(self) -> None:
         """The producers connect by themselves."""
 
-    async def keep(self, dead: Sequence[Dead]) -> Done | Again:
-        bodies = [messages.bodies[at] for messages, at, _ in dead]
-        reason = "no nsqd is connected"
+    async def keep(self, dead: Sequence[Dead]) -> Sequence[Answer]:
+        """One by one: an MPUB of some messages can be larger than nsqd takes."""
+        return [await self._keep_one(messages.bodies[at]) for messages, at, _ in dead]
+
+    async def _keep_one(self, body: bytes) -> Answer:
+        """By the first nsqd that takes it. What nsqd will never take stays where it is."""
+        failure: NsqToolsError | None = None
         for producer in self._producers:
             try:
-                # One by one: an MPUB of some messages can be larger than nsqd takes.
-                while bodies:
-                    await producer.publish(self._topic, bodies[0])
-                    del bodies[0]
-            except NsqToolsError as failure:
-                reason = f"dead letter topic {self._topic}: {failure}"
+                await producer.publish(self._topic, body)
+            except NsqToolsError as refusal:
+                failure = refusal
+                if isinstance(refusal, ServerError) and refusal.code in _NEVER_TAKEN:
+                    break
             else:
+                self._trouble.recovered("dead letters can be published again", topic=self._topic)
                 return DONE
-        return Again(random.uniform(0.5, 1.0) * TOPIC_RETRY_S, reason, stands=True)  # noqa: S311
+        reason = str(failure or "no nsqd is connected")
+        self._trouble.failed(reason, topic=self._topic)
+        if isinstance(failure, ServerError) and failure.code in _NEVER_TAKEN:
+            return Refused(f"dead letter topic {self._topic}: {failure}")
+        wait_s = random.uniform(0.5, 1.0) * TOPIC_RETRY_S  # noqa: S311
+        return Again(wait_s, f"dead letter topic {self._topic}: {reason}", stands=True)
 
     def trouble(self) -> str:
         """There is nothing to finish, so nothing that fails."""

@@ -13,8 +13,8 @@ costs is shared then, and no message waits long for its neighbours.
 from __future__ import annotations
 
 import asyncio
-import random
 import time
+import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -66,7 +66,9 @@ _OWN_COUNTS = (
 # More than this is compressed in a thread: the loop has other things to do.
 COMPRESSED_ON_LOOP_BYTES = 64 << 10
 _NOT_JSON = Reply(0, "the body is no JSON, and cannot stand in an array")
-_HELD = Again(BREAKER_RETRY_S, "most messages fail: an outage", stands=True)
+# It does not stand: good messages behind bad ones show that it is none.
+_HELD = Again(BREAKER_RETRY_S, "most messages fail: an outage")
+_CHECKSUMS = 1 << 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +103,9 @@ class Tries:
 class _Delivery:
     """Messages that were delivered together, and the answers so far."""
 
-    __slots__ = ("_echo", "_failed", "answers", "failures", "jobs", "left", "rows", "whole")
+    __slots__ = (
+        *("_echo", "_failed", "answers", "failures", "jobs", "left", "rows", "tried", "whole"),
+    )
 
     def __init__(
         self,
@@ -117,6 +121,8 @@ class _Delivery:
         self.answers: list[Answer] = [DONE] * len(rows)
         self.jobs: list[Job] = []
         self.left = 0
+        self.tried: set[int] = set()
+        """The places whose failure was counted as a try: a delivery is one, however parted."""
         self.whole: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._failed = failed
         self._echo = echo
@@ -273,7 +279,7 @@ class HttpOutput:
         """A job for each message that is sent, or for all of them."""
         places: Sequence[int] = range(len(delivery.rows))
         if self._policy.sample < 1.0:
-            places = self._sampled(places)
+            places = self._sampled(delivery, places)
         if self._policy.batching is not None:
             places = self._sendable(delivery, places, self._policy.batching)
         groups = [places] if self._policy.batching else [(place,) for place in places]
@@ -292,9 +298,10 @@ class HttpOutput:
         values = values_of(*delivery.rows[places[0]]) if self._needs_values else NO_VALUES
         return Job(body, delivery.finished, places=places, values=values, only=only)
 
-    def _sampled(self, places: Sequence[int]) -> list[int]:
-        sample = self._policy.sample
-        kept = [place for place in places if random.random() < sample]  # noqa: S311
+    def _sampled(self, delivery: _Delivery, places: Sequence[int]) -> list[int]:
+        """The same ones at each try: what was chosen is sent until it is done."""
+        bound = self._policy.sample * _CHECKSUMS
+        kept = [place for place in places if zlib.crc32(_identity(delivery.rows[place])) < bound]
         self._counts["sampled_out"] += len(places) - len(kept)
         return kept
 
@@ -345,9 +352,14 @@ class HttpOutput:
             return Again(job.wait_s, reply.error, stands=True)
         tries_max = 0
         reason = f"status {reply.status}" if outcome is Outcome.REJECTED else ""
+        if reason and len(job.places) > 1:
+            self._split(delivery, job)
+            return None
         for place in job.places:
             tries = self._tries_of(delivery.rows[place])
-            tries.count += 1
+            if place not in delivery.tried:
+                delivery.tried.add(place)
+                tries.count += 1
             tries_max = max(tries_max, tries.count)
             reason = reason or self._reason_to_give_up(delivery.rows[place], tries)
         if reason and len(job.places) > 1:
@@ -369,10 +381,7 @@ class HttpOutput:
         more = f" and {len(job.places) - 1} more" if len(job.places) > 1 else ""
         what = reply.status or f"- ({printable(reply.error)})"
         label = self._sender.endpoints[job.endpoint].label
-        try:
-            self.echo(f"{what} {took_ms:.1f}ms {self._topic} {printable(which)}{more} {label}")
-        except OSError:  # nobody reads them any more
-            self.echo = None
+        self.echo(f"{what} {took_ms:.1f}ms {self._topic} {printable(which)}{more} {label}")
 
     def _split(self, delivery: _Delivery, job: Job) -> None:
         """Send the halves of a batch: one message that is refused must not cost its neighbours."""
@@ -424,9 +433,9 @@ class HttpOutput:
         kept = await dead_letter.keep(
             [(*delivery.rows[place], delivery.failures[place]) for place in places]
         )
-        for place in places:
-            answers[place] = kept
-        self._counts["dead_lettered"] += len(places) if kept is DONE else 0
+        for place, answer in zip(places, kept, strict=True):
+            answers[place] = answer
+        self._counts["dead_lettered"] += sum(answer is DONE for answer in kept)
 
     def _tries_of(self, row: Row) -> Tries:
         """What was tried for a message; of the longest unheard one nothing is known any more."""
@@ -452,6 +461,11 @@ class HttpOutput:
 
 def _key(row: Row) -> tuple[str, bytes]:
     return row[0].nsqd, row[0].ids[row[1]]
+
+
+def _identity(row: Row) -> bytes:
+    nsqd, message_id = _key(row)
+    return nsqd.encode("utf-8", "replace") + message_id
 
 
 def _body_of(row: Row) -> bytes:

@@ -36,6 +36,9 @@ class Pool(Owner):
     """
 
     def __init__(self, origin: Origin, options: ClientOptions) -> None:
+        """Raises ValueError for an origin that wants TLS where `options` has none."""
+        if origin.is_tls and options.tls is None:
+            raise ValueError(f"{origin}: TLS is wanted, and not set up")
         self.origin = origin
         self.opened = 0
         """Connections that were made since the start."""

@@ -33,6 +33,8 @@ _SERVER_ERROR = 500
 _OVERLOADED = frozenset({0, 429, 503})
 # What a rate has not used for so long may be used at once.
 BURST_S = 0.1
+# How much of an endpoint's text is told.
+TOLD_BYTES_MAX = 200
 # Statuses by which an endpoint says when it wants to be asked again.
 _PAUSING = frozenset({429, 503})
 NO_VALUES: Mapping[str, str] = {}
@@ -110,8 +112,15 @@ class Sender:
     """See the module. `close` ends all connections; what is on its way fails."""
 
     def __init__(
-        self, endpoints: Sequence[Endpoint], picker: Picker, rules: Rules, pacing: Pacing
+        self,
+        endpoints: Sequence[Endpoint],
+        picker: Picker,
+        rules: Rules,
+        pacing: Pacing,
+        secrets: Sequence[str] = (),
     ) -> None:
+        """`secrets` are taken out of what endpoints say."""
+        self._secrets = [secret.encode("utf-8", "surrogateescape") for secret in secrets]
         self.endpoints = endpoints
         self.counts: Counter[str] = Counter()
         self._picker = picker
@@ -221,10 +230,12 @@ class Sender:
     def _answered(self, job: Job, reply: Reply) -> None:
         self._under_way -= 1
         now_s = self._loop.time()
-        status = reply.status
-        outcome = self._outcomes.get(status)
-        if outcome is None:
-            outcome = self._outcomes[status] = self._rules.judge(status)
+        if reply.excerpt:
+            reply = reply._replace(excerpt=self._masked(reply.excerpt))
+        outcome = self._judge(reply.status)
+        if reply.is_early and outcome is Outcome.DONE:
+            reply = Reply(0, f"status {reply.status} came before the request was sent")
+            outcome = self._judge(0)
         self.counts["requests"] += 1
         latency_s = now_s - job.sent_s if job.sent_s else 0.0
         if self._pacing.status is not None:
@@ -240,6 +251,18 @@ class Sender:
             self._badly(job, reply, outcome, now_s)
         job.finish(job, reply, outcome)
         self._pump()
+
+    def _judge(self, status: int) -> Outcome:
+        outcome = self._outcomes.get(status)
+        if outcome is None:
+            outcome = self._outcomes[status] = self._rules.judge(status)
+        return outcome
+
+    def _masked(self, excerpt: bytes) -> bytes:
+        """The beginning of what an endpoint said, without what it was told in confidence."""
+        for secret in self._secrets:
+            excerpt = excerpt.replace(secret, b"***")
+        return excerpt[:TOLD_BYTES_MAX]
 
     def _well(self, job: Job, latency_s: float, now_s: float) -> None:
         endpoint = self.endpoints[job.endpoint]

@@ -12,10 +12,12 @@ from nsqtools.archive.naming import FileNaming, host_identifier
 from nsqtools.archive.rotation import RotationPolicy
 from nsqtools.archive.writer import ArchiveSpec
 from nsqtools.client.producer import Producer
+from nsqtools.errors import ArchiveError
 from nsqtools.outputs.file.leftovers import Leftovers
 from nsqtools.outputs.file.output import FileOutput
 from nsqtools.outputs.http.dead_letter import DeadLetter, DeadLetterArchive, DeadLetterTopic
 from nsqtools.outputs.workers import Workers
+from nsqtools.wire.names import is_valid_name
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,7 +76,10 @@ class DeadLetters:
         """That of a topic; None where none is wanted. Raises ArchiveError for a name that cannot be."""
         options = self._options
         if options.dead_letter_topic:
-            return DeadLetterTopic(options.dead_letter_topic_of(topic), self._producers)
+            name = options.dead_letter_topic_of(topic)
+            if not is_valid_name(name) or name == topic:
+                raise ArchiveError(f"topic {topic}: its dead letter topic cannot be {name!r}")
+            return DeadLetterTopic(name, self._producers)
         if options.dead_letter_dir is None:
             return None
         archive = FileOutput(

@@ -11,6 +11,7 @@ from nsqtools.errors import OptionsError
 from nsqtools.options import NAME_VALUE, Int, Setting, option, repeated
 from nsqtools.outputs.http.options import HttpOptions
 from nsqtools.pipeline.options import ConsumingOptions, channel_option, log_prefix_option
+from nsqtools.wire.names import is_valid_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,6 +44,10 @@ class NsqToHttpOptions(HttpOptions, ConsumingOptions):
             self.dead_letter_nsqd_tcp_address or self.nsqd_tcp_address
         ):
             yield "--dead-letter-topic needs --dead-letter-nsqd-tcp-address"
+        for topic in self.topic if self.dead_letter_topic else ():
+            name = self.dead_letter_topic_of(topic)
+            if name == topic or not is_valid_name(name):
+                yield f"--dead-letter-topic of {topic} would be {name}, which cannot be"
         yield from (f"--producer-opt: {problem}" for problem in self._producer()[1])
 
     def wants_topic(self, topic: str) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import ssl
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from nsqtools import __version__
@@ -18,6 +17,7 @@ from nsqtools.outputs.http.dry_run import DryRun
 from nsqtools.outputs.http.output import DeliveryPolicy, HttpOutput
 from nsqtools.outputs.http.picking import EpsilonGreedy, HostPool, Picker, RoundRobin
 from nsqtools.outputs.http.pool import ClientOptions
+from nsqtools.outputs.http.printer import Printer
 from nsqtools.outputs.http.request import Header, RequestMaker
 from nsqtools.outputs.http.sender import Endpoint, Pacing, Sender
 from nsqtools.outputs.http.status_lines import StatusLines
@@ -37,6 +37,8 @@ _PICKERS: dict[str, type[RoundRobin]] = {
     "all": RoundRobin,  # nothing is picked
 }
 
+# Anything shorter stands in every text.
+SECRET_LENGTH_MIN = 4
 _OF_TOPIC = (Header(name="X-Nsq-Topic", value="{topic}"),)
 _OF_MESSAGE = (
     Header(name="X-Nsq-Message-Id", value="{id}"),
@@ -81,6 +83,7 @@ class Shared:
     def __init__(self, options: NsqToHttpOptions) -> None:
         self._options = options
         self.dead = DeadLetters(options)
+        self.printer = Printer()
 
     async def __aenter__(self) -> Self:
         self.client = await asyncio.to_thread(client_options, self._options)
@@ -95,6 +98,7 @@ class Shared:
         traceback: TracebackType | None,
     ) -> None:
         await self.dead.__aexit__(exc_type, exc, traceback)
+        await asyncio.to_thread(self.printer.__exit__, exc_type, exc, traceback)
 
 
 def credentials_of(options: NsqToHttpOptions) -> Credentials:
@@ -111,11 +115,11 @@ def credentials_of(options: NsqToHttpOptions) -> Credentials:
 
 def client_options(options: NsqToHttpOptions) -> ClientOptions:
     """How endpoints are asked. Raises OptionsError for certificates that cannot be used."""
-    has_tls = any(url.startswith("https:") for url in options.urls)
+    has_tls = any(url.lower().startswith("https:") for url in options.urls)
     return ClientOptions(
         connect_timeout_s=options.http_client_connect_timeout_s,
         request_timeout_s=options.http_client_request_timeout_s,
-        tls=_tls(options) if has_tls else None,
+        tls=_tls(options) if has_tls or options.tls_ca or options.tls_cert else None,
         server_name=options.tls_server_name,
     )
 
@@ -138,7 +142,11 @@ def output_of(options: NsqToHttpOptions, topic: str, shared: Shared) -> HttpOutp
     makers = makers_of(options, topic, shared)
     endpoints = [Endpoint(maker, shared.client, label=maker.label) for maker in makers]
     sender = Sender(
-        endpoints, picker_of(options), options.rules, pacing_of(options, topic, endpoints)
+        endpoints,
+        picker_of(options),
+        options.rules,
+        pacing_of(options, topic, endpoints),
+        secrets_of(options, shared.credentials),
     )
     policy = DeliveryPolicy(
         concurrency=options.n,
@@ -154,8 +162,16 @@ def output_of(options: NsqToHttpOptions, topic: str, shared: Shared) -> HttpOutp
     strand = shared.dead.workers.strand(f"requests of {topic}")
     output = HttpOutput(topic, sender, policy, strand, shared.dead.of(topic))
     if options.print:
-        output.echo = partial(print, flush=True)
+        output.echo = shared.printer
     return output
+
+
+def secrets_of(options: NsqToHttpOptions, known: Credentials) -> list[str]:
+    """What must not be told though an endpoint says it: credentials, and the values of headers."""
+    values = [one.value for one in (*known.headers, *options.header)]
+    words = [value.partition(" ")[2] for value in values]
+    found = {secret for secret in (*values, *words) if len(secret) >= SECRET_LENGTH_MIN}
+    return sorted(found, key=len, reverse=True)
 
 
 def makers_of(options: NsqToHttpOptions, topic: str, shared: Shared) -> list[RequestMaker]:
