@@ -71,6 +71,9 @@ class ScriptedOutput:
     async def close(self) -> None:
         self.events.append("close")
 
+    def hurry(self) -> None:
+        pass
+
     async def abandon(self) -> None:
         self.events.append("abandon")
 

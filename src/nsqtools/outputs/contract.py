@@ -93,6 +93,10 @@ class Output(Protocol):
     def rotate(self) -> None:
         """Asked by SIGHUP: finish what is being filled, soon. Must not block."""
 
+    def hurry(self) -> None:
+        """The run ends: finish what is under way, and answer `Again` for what was not begun. Deliveries
+        may still come. Must not block."""
+
     async def close(self) -> None:
         """Everything is answered: finish what is open. Called again when it has raised."""
 

@@ -200,6 +200,7 @@ class TopicPipeline:
 
     async def _end_in_order(self) -> None:
         await self._stop.wait()
+        self.output.hurry()
         if self.output.feeding.gives_back:
             self.consumer.pause()  # before what is given back comes again
             inbox = self.consumer.inbox

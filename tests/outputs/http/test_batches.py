@@ -44,6 +44,11 @@ def test_what_would_change_an_array_is_no_json(body: bytes) -> None:
     assert not is_json(body)
 
 
+def test_a_number_may_be_of_any_length() -> None:
+    assert is_json(b"9" * 5000)
+    assert is_json(b"-1.5e3")
+
+
 @given(st.binary())
 def test_compressed_bodies_are_what_they_say(body: bytes) -> None:
     gzip, zstd = compressor("gzip"), compressor("zstd")

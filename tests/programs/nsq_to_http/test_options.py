@@ -67,6 +67,7 @@ def test_mistakes_have_nsqs_words(without: str, flags: tuple[str, ...], problem:
         ("--content-type=", "--content-type requires a value when used"),
         ("--header=Authorization secret", "value format should be 'Name: value'"),
         ("--post=http://user:secret@h/", "credentials"),
+        ("--header=X-Name: 日本 secret", "a character that a header cannot have"),
         ("--n=0", "should be at least 1"),
         ("--ok-status=700", "should be a status"),
     ],

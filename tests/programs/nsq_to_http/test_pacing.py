@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 from tests.programs.nsq_to_http.helpers import delivering, publish, stats, until_settled
+from tests.support.clients import until
 from tests.support.endpoints import Received, serving
 
 from nsqtools.options import load
@@ -67,6 +68,19 @@ async def test_a_limit_holds_nothing_back_for_ever(nsqd: Nsqd) -> None:
             await until_settled(nsqd, len(BODIES))
 
 
+async def test_at_the_end_nothing_more_is_sent(nsqd: Nsqd) -> None:
+    """What waits for its turn goes back to nsqd, whatever the rate would need for it."""
+    async with serving() as endpoint:
+        flags = (f"--post={endpoint.url()}", "--rate=5")
+        async with delivering(nsqd, *flags):
+            await publish(nsqd, *BODIES)
+            await until(lambda: endpoint.received)
+        sent = len(endpoint.received)
+    assert sent < len(BODIES) // 2
+    now = await stats(nsqd)
+    assert now["depth"] + now["deferred_count"] + sent == len(BODIES)
+
+
 async def test_requests_are_shown(nsqd: Nsqd, capsys: pytest.CaptureFixture[str]) -> None:
     def answer(one: Received) -> web.Response:
         return web.Response(status=204 if one.body == b"1" else 429)
@@ -103,6 +117,7 @@ async def test_a_dry_run_shows_the_first_request_and_sends_nothing(
         argv = [
             *("--topic=t", "--channel=deliver", f"--nsqd-tcp-address={nsqd.tcp_address}"),
             *(f"--post={endpoint.url('/{topic}')}", "--header=X-Api-Key: s3cr3t", "--dry-run"),
+            "--header=X-Pass: s3cr3t too",
             f"--bearer-token-file={folder / 'token'}",
         ]
         assert await run(load(NsqToHttpOptions, "nsq_to_http", argv, {})) == 0

@@ -164,6 +164,17 @@ async def test_retry_after_is_heeded(nsqd: Nsqd) -> None:
     assert times[1] - times[0] >= 0.95
 
 
+async def test_a_long_pause_is_told(nsqd: Nsqd, caplog: pytest.LogCaptureFixture) -> None:
+    def answer(_: Received) -> web.Response:
+        return web.Response(status=429, headers={"Retry-After": "86400"})
+
+    async with serving(answer) as endpoint, delivering(nsqd, f"--post={endpoint.url()}") as run:
+        await publish(nsqd, b"1", b"2")
+        await until(lambda: "asks for a pause" in caplog.text)
+        assert endpoint.address in run._pipelines["t"].output.trouble()
+    assert "seconds=86400" in caplog.text
+
+
 async def test_an_endpoint_slower_than_the_message_timeout_gets_it_once(
     start_nsqd: StartNsqd,
 ) -> None:

@@ -88,6 +88,9 @@ class FileOutput:
         self._rotate_wanted = True
         self._strand.call_soon(self._rotate)
 
+    def hurry(self) -> None:
+        """What was delivered is being made durable already."""
+
     async def close(self) -> None:
         """Finish every file. Raises StorageError; after that it can be called again."""
         try:

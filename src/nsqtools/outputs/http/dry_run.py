@@ -27,7 +27,11 @@ class DryRun:
 
     feeding = Feeding(wait_s=0.0, messages_max=1, gives_back=True)
 
-    def __init__(self, maker: RequestMaker, show: Callable[[str], None]) -> None:
+    def __init__(
+        self, maker: RequestMaker, show: Callable[[str], None], secrets: Sequence[str] = ()
+    ) -> None:
+        """`secrets` are not shown, whatever their headers are called."""
+        self._secrets = [secret.encode("utf-8", "surrogateescape") for secret in secrets]
         self._maker = maker
         self._show = show
         self._shown = 0
@@ -49,12 +53,17 @@ class DryRun:
             first = messages[0]
             request = self._maker.make(first.bodies[0], values_of(first, 0))
             head, blank, body = request.partition(b"\r\n\r\n")
-            head = _SECRET.sub(rb"\1: ***", head.replace(b"\r\n", b"\n"))
-            self._show((head + blank.replace(b"\r\n", b"\n") + body).decode("utf-8", "replace"))
+            head = _SECRET.sub(rb"\1: ***", head.replace(b"\r\n", b"\n") + b"\n")
+            for secret in self._secrets:
+                head = head.replace(b": " + secret + b"\n", b": ***\n")
+            self._show((head + blank[2:].replace(b"\r\n", b"\n") + body).decode("utf-8", "replace"))
         return Again(_LATER_S, "a dry run", stands=True)
 
     def rotate(self) -> None:
         """There is nothing to finish."""
+
+    def hurry(self) -> None:
+        """Nothing is under way."""
 
     async def close(self) -> None:
         """Nothing is open."""

@@ -246,6 +246,10 @@ class HttpOutput:
         if self._dead_letter is not None:
             self._dead_letter.rotate()
 
+    def hurry(self) -> None:
+        """Send no more requests: what waits for its turn is given back."""
+        self._sender.hurry()
+
     async def close(self) -> None:
         """Close the connections, and the dead letter."""
         self._sender.close()

@@ -57,11 +57,21 @@ class HeaderKind(Kind[Header]):
             raise ValueError(f"{name} is set by this program")
         if _FORBIDDEN_IN_VALUE.search(value):
             raise ValueError("the value holds a control character")
+        if not _is_latin(value):
+            raise ValueError("the value holds a character that a header cannot have")
         header_template(value, {})
         return Header(name=name, value=value)
 
     def render(self, value: Header) -> str:
         return f"{value.name}: ***"
+
+
+def _is_latin(value: str) -> bool:
+    try:
+        value.encode("latin-1")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 HEADER = HeaderKind()

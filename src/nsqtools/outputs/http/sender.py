@@ -33,11 +33,15 @@ _SERVER_ERROR = 500
 _OVERLOADED = frozenset({0, 429, 503})
 # What a rate has not used for so long may be used at once.
 BURST_S = 0.1
+# Until what was not sent at the end of a run may be asked for again, if anybody does.
+HURRY_WAIT_S = 0.1
 # How much of an endpoint's text is told.
 TOLD_BYTES_MAX = 200
 # Statuses by which an endpoint says when it wants to be asked again.
 _PAUSING = frozenset({429, 503})
 NO_VALUES: Mapping[str, str] = {}
+# A pause that an endpoint asks for is told when it is as long as this.
+PAUSE_TOLD_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +69,9 @@ class Endpoint:
         self.last_error = ""
         self.trouble = Repeated(
             get_log("http"), "endpoint is in trouble, nothing is sent to it", clock=SystemClock()
+        )
+        self.pauses = Repeated(
+            get_log("http"), "endpoint asks for a pause, nothing is sent to it", clock=SystemClock()
         )
 
 
@@ -137,11 +144,23 @@ class Sender:
         self._waiting: deque[Job] = deque()
         self._everywhere = tuple(range(len(endpoints)))
         self._under_way = 0
+        self._hurries = False
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Take jobs; they may be finished within this call."""
         self._waiting.extend(jobs)
-        self._pump()
+        if self._hurries:
+            self.hurry()
+        else:
+            self._pump()
+
+    def hurry(self) -> None:
+        """Send nothing more: whatever waits for its turn is told so, and what is still submitted."""
+        self._hurries = True
+        while self._waiting:
+            job = self._waiting.popleft()
+            job.wait_s = HURRY_WAIT_S
+            job.finish(job, Reply(0, "the run ends"), Outcome.RETRY)
 
     def close(self) -> None:
         self._waiting.clear()
@@ -151,8 +170,13 @@ class Sender:
             endpoint.pool.close()
 
     def trouble(self) -> str:
-        """The endpoints whose circuits are open, and why."""
-        down = [one for one in self.endpoints if one.circuit.is_open]
+        """The endpoints whose circuits are open, or that asked for a long pause, and why."""
+        soon_s = self._loop.time() + PAUSE_TOLD_S
+        down = [
+            one
+            for one in self.endpoints
+            if one.circuit.is_open or one.circuit.available_s(soon_s) > soon_s
+        ]
         return "; ".join(f"{one.label}: {one.last_error}" for one in down)
 
     @property
@@ -278,6 +302,8 @@ class Sender:
         if reply.status in _PAUSING and reply.retry_after:
             pause_s = retry_after_s(reply.retry_after, SystemClock().time())
             endpoint.circuit.pause(now_s, pause_s)
+            if pause_s >= PAUSE_TOLD_S:
+                endpoint.pauses.failed(error, url=endpoint.label, seconds=round(pause_s))
         if outcome is Outcome.RETRY and (not reply.status or reply.status >= _SERVER_ERROR):
             self._picker.failed(job.endpoint, now_s)
             if endpoint.circuit.failed(now_s):

@@ -70,7 +70,8 @@ async def dry_run(options: NsqToHttpOptions, shared: Shared, life: Lifecycle) ->
         life.stop("dry run")
 
     one = replace(options, max_in_flight=1)
-    trial = Run(one, lambda topic: DryRun(makers_of(one, topic, shared)[0], show))
+    secrets = secrets_of(one, shared.credentials)
+    trial = Run(one, lambda topic: DryRun(makers_of(one, topic, shared)[0], show, secrets))
     return await trial.run(life)
 
 
