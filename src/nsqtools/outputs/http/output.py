@@ -104,7 +104,15 @@ class _Delivery:
     """Messages that were delivered together, and the answers so far."""
 
     __slots__ = (
-        *("_echo", "_failed", "answers", "failures", "jobs", "left", "rows", "tried", "whole"),
+        "_echo",
+        "_failed",
+        "answers",
+        "failures",
+        "jobs",
+        "left",
+        "rows",
+        "tried",
+        "whole",
     )
 
     def __init__(
@@ -356,7 +364,7 @@ class HttpOutput:
             return Again(job.wait_s, reply.error, stands=True)
         tries_max = 0
         reason = f"status {reply.status}" if outcome is Outcome.REJECTED else ""
-        if reason and len(job.places) > 1:
+        if reason and len(job.places) > 1:  # it says nothing of any one message: no try of it
             self._split(delivery, job)
             return None
         for place in job.places:

@@ -46,7 +46,7 @@ class Printer:
             sys.stdout = io.StringIO()
         if self.left_out:
             get_log("http").warning(
-                "lines of --print left out, their reader is too slow", lines=self.left_out
+                "lines of --print were not read, or not in time", lines=self.left_out
             )
 
     def __call__(self, line: str) -> None:
