@@ -9,6 +9,7 @@ from tests.support.clients import consumer_options
 from tests.support.nsqd import PATIENCE_S
 
 from nsqtools.client.consumer import Consumer
+from nsqtools.client.memory import ConsumerMemory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -16,10 +17,11 @@ if TYPE_CHECKING:
     from tests.support.peer import Peer, PeerConnection
 
     from nsqtools.client.batch import Batch
-    from nsqtools.client.memory import ConsumerMemory
 
 # The consumer comes back at once, so that a test need not wait.
 SOON = {"lookupd_poll_interval": "10ms"}
+# All of max-in-flight is asked for before the size of a message is known.
+AMPLE_BYTES = 1 << 30
 
 
 def consumer_of(
@@ -35,7 +37,7 @@ def consumer_of(
         consumer_options(max_in_flight, **(SOON | settings)),
         nsqd_addresses=[peer.address for peer in peers],
         lookupd_addresses=lookupd,
-        memory=memory,
+        memory=memory or ConsumerMemory(AMPLE_BYTES),
     )
 
 

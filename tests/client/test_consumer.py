@@ -449,7 +449,7 @@ async def test_rdy_asks_for_no_more_than_may_be_held(peer: Peer) -> None:
     memory = ConsumerMemory(1 << 20)
     async with consumer_of(peer, memory=memory) as consumer:
         nsqd = await peer.subscribed()
-        await nsqd.expect(b"RDY 100")
+        await nsqd.expect(b"RDY 4")
         nsqd.send(message(1, b"x" * (100 << 10)))
         await nsqd.expect(b"RDY 10")
         assert settle_all(await receive(consumer, 1)) == 0
@@ -470,23 +470,44 @@ async def test_few_messages_of_unknown_size_are_asked_for(peer: Peer) -> None:
     memory = ConsumerMemory(32 << 10)
     async with consumer_of(peer, memory=memory):
         nsqd = await peer.subscribed()
-        await nsqd.expect(b"RDY 32")
+        await nsqd.expect(b"RDY 1")
         nsqd.send(message(1, b"small"))
         await nsqd.expect(b"RDY 100")
 
 
-async def test_much_more_than_was_asked_for_is_not_read(peer: Peer) -> None:
-    """Sizes are known too late for what is on its way already."""
-    mib = b"x" * (1 << 20)
+MIB = b"x" * (1 << 20)
+
+
+async def test_more_than_was_asked_for_is_read_and_no_more_is_asked_for(peer: Peer) -> None:
+    """An nsqd that could not write for a heartbeat interval sends nothing more: what was on its way
+    when it became too much is taken, however long it is held."""
+    memory = ConsumerMemory(1 << 20)
+    async with consumer_of(peer, memory=memory, heartbeat_interval="1s") as consumer:
+        nsqd = await peer.subscribed()
+        await nsqd.expect(b"RDY 4")
+        for number in range(3):
+            nsqd.send(message(number, MIB))
+        await nsqd.expect(b"RDY 1", b"RDY 0")
+        await until(lambda: consumer.inbox.messages == 3)
+        nsqd.respond(b"_heartbeat_")
+        await nsqd.expect(b"NOP")
+        await asyncio.sleep(1.0)  # longer than one that is not read would be kept
+        assert consumer.connections == 1
+        assert settle_all(await receive(consumer, 3)) == 0
+        assert b"RDY 1" in await nsqd.rest_until_quiet()
+
+
+async def test_far_more_than_was_asked_for_is_not_read(peer: Peer) -> None:
+    """Sizes are known too late for what is on its way already, or an nsqd sends what it likes."""
     memory = ConsumerMemory(1 << 20)
     async with consumer_of(peer, memory=memory) as consumer:
         nsqd = await peer.subscribed()
-        await nsqd.expect(b"RDY 100")
+        await nsqd.expect(b"RDY 4")
         for number in range(20):
-            nsqd.send(message(number, mib))
-        await nsqd.expect(b"RDY 1")
+            nsqd.send(message(number, MIB))
+        await nsqd.expect(b"RDY 1", b"RDY 0")
         await nsqd.expect(b"NOP")  # it does not read, and says that it is there
-        assert consumer.held_bytes <= 4 << 20
+        assert consumer.held_bytes <= 10 << 20
         seen: list[bytes] = []
         async with asyncio.timeout(PATIENCE_S):
             while len(seen) < 20:
@@ -494,14 +515,49 @@ async def test_much_more_than_was_asked_for_is_not_read(peer: Peer) -> None:
                 seen += ids(batches)
                 assert settle_all(batches) == 0
         assert seen == ids_of([*range(20)])
-        assert consumer.held_bytes == 0
+        assert consumer.held_bytes == memory.held_bytes == 0
+
+
+async def test_the_end_does_not_wait_for_what_is_not_read(peer: Peer) -> None:
+    """The answer to CLS stands behind it."""
+    memory = ConsumerMemory(1 << 20)
+    async with consumer_of(peer, memory=memory) as consumer:
+        nsqd = await peer.subscribed()
+        await nsqd.expect(b"RDY 4")
+        for number in range(7):
+            nsqd.send(message(number, MIB))
+        await nsqd.expect(b"RDY 1", b"RDY 0", b"NOP")
+        stopping = asyncio.create_task(consumer.stop(PATIENCE_S))
+        await nsqd.expect(b"CLS")
+        nsqd.send(frame(0, b"CLOSE_WAIT"))
+        assert await stopping
+    assert memory.held_bytes == 0
+
+
+async def test_one_that_stopped_reading_goes_on_when_others_hold_less(peer: Peer) -> None:
+    memory = ConsumerMemory(1 << 20)
+    async with (
+        Peer() as other,
+        consumer_of(peer, memory=memory) as one,
+        consumer_of(other, memory=memory) as two,
+    ):
+        nsqd, another = await peer.subscribed(), await other.subscribed()
+        for number in range(6):
+            another.send(message(number, MIB))
+        await until(memory.is_overfull)
+        for number in range(3):
+            nsqd.send(message(number, MIB))
+        await until(lambda: one.inbox.messages > 0)
+        assert one.inbox.messages < 3
+        assert settle_all(await two.receive()) == 0
+        await until(lambda: one.inbox.messages == 3)
 
 
 async def test_consumers_share_what_may_be_held(peer: Peer) -> None:
     memory = ConsumerMemory(1 << 20)
     async with Peer() as other, consumer_of(peer, memory=memory) as one:
         nsqd = await peer.subscribed()
-        await nsqd.expect(b"RDY 100")
+        await nsqd.expect(b"RDY 4")
         async with consumer_of(other, memory=memory):
             await other.subscribed()
             nsqd.send(message(1, b"x" * (100 << 10)))

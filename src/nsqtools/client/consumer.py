@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Self
 
 from nsqtools.client.connection import connect
 from nsqtools.client.inbox import Inbox
-from nsqtools.client.memory import READ_AHEAD, ConsumerMemory
+from nsqtools.client.memory import FULL_AT, ConsumerMemory
 from nsqtools.client.nsqds import Nsqds
 from nsqtools.client.rdy import CHANGE_MIN, PROBE_S, LowRdyTiming, share_rdy
 from nsqtools.client.subscription import Subscription
@@ -46,8 +46,9 @@ TOUCH_INTERVAL_S = 0.2
 SHARE_AGAIN_S = 0.1
 # How long nsqd keeps a message that is larger than what is accepted, before it sends it again.
 OVERSIZED_DELAY_MS = 900_000
-# What a message is taken to cost before one has come: few are asked for where there are many consumers.
-MESSAGE_ASSUMED_BYTES = 1024.0
+# What a message is taken to cost before one has come: the first batch shows it, and few are asked for
+# until then.
+MESSAGE_ASSUMED_BYTES = float(256 << 10)
 # The part that the newest batch has in what a message is taken to cost.
 _COST_WEIGHT = 0.1
 
@@ -105,7 +106,7 @@ class Consumer:
         self._held_bytes = 0
         self._message_bytes = MESSAGE_ASSUMED_BYTES
         self._shared_limit = 0
-        self._reads_nothing = False
+        self._is_full = self._reads_nothing = self._has_left = False
         self._shared_s = 0.0
         self._stopping = False
         self._all_closed = asyncio.Event()
@@ -137,7 +138,8 @@ class Consumer:
         self._nsqds.close()
         self._touching.cancel()
         self._sharing.cancel()
-        self._memory.leave()
+        self._has_left = True
+        self._memory.leave(self._held_bytes)
         await self._tasks.__aexit__(None, None, None)
 
     # Receiving
@@ -225,6 +227,7 @@ class Consumer:
         self._stopping = True
         self._nsqds.stop()
         self._sharing.cancel()
+        self._read_or_not()
         for subscription in self._subscriptions.values():
             subscription.close_wait()
         self._check_all_closed()
@@ -260,6 +263,7 @@ class Consumer:
         batch = subscription.receive(messages, now_s)
         self.counts["received"] += len(messages)
         self._held_bytes += batch.size_bytes
+        self._memory.hold(batch.size_bytes)
         self._holds.set()
         self._weigh(batch)
         self._bound_memory()
@@ -408,12 +412,14 @@ class Consumer:
 
     def _limit(self) -> int:
         """How many messages to ask for: what is allowed, and fits in memory."""
-        if self._paused:
+        if self._paused or self._is_full:
             return 0
         share_bytes = self._memory.share_bytes
         if self._allowance * self._message_bytes <= share_bytes:
             return self._allowance
-        return min(self._allowance, max(1, int(share_bytes / self._message_bytes)))
+        # Nobody has to wait for his turn before there was anything to weigh.
+        least = 1 if self.counts["received"] else max(1, len(self._subscriptions))
+        return min(self._allowance, max(least, int(share_bytes / self._message_bytes)))
 
     def _weigh(self, batch: Batch) -> None:
         """Learn what a message costs, at once from the first and when it is more than was thought,
@@ -430,20 +436,36 @@ class Consumer:
             self._share()
 
     def _bound_memory(self) -> None:
-        """Read no more while much more is held than was meant; go on when that is over."""
+        """Ask for nothing while much more is held than was meant, and read nothing while all consumers
+        together hold far too much; go on when that is over."""
         share_bytes = self._memory.share_bytes
-        if not self._reads_nothing and self._held_bytes > READ_AHEAD * share_bytes:
-            self._reads_nothing = True
-            for connection in self._subscriptions:
+        if self._held_bytes > (share_bytes if self._is_full else FULL_AT * share_bytes):
+            if not self._is_full:
+                self._is_full = True
+                self._share()
+        elif self._is_full:
+            self._is_full = False
+            self._share()
+        self._read_or_not()
+
+    def _read_or_not(self) -> None:
+        reads_nothing = self._is_full and self._memory.is_overfull(at_the_end=self._stopping)
+        if reads_nothing == self._reads_nothing:
+            return
+        self._reads_nothing = reads_nothing
+        if reads_nothing:
+            self._memory.when_less(self._read_or_not)
+        for connection in self._subscriptions:
+            if reads_nothing:
                 connection.pause_reading()
-        elif self._reads_nothing and self._held_bytes <= share_bytes:
-            self._reads_nothing = False
-            for connection in self._subscriptions:
+            else:
                 connection.resume_reading()
 
     def _released(self, size_bytes: int) -> None:
         self._held_bytes -= size_bytes
-        if self._reads_nothing:
+        if not self._has_left:
+            self._memory.release(size_bytes)
+        if self._is_full:
             self._bound_memory()
 
     def _settled(self, subscription: Subscription) -> None:
