@@ -100,28 +100,44 @@ class Settlement:
         answer: Answer | Sequence[Answer],
         now_s: float,
     ) -> None:
-        """Carry out an answer for all, or one for each message in their order."""
+        """Carry out an answer for all, or one for each message in their order. Messages with equal
+        answers come again together, as they were delivered."""
+        again: dict[Again, list[Batch | Part]] = {}
         if isinstance(answer, Done | Again | Refused):
             for held in delivery:
-                self._settle_one(held, answer, now_s)
-            return
-        at = 0
-        for held in delivery:
-            self._settle_each(held, answer[at : at + len(held)], now_s)
-            at += len(held)
+                self._settle_one(held, answer, now_s, again)
+        else:
+            at = 0
+            for held in delivery:
+                self._settle_each(held, answer[at : at + len(held)], now_s, again)
+                at += len(held)
+        for one, waiting in again.items():
+            self._waiting.put(waiting, now_s + one.after_s)
 
-    def _settle_each(self, held: Batch | Part, answers: Sequence[Answer], now_s: float) -> None:
+    def _settle_each(
+        self,
+        held: Batch | Part,
+        answers: Sequence[Answer],
+        now_s: float,
+        again: dict[Again, list[Batch | Part]],
+    ) -> None:
         """Messages with equal answers are settled together."""
         groups: dict[Answer, list[int]] = {}
         for at, answer in enumerate(answers):
             groups.setdefault(answer, []).append(at)
         if len(groups) == 1:
-            self._settle_one(held, answers[0], now_s)
+            self._settle_one(held, answers[0], now_s, again)
             return
         for answer, places in groups.items():
-            self._settle_one(part_of(held, places), answer, now_s)
+            self._settle_one(part_of(held, places), answer, now_s, again)
 
-    def _settle_one(self, held: Batch | Part, answer: Answer, now_s: float) -> None:
+    def _settle_one(
+        self,
+        held: Batch | Part,
+        answer: Answer,
+        now_s: float,
+        again: dict[Again, list[Batch | Part]],
+    ) -> None:
         counts, messages = self._counts, len(held)
         if isinstance(answer, Done):
             counts.messages += messages
@@ -136,7 +152,7 @@ class Settlement:
             held.requeue(answer.after_s)
         else:
             counts.again += messages
-            self._waiting.put([held], now_s + answer.after_s)
+            again.setdefault(answer, []).append(held)
 
     def without_lost(self, delivery: Sequence[Batch | Part], now_s: float) -> list[Batch | Part]:
         """What is still ours to deliver.

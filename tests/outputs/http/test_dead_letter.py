@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, cast
 from nsqtools.archive.failures import Failure
 from nsqtools.errors import ConnectionFailed, ServerError
 from nsqtools.outputs.contract import DONE, Again, Refused
-from nsqtools.outputs.http.dead_letter import (
+from nsqtools.outputs.http.breaker import (
     BREAKER_MIN,
     BREAKER_WINDOW,
+    HELD_MAX_S,
+    HELD_S,
+    PROBE_S,
     Breaker,
-    DeadLetterTopic,
+    held,
 )
+from nsqtools.outputs.http.dead_letter import DeadLetterTopic
 from nsqtools.wire.messages import Messages, encode_payload
 
 if TYPE_CHECKING:
@@ -51,6 +55,32 @@ def test_a_ratio_of_one_gives_everything_up() -> None:
     breaker = Breaker(1.0)
     note(breaker, 1000, 0)
     assert not breaker.is_open
+
+
+def test_in_an_outage_one_delivery_at_a_time_is_sent() -> None:
+    breaker = Breaker(0.5)
+    assert breaker.wait_s(10.0) == 0
+    note(breaker, BREAKER_WINDOW, 0)
+    assert breaker.wait_s(10.0) == 0, "the first probe"
+    breaker.probe_began()
+    assert breaker.wait_s(10.0) > 0
+    breaker.probe_ended(11.0)
+    assert breaker.wait_s(11.0) == PROBE_S
+    assert breaker.wait_s(11.0 + PROBE_S) == 0
+    breaker.probe_began()
+    note(breaker, 0, 1)
+    breaker.probe_ended(12.0)
+    assert breaker.is_open
+    assert breaker.wait_s(12.0) == 0, "something went well: the next one at once"
+
+
+def test_what_fails_in_an_outage_is_held_longer_each_time() -> None:
+    assert [held(tries).after_s for tries in (0, 1, 2, 100)] == [
+        HELD_S,
+        HELD_S,
+        2 * HELD_S,
+        HELD_MAX_S,
+    ]
 
 
 class TakesSome:

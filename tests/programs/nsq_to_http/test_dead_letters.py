@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from collections import Counter
@@ -25,10 +26,10 @@ from tests.support.web import topic_stats
 from nsqtools.archive.reader import open_archive
 from nsqtools.errors import OptionsError
 from nsqtools.options import load
-from nsqtools.outputs.contract import Again
+from nsqtools.outputs.http import breaker as breaker_module
+from nsqtools.outputs.http import dead_letter as dead_letter_module
 from nsqtools.outputs.http import outcome as outcome_module
-from nsqtools.outputs.http import output as output_module
-from nsqtools.outputs.http.dead_letter import BREAKER_MIN
+from nsqtools.outputs.http.breaker import BREAKER_MIN
 from nsqtools.pipeline import delivery as delivery_module
 from nsqtools.replay.options import FileToNsqOptions
 from nsqtools.replay.run import run as replay
@@ -46,6 +47,11 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outcome_module, "BACKOFF_FIRST_S", 0.01)
     monkeypatch.setattr(outcome_module, "BACKOFF_MAX_S", 0.02)
     monkeypatch.setattr(delivery_module, "REFUSED_DELAY_S", 60.0)
+
+
+def _probe_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(breaker_module, "PROBE_S", 0.01)
+    monkeypatch.setattr(breaker_module, "HELD_S", 0.5)
 
 
 def by_body(one: Received) -> web.Response:
@@ -128,12 +134,12 @@ async def test_without_a_dead_letter_it_stays_with_nsqd(nsqd: Nsqd) -> None:
 async def test_an_outage_empties_no_topic_into_the_dead_letter(
     nsqd: Nsqd, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output_module, "_HELD", Again(0.05, "an outage", stands=True))
+    _probe_soon(monkeypatch)
     async with serving(status=403) as endpoint:
         flags = (f"--post={endpoint.url()}", f"--dead-letter-dir={folder}", "--max-in-flight=50")
         async with delivering(nsqd, *flags) as run:
             await publish(nsqd, *[b"%d" % at for at in range(300)])
-            await until(lambda: len(endpoint.received) > 120)
+            await until(lambda: len(endpoint.received) > 60)
             lost = counted(run, "dead_lettered")
             assert lost == BREAKER_MIN, "until it was known that it is an outage"
             assert (await stats(nsqd))["depth"] >= 200, "the rest was left with nsqd"
@@ -147,7 +153,7 @@ async def test_bad_messages_before_good_ones_are_no_outage(
     nsqd: Nsqd, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More than the breaker looks at: the good ones behind them are sent."""
-    monkeypatch.setattr(output_module, "_HELD", Again(0.05, "an outage"))
+    _probe_soon(monkeypatch)
     bad = [b"422 %d" % at for at in range(300)]
     async with serving(by_body) as endpoint:
         flags = (f"--post={endpoint.url()}", f"--dead-letter-dir={folder}", "--n=10")
@@ -190,8 +196,11 @@ async def test_a_topic_of_dead_letters(nsqd: Nsqd) -> None:
     assert (await topic_stats(nsqd, "t.dead"))["message_count"] == 2
 
 
-async def test_nothing_is_finished_before_its_dead_letter_is_there(nsqd: Nsqd) -> None:
+async def test_nothing_is_finished_before_its_dead_letter_is_there(
+    nsqd: Nsqd, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No nsqd takes the dead letter: the message stays in hand."""
+    monkeypatch.setattr(dead_letter_module, "TOPIC_RETRY_S", 0.05)
     async with serving(by_body) as endpoint:
         flags = (
             *(f"--post={endpoint.url()}", "--dead-letter-topic=dead"),
@@ -201,6 +210,8 @@ async def test_nothing_is_finished_before_its_dead_letter_is_there(nsqd: Nsqd) -
             await publish(nsqd, b"400 x")
             await until(lambda: endpoint.received)
             await until_stats(nsqd, lambda now: now["in_flight_count"] == 1)
+            await asyncio.sleep(0.2)
+            assert len(endpoint.received) == 1, "only its dead letter is missing"
             assert counted(run, "dead_lettered") == 0
         now = await stats(nsqd)
         assert now["depth"] + now["deferred_count"] == 1

@@ -1,14 +1,12 @@
-"""Where messages go that will never be taken, and when that is allowed.
+"""Where messages go that will never be taken.
 
-A message is done when its dead letter is durable, and not before. When most of what is sent fails, it is
-not the messages that are bad: `Breaker` says so, and they stay in hand.
+A message is done when its dead letter is durable, and not before.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 from nsqtools.archive.failures import FailedMessages, Failure
@@ -27,11 +25,6 @@ if TYPE_CHECKING:
     Dead = tuple[Messages, int, Failure]
     """A message, by its batch and its number there, and why."""
 
-# Of so many messages it is known whether they were done; with fewer than the second nothing is said.
-BREAKER_WINDOW = 100
-BREAKER_MIN = 20
-# How long dead letters are held back before the endpoint is asked again.
-BREAKER_RETRY_S = 10.0
 # How long to wait for an nsqd that takes no dead letter.
 TOPIC_RETRY_S = 5.0
 # What nsqd says of a message that it will never take.
@@ -150,37 +143,3 @@ class DeadLetterTopic:
 
     async def abandon(self) -> None:
         """The same."""
-
-
-class Breaker:
-    """Tells an outage from bad messages: open while more than `ratio` of the last messages failed."""
-
-    def __init__(self, ratio: float) -> None:
-        self._ratio = ratio
-        self._failed: deque[bool] = deque(maxlen=BREAKER_WINDOW)
-        self._count = 0
-        self._was_open = False
-        self._log = get_log("http")
-
-    @property
-    def is_open(self) -> bool:
-        """Whether nothing may go to the dead letter now."""
-        seen = len(self._failed)
-        return seen >= BREAKER_MIN and self._count > self._ratio * seen
-
-    def note(self, *, failed: bool) -> None:
-        """A message was done, or came to its end otherwise."""
-        if len(self._failed) == BREAKER_WINDOW:
-            self._count -= self._failed[0]
-        self._failed.append(failed)
-        self._count += failed
-        if self.is_open != self._was_open:
-            self._was_open = self.is_open
-            if self._was_open:
-                self._log.error(
-                    "most messages fail, this is taken for an outage: nothing goes to the dead letter",
-                    failed=self._count,
-                    of=len(self._failed),
-                )
-            else:
-                self._log.info("messages are taken again, the dead letter is in use again")

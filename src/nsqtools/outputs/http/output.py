@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nsqtools.archive.failures import Failure
@@ -24,12 +24,14 @@ from nsqtools.observe.log import Repeated, get_log
 from nsqtools.options import printable
 from nsqtools.outputs.contract import DONE, Again, Feeding, Refused
 from nsqtools.outputs.http.batches import compressor, is_json, join
+from nsqtools.outputs.http.breaker import OUTAGE, Breaker, held
 from nsqtools.outputs.http.connection import Reply
-from nsqtools.outputs.http.dead_letter import BREAKER_RETRY_S, Breaker
+from nsqtools.outputs.http.delivery import LATE, LATE_S, Delivery
 from nsqtools.outputs.http.health import PAUSE_MAX_S
 from nsqtools.outputs.http.outcome import Outcome, backoff_s, retry_after_s
 from nsqtools.outputs.http.request import values_of
 from nsqtools.outputs.http.sender import NO_VALUES, Job, error_of
+from nsqtools.outputs.http.tries import GivenUp, KnownTries, LateJobs, Tries, key_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -38,11 +40,9 @@ if TYPE_CHECKING:
     from nsqtools.outputs.http.batches import Batching, Encoding
     from nsqtools.outputs.http.dead_letter import DeadLetter
     from nsqtools.outputs.http.sender import Sender
+    from nsqtools.outputs.http.tries import Row
     from nsqtools.outputs.workers import Strand
     from nsqtools.wire.messages import Messages
-
-    Row = tuple[Messages, int]
-    """A message: its batch and its number there."""
 
 # A delivery is as large as is answered in about this time, divided by what one request takes.
 CHUNK_S = 0.1
@@ -66,8 +66,6 @@ _OWN_COUNTS = (
 # More than this is compressed in a thread: the loop has other things to do.
 COMPRESSED_ON_LOOP_BYTES = 64 << 10
 _NOT_JSON = Reply(0, "the body is no JSON, and cannot stand in an array")
-# It does not stand: good messages behind bad ones show that it is none.
-_HELD = Again(BREAKER_RETRY_S, "most messages fail: an outage")
 _CHECKSUMS = 1 << 32
 
 
@@ -91,72 +89,6 @@ class DeliveryPolicy:
     """Of so many messages that wait for another try it is known how many there were."""
 
 
-@dataclass(slots=True)
-class Tries:
-    """What was tried for a message that is not done."""
-
-    count: int = 0
-    done_at: set[int] = field(default_factory=set)
-    """With `to_all`, the endpoints that have it."""
-
-
-class _Delivery:
-    """Messages that were delivered together, and the answers so far."""
-
-    __slots__ = (
-        "_echo",
-        "_failed",
-        "answers",
-        "failures",
-        "jobs",
-        "left",
-        "rows",
-        "tried",
-        "whole",
-    )
-
-    def __init__(
-        self,
-        rows: list[Row],
-        failed: Callable[[_Delivery, Job, Reply, Outcome], Answer | None],
-        echo: Callable[[_Delivery, Job, Reply], None] | None,
-    ) -> None:
-        """`failed` gives the answer for the messages of a job, or None where others have taken its
-        place."""
-        self.rows = rows
-        self.failures: dict[int, Failure] = {}
-        """Of those that are refused, by their places."""
-        self.answers: list[Answer] = [DONE] * len(rows)
-        self.jobs: list[Job] = []
-        self.left = 0
-        self.tried: set[int] = set()
-        """The places whose failure was counted as a try: a delivery is one, however parted."""
-        self.whole: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._failed = failed
-        self._echo = echo
-
-    def finished(self, job: Job, reply: Reply, outcome: Outcome) -> None:
-        """A job of this delivery was answered."""
-        try:
-            self._note(job, reply, outcome)
-        except Exception as fault:  # noqa: BLE001 - raised where the delivery is awaited
-            if not self.whole.done():
-                self.whole.set_exception(fault)
-        self.left -= 1
-        if not self.left and not self.whole.done():
-            self.whole.set_result(None)
-
-    def _note(self, job: Job, reply: Reply, outcome: Outcome) -> None:
-        if self._echo is not None:
-            self._echo(self, job, reply)
-        if outcome is not Outcome.DONE:
-            answer = self._failed(self, job, reply, outcome)
-            for place in job.places if answer is not None else ():
-                # Where it goes to several endpoints, a refusal waits for those that may do it yet.
-                if answer is not None and not isinstance(self.answers[place], Again):
-                    self.answers[place] = answer
-
-
 class HttpOutput:
     """An `Output`; see `contract`."""
 
@@ -174,7 +106,7 @@ class HttpOutput:
         self._strand = strand
         self._compress = compressor(policy.encoding)
         self._dead_letter = dead_letter
-        self._breaker = Breaker(policy.dead_letter_max_ratio)
+        self._breaker = Breaker(policy.dead_letter_max_ratio if dead_letter is not None else 1.0)
         self._topic = topic
         self._sender = sender
         self._policy = policy
@@ -188,7 +120,8 @@ class HttpOutput:
             or policy.sample < 1.0
             or self._compress
         )
-        self._tries: dict[tuple[str, bytes], Tries] = {}
+        self._tries = KnownTries(policy.tries_kept_max)
+        self._late = LateJobs(policy.tries_kept_max)
         self._latency_s = CHUNK_S
         self._trouble = Repeated(
             get_log("http"), "an endpoint refused messages", clock=SystemClock()
@@ -233,21 +166,16 @@ class HttpOutput:
 
     async def deliver(self, messages: Sequence[Messages]) -> Answer | Sequence[Answer]:
         """Send what is sampled, each message to an endpoint, or to all."""
-        rows = [(each, at) for each in messages for at in range(len(each))]
-        delivery = _Delivery(rows, self._failed, self._tell if self.echo else None)
-        if self._is_plain:
-            finish = delivery.finished
-            delivery.jobs = [
-                Job(messages.bodies[at], finish, places=(place,))
-                for place, (messages, at) in enumerate(rows)
-            ]
-        else:
-            await self._add_jobs(delivery)
-        await self._send(delivery)
-        if self._dead_letter is not None:
-            await self._bury(delivery, self._dead_letter)
-        self._note_done(delivery)
-        return _together(delivery.answers)
+        if not self._breaker.is_open:
+            return await self._deliver(messages)
+        now_s = self._loop.time()
+        if wait_s := self._breaker.wait_s(now_s):
+            return Again(wait_s, OUTAGE, stands=True)
+        self._breaker.probe_began()
+        try:
+            return await self._deliver(messages)
+        finally:
+            self._breaker.probe_ended(self._loop.time())
 
     def rotate(self) -> None:
         """Finish the file of dead letters."""
@@ -272,45 +200,83 @@ class HttpOutput:
 
     # Inside
 
-    async def _send(self, delivery: _Delivery) -> None:
+    async def _deliver(self, messages: Sequence[Messages]) -> Answer | Sequence[Answer]:
+        rows = [(each, at) for each in messages for at in range(len(each))]
+        delivery = Delivery(rows, self._failed, self._tell if self.echo else None)
+        if self._is_plain and not self._tries and not self._late:
+            finish = delivery.finished
+            delivery.jobs = [
+                Job(messages.bodies[at], finish, places=(place,))
+                for place, (messages, at) in enumerate(rows)
+            ]
+        else:
+            await self._add_jobs(delivery)
+        await self._send(delivery)
+        if delivery.failures or self._dead_letter is not None:
+            await self._bury(delivery)
+        self._note_done(delivery)
+        return _together(delivery.answers)
+
+    async def _send(self, delivery: Delivery) -> None:
         jobs = delivery.jobs
-        delivery.left = len(jobs)
         if not jobs:
             return
-        self._sender.submit(tuple(jobs))  # a batch that is parted adds to them
+        timer = None
+        if len(delivery.rows) > 1 and self._policy.batching is None:
+            timer = self._loop.call_later(LATE_S, delivery.let_go)
         try:
+            if fresh := delivery.begin():
+                self._sender.submit(fresh)  # a batch that is parted adds to the jobs
             await delivery.whole
-        finally:
-            for job in jobs if delivery.left else ():
+        except BaseException:
+            for job in jobs:
                 job.is_cancelled = True
-        if (sent_s := jobs[-1].sent_s) > 0:
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+        for job in delivery.unfinished():
+            place = job.places[0]
+            delivery.answers[place] = LATE
+            self._late.leave(job, delivery.rows[place])
+        if fresh and (sent_s := jobs[-1].sent_s) > 0:
             took_s = self._loop.time() - sent_s
             self._latency_s += (took_s - self._latency_s) * _LATENCY_WEIGHT
 
-    async def _add_jobs(self, delivery: _Delivery) -> None:
+    async def _add_jobs(self, delivery: Delivery) -> None:
         """A job for each message that is sent, or for all of them."""
         places: Sequence[int] = range(len(delivery.rows))
         if self._policy.sample < 1.0:
             places = self._sampled(delivery, places)
+        if self._tries:
+            places = self._not_given_up(delivery, places)
         if self._policy.batching is not None:
             places = self._sendable(delivery, places, self._policy.batching)
         groups = [places] if self._policy.batching else [(place,) for place in places]
         for only in range(len(self._sender.endpoints)) if self._policy.to_all else (None,):
             for group in groups:
                 wanted = group if only is None else self._wanted_by(only, delivery, group)
-                if wanted:
-                    body = self._body(delivery, wanted)
-                    if self._compress is not None:
-                        body = await self._compressed(body, self._compress)
-                    delivery.jobs.append(self._job(delivery, wanted, body, only))
+                if wanted and not self._is_under_way(delivery, wanted[0], only):
+                    await self._add_job(delivery, wanted, only)
 
-    def _job(
-        self, delivery: _Delivery, places: Sequence[int], body: bytes, only: int | None
-    ) -> Job:
+    def _is_under_way(self, delivery: Delivery, place: int, only: int | None) -> bool:
+        """Whether the message was sent before, and only its answer is missing: it is waited for."""
+        job = self._late.take(delivery.rows[place], only) if self._late else None
+        if job is not None:
+            delivery.adopt(job, place)
+        return job is not None
+
+    async def _add_job(self, delivery: Delivery, places: Sequence[int], only: int | None) -> None:
+        body = self._body(delivery, places)
+        if self._compress is not None:
+            body = await self._compressed(body, self._compress)
+        delivery.jobs.append(self._job(delivery, places, body, only))
+
+    def _job(self, delivery: Delivery, places: Sequence[int], body: bytes, only: int | None) -> Job:
         values = values_of(*delivery.rows[places[0]]) if self._needs_values else NO_VALUES
         return Job(body, delivery.finished, places=places, values=values, only=only)
 
-    def _sampled(self, delivery: _Delivery, places: Sequence[int]) -> list[int]:
+    def _sampled(self, delivery: Delivery, places: Sequence[int]) -> list[int]:
         """The same ones at each try: what was chosen is sent until it is done."""
         bound = self._policy.sample * _CHECKSUMS
         kept = [place for place in places if zlib.crc32(_identity(delivery.rows[place])) < bound]
@@ -318,7 +284,7 @@ class HttpOutput:
         return kept
 
     def _sendable(
-        self, delivery: _Delivery, places: Sequence[int], batching: Batching
+        self, delivery: Delivery, places: Sequence[int], batching: Batching
     ) -> Sequence[int]:
         """Those that can be in a batch; the others fail."""
         if batching.format == "json":
@@ -327,7 +293,7 @@ class HttpOutput:
                 if is_json(_body_of(delivery.rows[place])):
                     kept.append(place)
                 else:
-                    delivery.answers[place] = self._give_up(delivery, place, _NOT_JSON, "not JSON")
+                    self._give_up(delivery, place, _NOT_JSON, "not JSON")
             return kept
         if batching.format == "lines" and not self._counts["ambiguous_messages"]:
             ambiguous = sum(b"\n" in _body_of(delivery.rows[place]) for place in places)
@@ -340,12 +306,29 @@ class HttpOutput:
                 )
         return places
 
-    def _wanted_by(self, only: int, delivery: _Delivery, places: Sequence[int]) -> list[int]:
-        """Those that an endpoint has not got yet."""
-        found = [(place, self._tries.get(_key(delivery.rows[place]))) for place in places]
-        return [place for place, tries in found if tries is None or only not in tries.done_at]
+    def _not_given_up(self, delivery: Delivery, places: Sequence[int]) -> list[int]:
+        """Those of which no more is missing than a dead letter are not sent again."""
+        kept = []
+        for place in places:
+            tries = self._tries.get(delivery.rows[place])
+            if tries is None or tries.given_up is None:
+                kept.append(place)
+            else:
+                delivery.refuse(place, tries.given_up)
+        return kept
 
-    def _body(self, delivery: _Delivery, places: Sequence[int]) -> bytes:
+    def _wanted_by(self, only: int, delivery: Delivery, places: Sequence[int]) -> list[int]:
+        """Those that an endpoint has not got yet, and has not refused."""
+        wanted = []
+        for place in places:
+            tries = self._tries.get(delivery.rows[place])
+            if tries is not None and only in tries.refused_at:
+                delivery.refuse(place, tries.refused_at[only])
+            elif tries is None or only not in tries.done_at:
+                wanted.append(place)
+        return wanted
+
+    def _body(self, delivery: Delivery, places: Sequence[int]) -> bytes:
         if self._policy.batching is None:
             return _body_of(delivery.rows[places[0]])
         bodies = [_body_of(delivery.rows[place]) for place in places]
@@ -357,9 +340,7 @@ class HttpOutput:
             return compress(body)
         return await self._strand.call(lambda: compress(body))
 
-    def _failed(
-        self, delivery: _Delivery, job: Job, reply: Reply, outcome: Outcome
-    ) -> Answer | None:
+    def _failed(self, delivery: Delivery, job: Job, reply: Reply, outcome: Outcome) -> Again | None:
         if job.wait_s:
             return Again(job.wait_s, reply.error, stands=True)
         tries_max = 0
@@ -368,7 +349,7 @@ class HttpOutput:
             self._split(delivery, job)
             return None
         for place in job.places:
-            tries = self._tries_of(delivery.rows[place])
+            tries = self._tries.of(delivery.rows[place])
             if place not in delivery.tried:
                 delivery.tried.add(place)
                 tries.count += 1
@@ -378,12 +359,15 @@ class HttpOutput:
             self._split(delivery, job)
             return None
         if reason:
-            return self._give_up(delivery, job.places[0], reply, reason)
+            given_up = self._give_up(delivery, job.places[0], reply, reason)
+            if job.only is not None:
+                self._tries.of(delivery.rows[job.places[0]]).refused_at[job.only] = given_up
+            return None
         self._counts["retries"] += len(job.places)
         asked_s = retry_after_s(reply.retry_after, time.time()) if reply.retry_after else 0.0
         return Again(max(backoff_s(tries_max), min(asked_s, PAUSE_MAX_S)), error_of(reply))
 
-    def _tell(self, delivery: _Delivery, job: Job, reply: Reply) -> None:
+    def _tell(self, delivery: Delivery, job: Job, reply: Reply) -> None:
         """Say what became of a request."""
         if self.echo is None or job.wait_s:
             return
@@ -395,7 +379,7 @@ class HttpOutput:
         label = self._sender.endpoints[job.endpoint].label
         self.echo(f"{what} {took_ms:.1f}ms {self._topic} {printable(which)}{more} {label}")
 
-    def _split(self, delivery: _Delivery, job: Job) -> None:
+    def _split(self, delivery: Delivery, job: Job) -> None:
         """Send the halves of a batch: one message that is refused must not cost its neighbours."""
         self._counts["split_batches"] += 1
         middle = len(job.places) // 2
@@ -408,15 +392,14 @@ class HttpOutput:
             delivery.left += 1
             self._sender.submit((half,))
 
-    def _give_up(self, delivery: _Delivery, place: int, reply: Reply, reason: str) -> Refused:
-        self._counts["rejected"] += 1
+    def _give_up(self, delivery: Delivery, place: int, reply: Reply, reason: str) -> GivenUp:
         error = error_of(reply)
-        tries = self._tries.get(_key(delivery.rows[place]))
-        delivery.failures[place] = Failure(
-            status=reply.status, error=error, tries=tries.count if tries else 0
-        )
+        tries = self._tries.get(delivery.rows[place])
+        failure = Failure(status=reply.status, error=error, tries=tries.count if tries else 0)
         self._trouble.failed(error, topic=self._topic)
-        return Refused(reason)
+        given_up = GivenUp(reason, failure)
+        delivery.refuse(place, given_up)
+        return given_up
 
     def _reason_to_give_up(self, row: Row, tries: Tries) -> str:
         """Why a message that could be tried again is not; nothing when it is."""
@@ -428,55 +411,54 @@ class HttpOutput:
             return "too old"
         return ""
 
-    async def _bury(self, delivery: _Delivery, dead_letter: DeadLetter) -> None:
+    async def _bury(self, delivery: Delivery) -> None:
         """Keep what was refused as dead letters, when that is allowed."""
-        answers, breaker = delivery.answers, self._breaker
-        places: list[int] = []
-        for place, answer in enumerate(answers):
-            if isinstance(answer, Refused) and breaker.is_open:
-                answers[place] = _HELD
-            elif isinstance(answer, Refused):
-                breaker.note(failed=True)
-                places.append(place)
-            elif answer is DONE:
-                breaker.note(failed=False)
-        if not places:
+        dead_letter = self._dead_letter
+        places = self._refused(delivery)
+        self._counts["rejected"] += len(places)
+        if not places or dead_letter is None:
             return
-        kept = await dead_letter.keep(
-            [(*delivery.rows[place], delivery.failures[place]) for place in places]
-        )
-        for place, answer in zip(places, kept, strict=True):
-            answers[place] = answer
-        self._counts["dead_lettered"] += sum(answer is DONE for answer in kept)
+        dead = [(*delivery.rows[place], delivery.failures[place]) for place in places]
+        answers = await dead_letter.keep(dead)
+        for place, answer in zip(places, answers, strict=True):
+            refused = delivery.answers[place]
+            if isinstance(answer, Again) and isinstance(refused, Refused):
+                given_up = GivenUp(refused.reason, delivery.failures[place])
+                self._tries.of(delivery.rows[place]).given_up = given_up
+            delivery.answers[place] = answer
+        self._counts["dead_lettered"] += sum(answer is DONE for answer in answers)
 
-    def _tries_of(self, row: Row) -> Tries:
-        """What was tried for a message; of the longest unheard one nothing is known any more."""
-        key = _key(row)
-        tries = self._tries.pop(key, None) or Tries()
-        if len(self._tries) >= self._policy.tries_kept_max:
-            del self._tries[next(iter(self._tries))]
-        self._tries[key] = tries
-        return tries
+    def _refused(self, delivery: Delivery) -> list[int]:
+        """The places of those that are refused; in an outage they are held instead."""
+        places: list[int] = []
+        for place, answer in enumerate(delivery.answers):
+            if answer is DONE:
+                self._breaker.note(failed=False)
+            elif not isinstance(answer, Refused):
+                pass
+            elif self._breaker.is_open:
+                tries = self._tries.get(delivery.rows[place])
+                delivery.answers[place] = held(tries.count if tries else 1)
+            else:
+                self._breaker.note(failed=True)
+                places.append(place)
+        return places
 
-    def _note_done(self, delivery: _Delivery) -> None:
+    def _note_done(self, delivery: Delivery) -> None:
         """Forget what was tried for messages that are done; note who has those that are not."""
         if not self._tries and not self._policy.to_all:
             return
         for row, answer in zip(delivery.rows, delivery.answers, strict=True):
             if answer is DONE:
-                self._tries.pop(_key(row), None)
+                self._tries.forget(row)
         for job in delivery.jobs if self._policy.to_all else ():
             for place in job.places if job.is_done else ():
                 if delivery.answers[place] is not DONE and job.only is not None:
-                    self._tries_of(delivery.rows[place]).done_at.add(job.only)
-
-
-def _key(row: Row) -> tuple[str, bytes]:
-    return row[0].nsqd, row[0].ids[row[1]]
+                    self._tries.of(delivery.rows[place]).done_at.add(job.only)
 
 
 def _identity(row: Row) -> bytes:
-    nsqd, message_id = _key(row)
+    nsqd, message_id = key_of(row)
     return nsqd.encode("utf-8", "replace") + message_id
 
 

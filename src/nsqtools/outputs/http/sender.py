@@ -84,11 +84,14 @@ class Job(Exchange):
     """
 
     __slots__ = (
+        "answered",
         "body",
         "endpoint",
         "finish",
         "is_cancelled",
         "is_done",
+        "is_finished",
+        "is_late",
         "only",
         "places",
         "values",
@@ -112,7 +115,8 @@ class Job(Exchange):
         self.endpoint = 0
         self.wait_s = 0.0
         self.sent_s = 0.0
-        self.is_cancelled = self.is_done = False
+        self.answered: tuple[Reply, Outcome] | None = None  # while nobody waited for it
+        self.is_cancelled = self.is_done = self.is_finished = self.is_late = False
 
 
 class Sender:
@@ -144,7 +148,7 @@ class Sender:
         self._waiting: deque[Job] = deque()
         self._everywhere = tuple(range(len(endpoints)))
         self._under_way = 0
-        self._hurries = False
+        self._hurries = self._is_closed = False
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Take jobs; they may be finished within this call."""
@@ -163,6 +167,7 @@ class Sender:
             job.finish(job, Reply(0, "the run ends"), Outcome.RETRY)
 
     def close(self) -> None:
+        self._is_closed = True
         self._waiting.clear()
         if self._timer is not None:
             self._timer.cancel()
@@ -253,6 +258,9 @@ class Sender:
 
     def _answered(self, job: Job, reply: Reply) -> None:
         self._under_way -= 1
+        if self._is_closed:  # by us: it says nothing of the endpoint
+            job.finish(job, reply, Outcome.RETRY)
+            return
         now_s = self._loop.time()
         if reply.excerpt:
             reply = reply._replace(excerpt=self._masked(reply.excerpt))
