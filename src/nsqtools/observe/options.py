@@ -15,6 +15,8 @@ from nsqtools.options import LOG_LEVEL, Address, Choice, Kind, option
 
 LogFormat = Literal["text", "json"]
 LOG_FORMAT: Kind[LogFormat] = Choice(("text", "json"))
+Progress = Literal["auto", "always", "never"]
+PROGRESS: Kind[Progress] = Choice(("auto", "always", "never"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from nsqtools.client.options import (
     consumer_options,
 )
 from nsqtools.errors import OptionsError
-from nsqtools.observe.options import LogOptions, StatusOptions
+from nsqtools.observe.options import PROGRESS, LogOptions, Progress, StatusOptions
 from nsqtools.options import (
     ADDRESS,
     HTTP_ADDRESS,
@@ -67,6 +67,10 @@ class ConsumingOptions(LogOptions, StatusOptions):
 
     program: ClassVar[str]
     """The tool's name: its user agent, and what its log lines begin with."""
+
+    progress: Progress = option(
+        PROGRESS, default="auto", help="a line that says how the run is; auto: on a terminal"
+    )
 
     topic: tuple[str, ...] = repeated(TOPIC, help="topic to consume", group=_WHAT)
     topic_pattern: Pattern | None = option(

@@ -19,14 +19,16 @@ from nsqtools.observe.counters import Registry
 from nsqtools.observe.health import Health
 from nsqtools.observe.log import Repeated, get_log
 from nsqtools.observe.status import StatusServer
+from nsqtools.pipeline.live import LIVE_INTERVAL_S, LiveText
 from nsqtools.pipeline.report import RunMetrics, part_of, status_of, tell_health
 from nsqtools.pipeline.topic import TopicPipeline, TopicSpec
 from nsqtools.wire.names import is_ephemeral
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from nsqtools.lifecycle import Lifecycle
+    from nsqtools.observe.live import LiveLine
     from nsqtools.outputs.contract import Output
     from nsqtools.pipeline.options import ConsumingOptions
 
@@ -56,8 +58,13 @@ class Run:
         output_of: Callable[[str], Output],
         *,
         done: str = "delivered",
+        line: LiveLine | None = None,
+        more: Callable[[Counter[str]], Sequence[str]] = lambda _: (),
     ) -> None:
+        """`line` shows how the run is, with what `more` makes of the sums of its counters."""
         self._done = done
+        self._line = line
+        self._text = LiveText(done, more)
         self._options = options
         self._output_of = output_of
         self._pipelines: dict[str, TopicPipeline] = {}
@@ -90,6 +97,8 @@ class Run:
     def _begin(self, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
         """Start what was asked for; gives the tasks that go on until the end."""
         chores = [group.create_task(self._summaries()), group.create_task(self._watch())]
+        if self._line is not None and self._line.is_shown:
+            chores.append(group.create_task(self._show(self._line)))
         if self._options.is_discovering:
             self._health.waiting(_LIST, "an answer of nsqlookupd")
             chores.append(group.create_task(self._discover(group)))
@@ -255,6 +264,12 @@ class Run:
             if messages != told:
                 self._summarize()
                 told = messages
+
+    async def _show(self, line: LiveLine) -> None:
+        clock = SystemClock()
+        while True:
+            line.show(self._text.say(self._sum(), self._pipelines.values(), clock.monotonic()))
+            await asyncio.sleep(LIVE_INTERVAL_S)
 
     def _sum(self) -> Counter[str]:
         total = Counter(self._totals)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from nsqtools import __version__
 from nsqtools.client.options import Name, ProducerOptions, producer_options
 from nsqtools.errors import OptionsError
-from nsqtools.observe.options import LogOptions, StatusOptions
+from nsqtools.observe.options import PROGRESS, LogOptions, Progress, StatusOptions
 from nsqtools.options import (
     ADDRESS,
     NAME_VALUE,
@@ -35,10 +35,8 @@ if TYPE_CHECKING:
 
 ReplayFormat = Literal["auto", "lines", "jsonl", "framed"]
 Mode = Literal["round-robin"]
-Progress = Literal["auto", "always", "never"]
 REPLAY_FORMAT: Kind[ReplayFormat] = Choice(("auto", "lines", "jsonl", "framed"))
 MODE: Kind[Mode] = Choice(("round-robin",))
-PROGRESS: Kind[Progress] = Choice(("auto", "always", "never"))
 STDIN = "-"
 # An MPUB's body is a count, then each message behind its size (spec: tcp-protocol, part 2).
 MPUB_OVERHEAD_BYTES = 8

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import sys
 import time
 from typing import TYPE_CHECKING, Protocol, TextIO, cast
 
+from nsqtools.observe.live import AboveLine
 from nsqtools.observe.log import get_log
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from rich.console import Console
 
     from nsqtools.replay.inputs import Input
 
@@ -66,20 +64,6 @@ class LogProgress:
         pass
 
 
-class AboveBar(io.TextIOBase):
-    """A stream for log lines while a bar is drawn: they scroll by above it."""
-
-    def __init__(self, console: Console) -> None:
-        super().__init__()
-        self._console = console
-
-    def write(self, text: str) -> int:
-        self._console.print(
-            text, end="", soft_wrap=True, markup=False, highlight=False, emoji=False
-        )
-        return len(text)
-
-
 class BarProgress:
     """A bar on standard error, over the bytes of all files.
 
@@ -100,7 +84,7 @@ class BarProgress:
 
         total = sum(source.size_bytes for source in sources) or None
         console = Console(stderr=True, force_terminal=forced or None)
-        self.log_stream: TextIO | None = cast("TextIO", AboveBar(console))
+        self.log_stream: TextIO | None = cast("TextIO", AboveLine(console))
         self._before = 0
         self._bar = RichProgress(
             TextColumn("{task.description}"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nsqtools.outputs.http import status_lines
+from nsqtools.outputs.http.latencies import Latencies
 from nsqtools.outputs.http.status_lines import StatusLines, percentile
 
 if TYPE_CHECKING:
@@ -50,3 +51,12 @@ def test_memory_is_bounded(
         lines.note(0, float(at), 1000.0)
     assert "finished=1000" in caplog.text
     assert "p99_ms=4000" in caplog.text
+
+
+def test_latencies_are_those_since_the_last_look() -> None:
+    latencies = Latencies()
+    assert latencies.take(0.5) == []
+    for taken_ms in range(100, 0, -1):
+        latencies.note(taken_ms / 1000)
+    assert latencies.take(0.5, 0.99) == [0.05, 0.099]
+    assert latencies.take(0.5, 0.99) == []

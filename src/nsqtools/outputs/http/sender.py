@@ -23,6 +23,7 @@ from nsqtools.outputs.http.pool import Pool
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from nsqtools.outputs.http.latencies import Latencies
     from nsqtools.outputs.http.picking import Picker
     from nsqtools.outputs.http.pool import ClientOptions
     from nsqtools.outputs.http.request import RequestMaker
@@ -55,6 +56,7 @@ class Pacing:
     rate_per_s: float = 0.0
     is_adaptive: bool = False
     status: StatusLines | None = None
+    latencies: Latencies | None = None
 
 
 class Endpoint:
@@ -272,6 +274,8 @@ class Sender:
         latency_s = now_s - job.sent_s if job.sent_s else 0.0
         if self._pacing.status is not None:
             self._pacing.status.note(job.endpoint, latency_s, now_s)
+        if self._pacing.latencies is not None:
+            self._pacing.latencies.note(latency_s)
         if self._limits:
             self._limits[job.endpoint].answered(
                 latency_s, now_s, is_overloaded=reply.status in _OVERLOADED

@@ -14,6 +14,7 @@ from nsqtools.archive.writer import ArchiveSpec
 from nsqtools.ending import INTERRUPTED
 from nsqtools.errors import StorageError
 from nsqtools.lifecycle import Lifecycle
+from nsqtools.observe.live import LiveLine
 from nsqtools.observe.log import configure, get_log
 from nsqtools.outputs.file.leftovers import Leftovers
 from nsqtools.outputs.file.output import FileOutput
@@ -34,7 +35,17 @@ async def run(options: NsqToFileOptions) -> int:
 
     Raises StorageError when a folder cannot be written, ArchiveError for a name that cannot be.
     """
-    configure(options.log_level, options.log_prefix, log_format=options.log_format)
+    with LiveLine(options.progress) as line:
+        configure(
+            options.log_level,
+            options.log_prefix,
+            log_format=options.log_format,
+            stream=line.log_stream,
+        )
+        return await _archive(options, line)
+
+
+async def _archive(options: NsqToFileOptions, line: LiveLine) -> int:
     async with Lifecycle(options.shutdown_timeout_s) as life:
         await asyncio.to_thread(_prepare, options)
         workers = Workers()
@@ -43,6 +54,8 @@ async def run(options: NsqToFileOptions) -> int:
             options,
             lambda topic: output_of(options, topic, workers, leftovers),
             done="archived",
+            line=line,
+            more=lambda total: [f"{total['files']:,} files"],
         )
         life.on_reload(archiver.rotate)
         rest = asyncio.create_task(leftovers.finish_rest(set(options.topic)))

@@ -11,9 +11,11 @@ from nsqtools import __version__
 from nsqtools.ending import INTERRUPTED
 from nsqtools.errors import OptionsError
 from nsqtools.lifecycle import Lifecycle
+from nsqtools.observe.live import LiveLine
 from nsqtools.observe.log import configure
 from nsqtools.outputs.http.credentials import Credentials, Secret, credentials
 from nsqtools.outputs.http.dry_run import DryRun
+from nsqtools.outputs.http.latencies import Latencies
 from nsqtools.outputs.http.output import DeliveryPolicy, HttpOutput
 from nsqtools.outputs.http.picking import EpsilonGreedy, HostPool, Picker, RoundRobin
 from nsqtools.outputs.http.pool import ClientOptions
@@ -25,6 +27,7 @@ from nsqtools.pipeline.run import Run
 from nsqtools.programs.nsq_to_http.dead_letters import DeadLetters
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Sequence
     from types import TracebackType
 
@@ -53,13 +56,38 @@ async def run(options: NsqToHttpOptions) -> int:
 
     Raises OptionsError for a file that cannot be read, and for a URL that is none with a topic in it.
     """
-    configure(options.log_level, options.log_prefix, log_format=options.log_format)
+    with LiveLine("never" if options.dry_run or options.print else options.progress) as line:
+        configure(
+            options.log_level,
+            options.log_prefix,
+            log_format=options.log_format,
+            stream=line.log_stream,
+        )
+        return await _deliver(options, line)
+
+
+async def _deliver(options: NsqToHttpOptions, line: LiveLine) -> int:
     async with Lifecycle(options.shutdown_timeout_s) as life, Shared(options) as shared:
         if options.dry_run:
             return 0 if await dry_run(options, shared, life) else INTERRUPTED
-        delivery = Run(options, lambda topic: output_of(options, topic, shared))
+        if line.is_shown:
+            shared.latencies = Latencies()
+        delivery = Run(
+            options,
+            lambda topic: output_of(options, topic, shared),
+            line=line,
+            more=lambda total: said(total, shared.latencies),
+        )
         life.on_reload(delivery.rotate)
         return 0 if await delivery.run(life) else INTERRUPTED
+
+
+def said(total: Counter[str], latencies: Latencies | None) -> list[str]:
+    """What the line on a terminal says beside what it says of every run."""
+    taken_s = latencies.take(0.5, 0.99) if latencies is not None else []
+    times = [f"p50 {taken_s[0] * 1000:.1f} ms, p99 {taken_s[1] * 1000:.1f} ms"] if taken_s else []
+    counted = {"retries": "retries", "rejected": "rejected", "dead_lettered": "dead letters"}
+    return times + [f"{total[name]:,} {word}" for name, word in counted.items() if total[name]]
 
 
 async def dry_run(options: NsqToHttpOptions, shared: Shared, life: Lifecycle) -> bool:
@@ -85,6 +113,8 @@ class Shared:
         self._options = options
         self.dead = DeadLetters(options)
         self.printer = Printer()
+        self.latencies: Latencies | None = None
+        """Noted when somebody looks."""
 
     async def __aenter__(self) -> Self:
         self.client = await asyncio.to_thread(client_options, self._options)
@@ -146,7 +176,7 @@ def output_of(options: NsqToHttpOptions, topic: str, shared: Shared) -> HttpOutp
         endpoints,
         picker_of(options),
         options.rules,
-        pacing_of(options, topic, endpoints),
+        pacing_of(options, topic, endpoints, shared.latencies),
         secrets_of(options, shared.credentials),
     )
     policy = DeliveryPolicy(
@@ -189,13 +219,19 @@ def makers_of(options: NsqToHttpOptions, topic: str, shared: Shared) -> list[Req
         raise OptionsError([f"topic {topic} in a URL: {error}"]) from error
 
 
-def pacing_of(options: NsqToHttpOptions, topic: str, endpoints: Sequence[Endpoint]) -> Pacing:
+def pacing_of(
+    options: NsqToHttpOptions,
+    topic: str,
+    endpoints: Sequence[Endpoint],
+    latencies: Latencies | None,
+) -> Pacing:
     """How many requests there may be."""
     labels = [endpoint.label for endpoint in endpoints]
     return Pacing(
         concurrency=options.n,
         rate_per_s=options.rate_per_s,
         is_adaptive=options.concurrency == "auto",
+        latencies=latencies,
         status=StatusLines(options.status_every, topic, labels) if options.status_every else None,
     )
 
