@@ -65,6 +65,10 @@ class Kind(ABC, Generic[T]):
     def render(self, value: T) -> str:
         return str(value)
 
+    def told(self, text: str) -> str:
+        """What was given, as an error shows it: without a part that may be secret."""
+        return text
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Text(Kind[str]):

@@ -201,7 +201,7 @@ def describe(made: Option, given: object, source: str, error: ValueError) -> str
     place = source or (made.flag.upper() if made.positional else f"--{made.flag}")
     if made.kind.hidden:
         return f"invalid value for {place}: {error}"
-    return f"invalid value {quoted(str(given))} for {place}: {mask_passwords(str(error))}"
+    return f"invalid value {quoted(made.kind.told(str(given)))} for {place}: {mask_passwords(str(error))}"
 
 
 def load_settings(options_class: type[T], settings: Iterable[Setting]) -> tuple[T, list[str]]:

@@ -78,6 +78,18 @@ def test_values_that_cannot_be(flag: str, words: str) -> None:
     assert "secret" not in problem
 
 
+def test_a_mistake_in_a_url_does_not_show_its_query() -> None:
+    (problem,) = problems("--post=htp://h/x?token=secret")
+    assert '"htp://h/x?..."' in problem
+
+
+def test_a_dead_letter_topic_that_is_the_topic_is_one_mistake() -> None:
+    found = problems("--dead-letter-topic={topic}")
+    assert [one for one in found if "dead-letter" in one] == [
+        "--dead-letter-topic should not be the topic itself"
+    ]
+
+
 def test_defaults_are_nsqs() -> None:
     options = load(
         NsqToHttpOptions,

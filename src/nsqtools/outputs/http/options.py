@@ -73,6 +73,11 @@ class UrlKind(Kind[str]):
         Template(url.target, fixed=EXAMPLE, escape=escape_url)
         return text
 
+    def told(self, text: str) -> str:
+        """Without the query: a key often stands there."""
+        path, mark, query = text.partition("?")
+        return f"{path}?..." if mark and query else text
+
 
 class ContentType(Kind[str]):
     """A header's value that must not be empty."""

@@ -44,7 +44,8 @@ class NsqToHttpOptions(HttpOptions, ConsumingOptions):
             self.dead_letter_nsqd_tcp_address or self.nsqd_tcp_address
         ):
             yield "--dead-letter-topic needs --dead-letter-nsqd-tcp-address"
-        for topic in self.topic if self.dead_letter_topic else ():
+        letter = self.dead_letter_topic
+        for topic in self.topic if letter and letter != "{topic}" else ():
             name = self.dead_letter_topic_of(topic)
             if name == topic or not is_valid_name(name):
                 yield f"--dead-letter-topic of {topic} would be {name}, which cannot be"
