@@ -130,3 +130,19 @@ async def test_a_dry_run_shows_the_first_request_and_sends_nothing(
     assert shown.endswith("Content-Length: 6\n\nbody \ufffd\n")
     now = await stats(nsqd)
     assert (now["depth"], now["in_flight_count"]) == (2, 0)
+
+
+async def test_a_dry_run_shows_what_a_batch_would_be_and_leaves_no_trace(
+    nsqd: Nsqd, capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    await publish(nsqd, b'{"n":1}')
+    argv = [
+        *("--topic=t", "--channel=deliver", f"--nsqd-tcp-address={nsqd.tcp_address}"),
+        *("--post=http://127.0.0.1:1/", "--batch-size=10", "--batch-format=json"),
+        *("--compress=gzip", f"--dead-letter-dir={folder / 'dead'}", "--dry-run"),
+    ]
+    assert await run(load(NsqToHttpOptions, "nsq_to_http", argv, {})) == 0
+    shown = capsys.readouterr().out
+    assert "Content-Encoding: gzip\n" in shown
+    assert shown.endswith('\n[{"n":1}]\n(sent with the body compressed by gzip)\n')
+    assert not (folder / "dead").exists()

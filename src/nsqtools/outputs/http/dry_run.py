@@ -6,11 +6,13 @@ import re
 from typing import TYPE_CHECKING
 
 from nsqtools.outputs.contract import Again, Feeding
+from nsqtools.outputs.http.batches import join
 from nsqtools.outputs.http.request import values_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from nsqtools.outputs.http.batches import BatchFormat, Encoding
     from nsqtools.outputs.http.request import RequestMaker
     from nsqtools.wire.messages import Messages
 
@@ -28,9 +30,18 @@ class DryRun:
     feeding = Feeding(wait_s=0.0, messages_max=1, gives_back=True)
 
     def __init__(
-        self, maker: RequestMaker, show: Callable[[str], None], secrets: Sequence[str] = ()
+        self,
+        maker: RequestMaker,
+        show: Callable[[str], None],
+        secrets: Sequence[str] = (),
+        *,
+        batch_format: BatchFormat | None = None,
+        encoding: Encoding = "none",
     ) -> None:
-        """`secrets` are not shown, whatever their headers are called."""
+        """`secrets` are not shown, whatever their headers are called. A body that is compressed when it
+        is sent is shown as it was before."""
+        self._batch_format = batch_format
+        self._encoding = encoding
         self._secrets = [secret.encode("utf-8", "surrogateescape") for secret in secrets]
         self._maker = maker
         self._show = show
@@ -51,12 +62,18 @@ class DryRun:
         if not self._shown:
             self._shown = 1
             first = messages[0]
-            request = self._maker.make(first.bodies[0], values_of(first, 0))
+            body = first.bodies[0]
+            if self._batch_format is not None:
+                body = join([body], self._batch_format)
+            request = self._maker.make(body, values_of(first, 0))
             head, blank, body = request.partition(b"\r\n\r\n")
             head = _SECRET.sub(rb"\1: ***", head.replace(b"\r\n", b"\n") + b"\n")
             for secret in self._secrets:
                 head = head.replace(b": " + secret + b"\n", b": ***\n")
-            self._show((head + blank[2:].replace(b"\r\n", b"\n") + body).decode("utf-8", "replace"))
+            shown = head + blank[2:].replace(b"\r\n", b"\n") + body
+            if self._encoding != "none":
+                shown += f"\n(sent with the body compressed by {self._encoding})".encode()
+            self._show(shown.decode("utf-8", "replace"))
         return Again(_LATER_S, "a dry run", stands=True)
 
     def rotate(self) -> None:

@@ -72,6 +72,9 @@ class Endpoint:
         self.trouble = Repeated(
             get_log("http"), "endpoint is in trouble, nothing is sent to it", clock=SystemClock()
         )
+        self.failures = Repeated(
+            get_log("http"), "a request failed, it will be tried again", clock=SystemClock()
+        )
         self.pauses = Repeated(
             get_log("http"), "endpoint asks for a pause, nothing is sent to it", clock=SystemClock()
         )
@@ -321,6 +324,8 @@ class Sender:
             if endpoint.circuit.failed(now_s):
                 self.counts["circuits_opened"] += 1
                 endpoint.trouble.failed(error, url=endpoint.label)
+            elif not endpoint.circuit.is_open:
+                endpoint.failures.failed(error, url=endpoint.label)
         elif endpoint.circuit.answered():
             endpoint.trouble.recovered("endpoint works again", url=endpoint.label)
 

@@ -99,7 +99,18 @@ async def dry_run(options: NsqToHttpOptions, shared: Shared, life: Lifecycle) ->
 
     one = replace(options, max_in_flight=1)
     secrets = secrets_of(one, shared.credentials)
-    trial = Run(one, lambda topic: DryRun(makers_of(one, topic, shared)[0], show, secrets))
+    batching = options.batching
+
+    def output_of(topic: str) -> DryRun:
+        return DryRun(
+            makers_of(one, topic, shared)[0],
+            show,
+            secrets,
+            batch_format=batching.format if batching is not None else None,
+            encoding=options.compress,
+        )
+
+    trial = Run(one, output_of)
     return await trial.run(life)
 
 
@@ -111,7 +122,9 @@ class Shared:
 
     def __init__(self, options: NsqToHttpOptions) -> None:
         self._options = options
-        self.dead = DeadLetters(options)
+        # A dry run leaves no trace.
+        kept = replace(options, dead_letter_dir=None, dead_letter_topic="")
+        self.dead = DeadLetters(kept if options.dry_run else options)
         self.printer = Printer()
         self.latencies: Latencies | None = None
         """Noted when somebody looks."""
