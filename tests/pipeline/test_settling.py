@@ -44,6 +44,7 @@ class ScriptedOutput:
         self.got: list[list[bytes]] = []
         self.under_way = self.most_under_way = 0
         self.events: list[str] = []
+        self.doubts: list[tuple[str, bytes | None]] = []
         self.delay_s = 0.0
         self._answer = answer
 
@@ -64,6 +65,9 @@ class ScriptedOutput:
         await asyncio.sleep(self.delay_s)
         self.under_way -= 1
         return self._answer(bodies)
+
+    def may_come_again(self, nsqd: str, message_id: bytes | None) -> None:
+        self.doubts.append((nsqd, message_id))
 
     def rotate(self) -> None:
         self.events.append("rotate")
@@ -398,6 +402,9 @@ async def test_faults_in_counting_and_rotating_stop_nothing(nsqd: Nsqd) -> None:
             raise ZeroDivisionError
 
         def trouble(self) -> str:
+            raise ZeroDivisionError
+
+        def may_come_again(self, nsqd: str, message_id: bytes | None) -> None:
             raise ZeroDivisionError
 
         def rotate(self) -> None:

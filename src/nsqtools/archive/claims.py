@@ -96,7 +96,7 @@ class Claim:
     @classmethod
     def take(cls, work_dir: Path, facts: ClaimFacts) -> Claim:
         """Write a new claim; it is durable and locked on return. Raises `StorageError`."""
-        folder = _make_folder(work_dir)
+        folder = make_claim_folder(work_dir)
         for _ in range(_TAKE_TRIES):
             unique = f"{os.getpid()}-{secrets.token_hex(8)}"
             claim = cls._try_to_take(folder / (unique + CLAIM_SUFFIX), facts)
@@ -176,6 +176,11 @@ class Claim:
         durable.truncate(self._fd, self._end, self.path)
 
     @property
+    def unique(self) -> str:
+        """What no other claim has, nor ever had."""
+        return self.path.stem
+
+    @property
     def rewrite_path(self) -> Path:
         """Where the file that takes the working file's place is made; nobody else uses it."""
         return self.path.with_suffix(REWRITE_SUFFIX)
@@ -219,11 +224,17 @@ def claim_paths(work_dir: Path) -> Iterator[Path]:
 
     Those in every folder of ours, by whatever name: it may have been given to us by `chown`.
     """
+    for folder in claim_folders(work_dir):
+        for name in durable.names_in(folder):
+            if name.endswith(CLAIM_SUFFIX):
+                yield folder / name
+
+
+def claim_folders(work_dir: Path) -> Iterator[Path]:
+    """Every folder of claims that is ours; raises `StorageError`."""
     for folder in _all_folders(work_dir):
         if durable.is_own_directory(folder):
-            for name in durable.names_in(folder):
-                if name.endswith(CLAIM_SUFFIX):
-                    yield folder / name
+            yield folder
 
 
 def foreign_folders(work_dir: Path) -> list[Path]:
@@ -262,7 +273,7 @@ def _folders(work_dir: Path) -> Iterator[Path]:
         yield work_dir / (own if number == 0 else f"{own}-{number}")
 
 
-def _make_folder(work_dir: Path) -> Path:
+def make_claim_folder(work_dir: Path) -> Path:
     """The folder of our claims; others may have taken the first names in a shared directory."""
     for folder in _folders(work_dir):
         if durable.make_private_directory(folder):

@@ -19,7 +19,7 @@ from nsqtools.archive.destination import FileFacts
 from nsqtools.errors import StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from nsqtools.archive.claims import ClaimFacts
@@ -112,11 +112,23 @@ class PartFile:
             last_ts_ns=last_ts_ns,
         )
 
-    def append(self, groups: Sequence[Group], now: float) -> int:
-        """Write one commit; returns the bytes it took, when they and the name are durable."""
+    @property
+    def unique(self) -> str:
+        """What no other file has, nor ever had."""
+        return self.claim.unique
+
+    def append(
+        self, groups: Sequence[Group], now: float, before: Callable[[int, int], None] | None = None
+    ) -> int:
+        """Write one commit; returns the bytes it took, when they and the name are durable.
+
+        `before` is called with where it begins and ends, before it is written.
+        """
         data = self.container.encode(groups)
         if self.size_bytes == 0:
             data = self.container.file_header + data
+        if before is not None:
+            before(self.size_bytes, self.size_bytes + len(data))
         self._write(data)
         self.container.keep()
         self.records += sum(group.records for group in groups)

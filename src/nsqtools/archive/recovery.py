@@ -19,7 +19,9 @@ from nsqtools import durable, publish
 from nsqtools.archive.claims import Claim, Placing, claim_paths, topic_of
 from nsqtools.archive.destination import FileFacts, open_destination
 from nsqtools.archive.finishing import SealedFile
+from nsqtools.archive.keys import note_whole
 from nsqtools.archive.naming import REVISIONS_MAX, bump, path_of
+from nsqtools.archive.stream import Damage
 from nsqtools.archive.survey import Survey, survey
 from nsqtools.errors import ArchiveError, StorageError
 
@@ -129,8 +131,7 @@ class _Recovery:
             if self._can_resume(placing):
                 return self._resume(placing, fd)
             self._claim.note_placing(None)  # its rewrite is lost: the file is still whole
-        facts = self._claim.facts
-        found = survey(fd, self._path, facts.record_format, facts.compression)
+        found = self._survey(fd)
         if found.damage is not None and not found.damage.torn:
             return self._set_aside(fd, found)
         if found.records == 0:
@@ -140,6 +141,20 @@ class _Recovery:
         self._complete(fd, found)
         reason = f"cut: {found.damage.reason}" if found.damage else "published as it was"
         return self._publish(fd, found, reason)
+
+    def _survey(self, fd: int) -> Survey:
+        """How much of the file is whole commits; the writer's key file is told."""
+        facts = self._claim.facts
+        found = survey(fd, self._path, facts.record_format, facts.compression)
+        folder, unique = self._claim.path.parent, self._claim.unique
+        end = note_whole(folder, facts.topic, facts.channel, unique, found.end)
+        if end < found.end and (found.damage is None or found.damage.torn):
+            durable.truncate(fd, end, self._path)
+            damage = found.damage or Damage(end, "a cut commit", torn=True)
+            size_bytes = found.size_bytes
+            found = survey(fd, self._path, facts.record_format, facts.compression)
+            found.size_bytes, found.damage = size_bytes, damage
+        return found
 
     def _not_begun(self, fd: int) -> Recovered | None:
         """Nothing was ever committed. A file that has our name may be somebody else's."""

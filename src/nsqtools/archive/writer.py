@@ -15,6 +15,7 @@ import contextlib
 import os
 import threading
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from nsqtools import durable
@@ -24,7 +25,9 @@ from nsqtools.archive.finishing import SealedFile, SealedFiles
 from nsqtools.archive.formats import COMPRESSIONS, RECORD_FORMATS
 from nsqtools.archive.groups import GROUP_BYTES_MAX, Group, payload_bytes, split
 from nsqtools.archive.header import encode_header
+from nsqtools.archive.keys import Keys
 from nsqtools.archive.naming import PART_SUFFIX, first_free, needs_revision, path_of
+from nsqtools.archive.once import OnceOnly
 from nsqtools.archive.part_file import PartFile
 from nsqtools.archive.rotation import FileState, RotationPolicy, next_rotation, reason_to_rotate
 from nsqtools.archive.stream import BODY_BYTES_MAX
@@ -62,6 +65,8 @@ class ArchiveSpec:
     compression: str = "none"
     level: int | None = None
     compact: bool = True
+    keys_max: int = 0
+    """How many messages may be delivered again without our knowing: 0: they are not looked for."""
     rotation: RotationPolicy = field(default_factory=RotationPolicy)
 
     @property
@@ -97,6 +102,8 @@ class Commit:
     disk_bytes: int
     ambiguous: int
     created: Path | None
+    duplicates: int = 0
+    """Messages that were in the archive already."""
 
 
 class ArchiveWriter:
@@ -142,6 +149,12 @@ class ArchiveWriter:
         self._encoder = record_format.new_encoder(topic=spec.topic, header=header)
         compression = COMPRESSIONS[spec.compression]
         self._new_container = compression.new_containers(header, spec.effective_level)
+        self.once = (
+            OnceOnly(spec.work_dir, spec.topic, spec.channel, spec.keys_max)
+            if spec.keys_max
+            else None
+        )
+        """What finds messages that come again; `open` it first."""
         self.sealed = SealedFiles()
         """Complete files that wait for `finish`."""
         self._file: PartFile | None = None
@@ -172,9 +185,19 @@ class ArchiveWriter:
 
         Raises `ArchiveError`, too, for a body of more than `BODY_BYTES_MAX`, which no reader takes.
         """
+        delivered = count_messages(batches)
+        if self.once is not None:
+            batches = self.once.new_of(batches)
         messages = count_messages(batches)
         if not messages:
-            return Commit(messages=0, body_bytes=0, disk_bytes=0, ambiguous=0, created=None)
+            return Commit(
+                messages=0,
+                body_bytes=0,
+                disk_bytes=0,
+                ambiguous=0,
+                created=None,
+                duplicates=delivered,
+            )
         if (largest := max(each.body_bytes_max for each in batches)) > BODY_BYTES_MAX:
             raise ArchiveError(f"a body of {largest} bytes is larger than {BODY_BYTES_MAX}")
         self._seal_if_due()
@@ -183,13 +206,14 @@ class ArchiveWriter:
         file = self._file
         is_first = file.size_bytes == 0
         groups, ambiguous = self._encode(batches, is_first=is_first)
-        disk_bytes = self._append(file, groups)
+        disk_bytes = self._append(file, groups, batches)
         return Commit(
             messages=messages,
             body_bytes=sum(each.size_bytes for each in batches),
             disk_bytes=disk_bytes,
             ambiguous=ambiguous,
             created=file.path if is_first else None,
+            duplicates=delivered - messages,
         )
 
     def tick(self) -> None:
@@ -231,6 +255,8 @@ class ArchiveWriter:
         if self._file is not None:
             self._file.close()
             self._file = None
+        if self.once is not None:
+            self.once.close()
         with self._finishing:
             self.sealed.release_all()
 
@@ -247,9 +273,15 @@ class ArchiveWriter:
             before = b""
         return groups, ambiguous
 
-    def _append(self, file: PartFile, groups: list[Group]) -> int:
+    def _append(self, file: PartFile, groups: list[Group], batches: Sequence[Messages]) -> int:
+        once, now = self.once, self._clock.monotonic()
         try:
-            return file.append(groups, self._clock.monotonic())
+            if once is None:
+                return file.append(groups, now)
+            keys = [Keys.of(each) for each in batches if len(each)]
+            disk_bytes = file.append(groups, now, partial(once.note, file.unique, keys))
+            once.committed(keys)
+            return disk_bytes
         except BaseException:
             if file.size_bytes == 0:
                 self._discard_quietly(file)
@@ -316,6 +348,8 @@ class ArchiveWriter:
         except StorageError:
             self._forget_if_lost(file)
             raise
+        if self.once is not None:
+            self.once.sealed(file.unique, file.size_bytes)
         self.sealed.put(
             SealedFile(
                 claim=file.claim,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections import Counter
 from typing import TYPE_CHECKING, Self
 
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from nsqtools.wire.frames import Oversized
     from nsqtools.wire.messages import Messages
 
+# What nsqd says of a FIN that it does not take (spec: tcp-protocol, part 2): which one it is.
+_FIN_FAILED = re.compile(r"FIN ([^ ]{16}) ")
 # How often held messages are looked at; a small part of the shortest msg_timeout (1 s).
 TOUCH_INTERVAL_S = 0.2
 # How soon RDY is shared anew when some nsqd may send nothing more.
@@ -71,9 +74,11 @@ class Consumer:
         lookupd_addresses: Iterable[str] = (),
         rng: random.Random | None = None,
         memory: ConsumerMemory | None = None,
-        on_lost: Callable[[], None] = lambda: None,
+        on_lost: Callable[[str], None] = lambda _: None,
+        on_refused: Callable[[str, bytes], None] = lambda _, __: None,
     ) -> None:
-        """`on_lost` is called when a connection has ended: what it brought cannot be settled any more."""
+        """`on_lost` is called with the nsqd's address when a connection has ended: what it brought
+        cannot be settled any more. `on_refused` gets the address and the id when nsqd takes no FIN."""
         problems = [
             f"invalid {what} name {name!r}"
             for what, name in (("topic", topic), ("channel", channel))
@@ -92,6 +97,7 @@ class Consumer:
         self._log = get_log("client").bind(topic=topic, channel=channel)
         self._memory = memory or ConsumerMemory()
         self._on_lost = on_lost
+        self._on_refused = on_refused
         self._subscriptions: dict[Connection, Subscription] = {}
         self._nsqds = Nsqds(
             topic,
@@ -298,6 +304,8 @@ class Consumer:
 
     def error_received(self, connection: Connection, error: ServerError) -> None:
         self.counts[error.code if error.code in ERROR_CODES else "other_errors"] += 1
+        if error.code == "E_FIN_FAILED" and (failed := _FIN_FAILED.match(error.description)):
+            self._on_refused(connection.address, failed[1].encode("latin-1"))
         if error.fatal:
             self._log.error("nsqd refused", nsqd=connection.address, error=error)
         else:
@@ -311,7 +319,7 @@ class Consumer:
         self.counts["unsettled_lost"] += subscription.in_flight
         self.counts["untaken_lost"] += self.inbox.drop(subscription)
         self._note_why(connection.address, cause)
-        self._on_lost()
+        self._on_lost(connection.address)
         if not self._stopping:
             self._log.warning(
                 "connection lost",

@@ -90,6 +90,11 @@ class Output(Protocol):
         answer. Cancelling it must leave what was delivered either whole or not there.
         """
 
+    def may_come_again(self, nsqd: str, message_id: bytes | None) -> None:
+        """What was done may be delivered once more: this message, for which nsqd took no FIN; or, with
+        None, any of those that came last from this nsqd (`host:port`), because its connection ended.
+        Must not block."""
+
     def rotate(self) -> None:
         """Asked by SIGHUP: finish what is being filled, soon. Must not block."""
 

@@ -96,7 +96,8 @@ class TopicPipeline:
             nsqd_addresses=spec.nsqd_addresses,
             lookupd_addresses=spec.lookupd_addresses,
             memory=spec.memory,
-            on_lost=self._forget_lost,
+            on_lost=self._connection_lost,
+            on_refused=self._may_come_again,
         )
 
     def totals(self) -> Counter[str]:
@@ -214,9 +215,16 @@ class TopicPipeline:
             self.counts.requeued += len(one)
             one.requeue()
 
-    def _forget_lost(self) -> None:
+    def _connection_lost(self, nsqd: str) -> None:
         """What waits to come again, and whose connection is gone, takes memory for nothing."""
         self.counts.lost += self._waiting.drop_lost()
+        self._may_come_again(nsqd, None)
+
+    def _may_come_again(self, nsqd: str, message_id: bytes | None) -> None:
+        try:
+            self.output.may_come_again(nsqd, message_id)
+        except Exception as failure:  # noqa: BLE001 - the consumer's affairs go on
+            self._note_fault(failure)
 
     # Delivering
 

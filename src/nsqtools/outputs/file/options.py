@@ -104,6 +104,13 @@ class FileOptions:
         group=_FORMAT,
     )
 
+    no_dedupe: bool = option(
+        BOOL,
+        default="false",
+        help="write a message again that nsqd delivers again; by default the archive has each once",
+        group=_FORMAT,
+    )
+
     rotate_size_bytes: int = option(
         SIZE,
         default="0",

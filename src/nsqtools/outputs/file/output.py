@@ -32,8 +32,11 @@ if TYPE_CHECKING:
     from nsqtools.outputs.workers import Workers
     from nsqtools.wire.messages import Messages
 
+_COUNTS = ("disk_bytes", "files", "ambiguous_messages", "failures", "duplicates", "forgotten_keys")
 RETRY_FIRST_S = 0.5
 RETRY_MAX_S = 30.0
+# Messages of which it is kept apart that they may come again; beyond it all of their nsqd may.
+DOUBTS_MAX = 10_000
 
 
 class FileOutput:
@@ -66,22 +69,35 @@ class FileOutput:
         self._seals = _Trouble(self._log, "a file cannot be finished")
         self._finishes = _Trouble(self._log, "a finished file cannot be published")
         self._rotate_wanted = False
-        self._counts = dict.fromkeys(("disk_bytes", "files", "ambiguous_messages", "failures"), 0)
+        self._doubts: list[tuple[str, bytes | None]] = []
+        self._counts = dict.fromkeys(_COUNTS, 0)
 
     async def open(self) -> None:
         """Finish what a run that did not end left of this topic."""
         if self._leftovers is not None:
             await self._leftovers.finish(self._topic)
+        if (once := self._writer.once) is not None:
+            await self._strand.call(once.open)
 
     async def deliver(self, messages: Sequence[Messages]) -> Answer:
-        """Make messages durable."""
+        """Make messages durable, those that the archive has not got yet."""
+        doubts, self._doubts = self._doubts, []
         try:
-            commit = await self._strand.call(lambda: self._commit(messages))
+            commit = await self._strand.call(lambda: self._commit(messages, doubts))
         except StorageError as failure:
             return Again(self._failed(self._commits, failure), str(failure), stands=True)
         self._commits.over()
         self._note(commit)
         return DONE
+
+    def may_come_again(self, nsqd: str, message_id: bytes | None) -> None:
+        """Remembered until the next commit: the writer looks for them from then on."""
+        if self._writer.once is not None:
+            if len(self._doubts) >= DOUBTS_MAX:  # one by one is too much
+                self._doubts = [
+                    (each, None) for each in dict.fromkeys(one for one, _ in self._doubts)
+                ]
+            self._doubts.append((nsqd, message_id))
 
     def rotate(self) -> None:
         """Finish the open file soon."""
@@ -118,7 +134,13 @@ class FileOutput:
 
     # In the first strand's thread
 
-    def _commit(self, messages: Sequence[Messages]) -> Commit:
+    def _commit(
+        self, messages: Sequence[Messages], doubts: Sequence[tuple[str, bytes | None]] = ()
+    ) -> Commit:
+        once = self._writer.once
+        if once is not None:
+            for nsqd, message_id in doubts:
+                once.may_come_again(nsqd, message_id)
         commit = self._writer.commit(messages)
         self._publish_sealed()
         return commit
@@ -189,6 +211,9 @@ class FileOutput:
             )
         self._counts["ambiguous_messages"] += commit.ambiguous
         self._counts["disk_bytes"] += commit.disk_bytes
+        self._counts["duplicates"] += commit.duplicates
+        if self._writer.once is not None:
+            self._counts["forgotten_keys"] = self._writer.once.forgotten
         if commit.created is not None:
             self._log.info("opened", path=commit.created)
 

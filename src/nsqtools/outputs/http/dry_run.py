@@ -76,6 +76,9 @@ class DryRun:
             self._show(shown.decode("utf-8", "replace"))
         return Again(_LATER_S, "a dry run", stands=True)
 
+    def may_come_again(self, nsqd: str, message_id: bytes | None) -> None:
+        """Nothing is done with messages."""
+
     def rotate(self) -> None:
         """There is nothing to finish."""
 

@@ -177,6 +177,9 @@ class HttpOutput:
         finally:
             self._breaker.probe_ended(self._loop.time())
 
+    def may_come_again(self, nsqd: str, message_id: bytes | None) -> None:
+        """It is delivered again: whoever must get each once tells them apart by their ids."""
+
     def rotate(self) -> None:
         """Finish the file of dead letters."""
         if self._dead_letter is not None:

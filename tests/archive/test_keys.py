@@ -1,0 +1,173 @@
+"""Key files: what is read back of them, whatever was cut, and what does not count."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.archive.helpers import batch_of
+
+from nsqtools.archive import keys as keys_module
+from nsqtools.archive.keys import KeyFile, Keys, dead_files, digest, note_whole, take_over
+from nsqtools.wire.messages import Messages, encode_payload
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HALF = 64 << 10
+UNIQUE = "7-00ff"
+
+
+def keys(first: int, count: int, nsqd: str = "n:1") -> Keys:
+    return Keys.of(batch_of([b"body"] * count, first, nsqd))
+
+
+def created(folder: Path) -> KeyFile:
+    return KeyFile.create(folder, "topic", "channel", HALF)
+
+
+def found(path: Path) -> list[tuple[str, list[bytes]]] | None:
+    known = take_over(path)
+    return (
+        None if known is None else [(one.nsqd, [pair[0] for pair in one.pairs()]) for one in known]
+    )
+
+
+def ids(first: int, count: int) -> list[bytes]:
+    return [b"%016x" % number for number in range(first, first + count)]
+
+
+def test_a_key_is_nsqd_id_and_time_whatever_the_sizes() -> None:
+    payloads = [encode_payload(2**63 - 1 - at, 1, b"%016d" % at, b"x" * at) for at in range(100)]
+    made = Keys.of(Messages(payloads, nsqd="n:1"))
+    assert list(made.pairs()) == [(b"%016d" % at, 2**63 - 1 - at) for at in range(100)]
+    assert Keys.from_pairs("n:1", made.pairs()) == made
+
+
+def test_what_a_dead_writer_noted(tmp_path: Path) -> None:
+    file = created(tmp_path)
+    file.begin([keys(0, 3), keys(5, 1, "m:2")])
+    assert file.commit(UNIQUE, 0, 100, [keys(10, 2)])
+    assert file.commit(UNIQUE, 100, 200, [keys(20, 2), keys(30, 1, "m:2")])
+    assert take_over(file.path) is None, "its writer lives"
+    file.close()
+    assert [file.path] == dead_files(tmp_path)[digest("topic", "channel")]
+    before = [("n:1", ids(0, 3)), ("m:2", ids(5, 1))]
+    assert found(file.path) == before, "nobody has said how far the file is whole"
+    assert note_whole(file.path.parent, "topic", "channel", UNIQUE, 200) == 200
+    after = [*before, ("n:1", ids(10, 2)), ("n:1", ids(20, 2)), ("m:2", ids(30, 1))]
+    assert found(file.path) == after
+    assert note_whole(file.path.parent, "topic", "channel", UNIQUE, 100) == 100, "told once"
+    assert found(file.path) == after
+
+
+@pytest.mark.parametrize(
+    ("end", "whole", "kept"),
+    [
+        (0, 0, []),
+        (99, 0, []),
+        (100, 100, [10]),
+        (150, 100, [10]),
+        (200, 200, [10, 20]),
+        (999, 999, [10, 20]),
+    ],
+)
+def test_a_commit_counts_where_it_is_whole(
+    end: int, whole: int, kept: list[int], tmp_path: Path
+) -> None:
+    file = created(tmp_path)
+    file.begin([])
+    file.commit(UNIQUE, 0, 100, [keys(10, 1)])
+    file.commit(UNIQUE, 100, 200, [keys(20, 1)])
+    file.close()
+    assert note_whole(file.path.parent, "topic", "channel", UNIQUE, end) == whole
+    assert found(file.path) == [("n:1", ids(number, 1)) for number in kept]
+
+
+def test_a_commit_in_the_place_of_one_that_failed(tmp_path: Path) -> None:
+    """The first was cut back, and its messages are not there, though the file is as long."""
+    file = created(tmp_path)
+    file.begin([])
+    for first, end in ((1, 100), (2, 100), (3, 250), (4, 200)):
+        file.commit(UNIQUE, 0, end, [keys(first, 1)])
+    file.commit(UNIQUE, 200, 300, [keys(5, 1)])
+    file.whole(UNIQUE, 300)
+    file.close()
+    assert found(file.path) == [("n:1", ids(4, 1)), ("n:1", ids(5, 1))]
+
+
+def test_files_of_which_nobody_says_that_they_are_whole_do_not_count(tmp_path: Path) -> None:
+    """A first commit failed, and its file was taken back."""
+    file = created(tmp_path)
+    file.begin([])
+    file.commit("taken-back", 0, 100, [keys(1, 1)])
+    file.commit(UNIQUE, 0, 100, [keys(1, 2)])
+    file.whole(UNIQUE, 50)
+    file.close()
+    assert found(file.path) == []
+
+
+def test_it_does_not_grow_and_an_older_half_says_nothing(tmp_path: Path) -> None:
+    file = created(tmp_path)
+    remembered = keys(0, 2)
+    file.begin([remembered])
+    at = begun = 0
+    for number in range(1, 3000):
+        end = at + 100
+        if not file.commit(UNIQUE, at, end, [keys(number, 5)]):
+            remembered = keys(number, 2)
+            file.begin([remembered])
+            begun += 1
+            assert file.commit(UNIQUE, at, end, [keys(number, 5)])
+        at = end
+    file.close()
+    assert begun > 5
+    assert file.path.stat().st_size <= 2 * HALF
+    note_whole(file.path.parent, "topic", "channel", UNIQUE, at)
+    known = found(file.path)
+    assert known is not None
+    assert known[0] == ("n:1", ids(int(remembered.ids[:16], 16), 2))
+    assert known[-1] == ("n:1", ids(2999, 5))
+    assert len(known) < 1000
+
+
+def test_cut_at_every_byte_it_says_nothing_that_is_not_so(tmp_path: Path) -> None:
+    file = created(tmp_path)
+    file.begin([keys(1, 1)])
+    file.commit(UNIQUE, 0, 100, [keys(2, 1)])
+    file.whole(UNIQUE, 100)
+    file.begin([keys(1, 1), keys(2, 1)])
+    file.commit(UNIQUE, 100, 200, [keys(3, 1)])
+    file.close()
+    data = file.path.read_bytes()
+    whole = [("n:1", ids(1, 1)), ("n:1", ids(2, 1))]
+    seen = set()
+    for size in [*range(300), *range(HALF - 5, len(data) + 1)]:
+        file.path.write_bytes(data[:size])
+        known = found(file.path)
+        assert known in (whole, whole[:1], [])
+        seen.add(len(known or ()))
+    assert seen == {0, 2}
+    for at in range(len(data)):
+        if data[at]:
+            file.path.write_bytes(data[:at] + bytes((data[at] ^ 0x55,)) + data[at + 1 :])
+            assert found(file.path) in (whole, whole[:1], [])
+
+
+def test_what_does_not_fit_is_left_out(tmp_path: Path) -> None:
+    file = created(tmp_path)
+    file.begin([keys(0, 2), keys(10, 3000), keys(20, 2)])
+    assert not file.commit(UNIQUE, 0, 100, [keys(0, 3000)])
+    file.close()
+    assert found(file.path) == [("n:1", ids(0, 2))]
+
+
+def test_names_that_are_none_are_not_looked_at(tmp_path: Path) -> None:
+    file = created(tmp_path)
+    file.close()
+    (file.path.parent / f"{digest('topic', 'channel')}-1-x.keys").write_bytes(b"x")
+    (file.path.parent / "notes.txt").write_bytes(b"x")
+    assert dead_files(tmp_path) == {digest("topic", "channel"): [file.path]}
+    file.path.unlink()
+    assert take_over(file.path) is None
+    assert keys_module.KEY_BYTES == 24

@@ -1,0 +1,256 @@
+"""A message that is delivered again is written once, in a run and after a kill; no other is left out."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.archive.helpers import NSQD, PAIRS, close, payload, read_bodies, spec, visible
+from tests.archive.test_killed import ACKNOWLEDGED, CALLS_MAX, in_child
+
+from nsqtools.archive import once as once_module
+from nsqtools.archive.keys import Keys
+from nsqtools.archive.once import OnceOnly
+from nsqtools.archive.recovery import recover
+from nsqtools.archive.rotation import RotationPolicy
+from nsqtools.archive.writer import ArchiveWriter
+from nsqtools.wire.messages import Messages, encode_payload
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from nsqtools.archive.writer import ArchiveSpec
+
+MESSAGES = 6
+# Of so many that were acknowledged the FIN is lost.
+FINS_LOST = 2
+
+
+def message(number: int, *, attempts: int = 1, nsqd: str = NSQD, ts_ns: int = 0) -> Messages:
+    one = encode_payload(ts_ns or 10**18 + number, attempts, b"%016x" % number, b"%d" % number)
+    return Messages([one], nsqd=nsqd)
+
+
+def numbers(batches: Sequence[Messages]) -> list[int]:
+    return [int(body) for each in batches for body in each.bodies]
+
+
+def opened(folder: Path, keys_max: int = 10) -> OnceOnly:
+    once = OnceOnly(folder, "topic", "channel", keys_max)
+    once.open()
+    return once
+
+
+def commit(once: OnceOnly, *batches: Messages) -> list[int]:
+    """What is written of these."""
+    new = once.new_of(batches)
+    once.committed([Keys.of(each) for each in new])
+    return numbers(new)
+
+
+# Which messages are looked up, and found
+
+
+def test_what_nsqd_says_is_new_is_not_looked_up(tmp_path: Path) -> None:
+    once = opened(tmp_path)
+    batches = [message(1), message(2)]
+    assert once.new_of(batches) is batches
+    assert commit(once, *batches) == [1, 2]
+    assert commit(once, message(1)) == [1], "nothing has happened: it is another one"
+
+
+def test_one_that_timed_out_while_it_was_held(tmp_path: Path) -> None:
+    once = opened(tmp_path)
+    assert commit(once, message(1), message(2)) == [1, 2]
+    assert commit(once, message(2, attempts=2), message(3, attempts=2)) == [3]
+    assert commit(once, message(2, attempts=3), message(3, attempts=3)) == []
+
+
+def test_both_copies_in_one_commit(tmp_path: Path) -> None:
+    once = opened(tmp_path)
+    assert commit(once, message(1), message(2), message(1, attempts=2)) == [1, 2]
+    both = Messages([*message(4).payloads, *message(4, attempts=2).payloads], nsqd=NSQD)
+    assert commit(once, both) == [4]
+
+
+def test_an_id_that_comes_again_with_another_message(tmp_path: Path) -> None:
+    once = opened(tmp_path)
+    commit(once, message(1))
+    assert commit(once, message(1, attempts=2, ts_ns=5)) == [1]
+
+
+def test_another_nsqd_has_the_same_id(tmp_path: Path) -> None:
+    once = opened(tmp_path)
+    commit(once, message(1))
+    assert commit(once, message(1, attempts=2, nsqd="other:4150")) == [1]
+
+
+def test_one_whose_fin_was_refused_is_known_however_late_it_comes(tmp_path: Path) -> None:
+    once = opened(tmp_path, keys_max=4)
+    commit(once, message(1))
+    commit(once, message(2))
+    once.may_come_again(NSQD, b"%016x" % 1)
+    once.may_come_again(NSQD, b"of something else")
+    for number in range(10, 30):
+        commit(once, message(number))
+    assert commit(once, message(1, attempts=2), message(2, attempts=2)) == [2]
+
+
+def test_an_nsqd_that_was_killed_delivers_as_if_for_the_first_time(tmp_path: Path) -> None:
+    once = opened(tmp_path)
+    commit(once, message(1), message(2))
+    once.may_come_again(NSQD, None)
+    assert commit(once, message(1), message(2), message(3)) == [3]
+    assert commit(once, message(1), message(3), message(4)) == [4], "it was killed once more"
+
+
+def test_after_a_while_what_is_new_is_not_looked_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(once_module, "WATCHED", 3)
+    once = opened(tmp_path)
+    commit(once, message(1), message(2))
+    once.may_come_again(NSQD, None)
+    for number in (5, 6, 7):
+        commit(once, message(number))
+    batches = [message(1)]
+    assert once.new_of(batches) is batches
+    assert commit(once, message(2, attempts=2)) == [], "but if nsqd says that it comes again"
+
+
+def test_what_is_remembered_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(once_module, "AWAITED_MAX", 5)
+    once = opened(tmp_path, keys_max=4)
+    for round_ in range(10):
+        for nsqd in range(10):
+            commit(once, message(round_ * 10 + nsqd, nsqd=f"n{nsqd}:1"))
+    assert sum(recent.count for recent in once._recent.values()) <= 8
+    for nsqd in range(10):
+        once.may_come_again(f"n{nsqd}:1", None)
+    assert sum(map(len, once._awaited.values())) == 5
+    assert once.forgotten > 0
+
+
+# Across runs
+
+
+def test_a_run_that_ended(tmp_path: Path) -> None:
+    """FINs that were on their way; the file is published."""
+    for first in (0, 3, 6):
+        writer = ArchiveWriter(replace(spec(tmp_path), keys_max=10))
+        assert writer.once is not None
+        writer.once.open()
+        again = [message(number, attempts=2) for number in range(max(0, first - 2), first)]
+        done = writer.commit([*again, *[message(number) for number in range(first, first + 3)]])
+        assert (done.messages, done.duplicates) == (3, len(again))
+        close(writer)
+        writer.abandon()
+    assert sorted(bodies_in(tmp_path)) == list(range(9))
+
+
+def test_two_archivers_of_a_channel(tmp_path: Path) -> None:
+    """Each looks after itself; what a dead one left is taken over by the next that starts."""
+    wanted = replace(spec(tmp_path), keys_max=10)
+    one, two = ArchiveWriter(wanted), ArchiveWriter(wanted)
+    for writer, number in ((one, 1), (two, 2)):
+        assert writer.once is not None
+        writer.once.open()
+        writer.commit([message(number)])
+    close(one)
+    one.abandon()
+    three = ArchiveWriter(wanted)
+    assert three.once is not None
+    three.once.open()
+    done = three.commit([message(1, attempts=2), message(2, attempts=2), message(3)])
+    assert (done.messages, done.duplicates) == (2, 1), "the second one lives, and may need its own"
+    close(two)
+    close(three)
+
+
+def bodies_in(output: Path) -> list[int]:
+    found: list[int] = []
+    for path in visible(output):
+        bodies, damage = read_bodies(path)
+        assert damage is None
+        found += map(int, bodies)
+    return found
+
+
+def archive(wanted: ArchiveSpec, acknowledged: int, pipe: int) -> None:
+    """A whole run: what was left is finished, then comes what nsqd delivers, some of it again."""
+    assert not any(result.failed for result in recover(wanted.work_dir))
+    writer = ArchiveWriter(wanted)
+    assert writer.once is not None
+    writer.once.open()
+    for number in range(max(0, acknowledged - FINS_LOST), MESSAGES):
+        # A killed nsqd delivers some as if for the first time.
+        writer.commit([message(number, attempts=1 + number % 2)])
+        os.write(pipe, ACKNOWLEDGED.pack(number + 1))
+        writer.finish()
+    writer.close()
+    while writer.finish() is not None:
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("record_format", "compression"), PAIRS)
+def test_killed_at_every_call(record_format: str, compression: str, tmp_path: Path) -> None:
+    """kill -9 before call N, the next run before another one, and so on: lost 0, twice 0."""
+    for kill_at in range(0, CALLS_MAX, 3):
+        output, work = tmp_path / f"{kill_at}", tmp_path / f"{kill_at}-work"
+        output.mkdir()
+        work.mkdir()
+        wanted = replace(
+            spec(
+                output,
+                record_format,
+                compression,
+                work_dir=work,
+                rotation=RotationPolicy(rotate_records=3),
+                compact=True,
+            ),
+            keys_max=10,
+        )
+        acknowledged, done, runs = 0, False, 0
+        kills = [kill_at, kill_at * 7 % 61, kill_at * 11 % 89, CALLS_MAX]
+        while not done:
+            done, told = in_child(kills[runs], "links", partial(archive, wanted, acknowledged))
+            acknowledged = max(acknowledged, told)
+            runs += 1
+        twice = [body for body, count in Counter(bodies_in(output)).items() if count > 1]
+        assert (sorted(bodies_in(output)), twice) == (list(range(MESSAGES)), [])
+        if runs == 1:
+            break
+    assert kill_at > 60
+
+
+def test_a_commit_that_was_cut_in_its_middle_is_cut_off(tmp_path: Path) -> None:
+    """Half of its lines are there; none was acknowledged, and all come again."""
+    wanted = replace(spec(tmp_path), keys_max=10)
+    writer = ArchiveWriter(wanted)
+    assert writer.once is not None
+    writer.once.open()
+    writer.commit([message(number) for number in range(3)])
+    writer.commit([message(number) for number in range(3, 6)])
+    writer.abandon()
+    (part,) = tmp_path.glob("*.part")
+    part.write_bytes(part.read_bytes()[:-2])
+    (result,) = recover(tmp_path)
+    assert result.records == 3
+    assert result.cut_bytes == 4
+    again = ArchiveWriter(wanted)
+    assert again.once is not None
+    again.once.open()
+    done = again.commit([message(number, attempts=2) for number in range(6)])
+    assert (done.messages, done.duplicates) == (3, 3)
+    close(again)
+    assert sorted(bodies_in(tmp_path)) == list(range(6))
+
+
+def test_payload_helper_and_messages_agree() -> None:
+    assert Messages([payload(3, b"x")]).times == (payload(3, b"x"))[:8]
