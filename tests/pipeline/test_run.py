@@ -125,7 +125,7 @@ async def test_topics_that_come_and_go(
             await until(lambda: archiver._sum()["messages"] == 12)
     assert sorted(archived(folder)) == sorted([*TEN, b"again", b"new"])
     said = [record.getMessage() for record in caplog.records]
-    assert "topic is gone topic=logs" in said
+    assert "topic is gone topic=logs channel=archive" in said
 
 
 def topics_of(archiver: Run) -> set[str]:

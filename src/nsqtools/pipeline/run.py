@@ -163,7 +163,7 @@ class Run:
             self._health.forget(part_of(topic))
 
     def _stands_still(self, topic: str, trouble: Repeated, failure: Exception) -> None:
-        trouble.failed(failure, topic=topic)
+        trouble.failed(failure, topic=topic, channel=self._options.channel)
         self._health.failing(part_of(topic), failure)
         self._health.ready(part_of(topic))
 
@@ -227,7 +227,7 @@ class Run:
     def _take_over(self, found: set[str], group: asyncio.TaskGroup) -> None:
         wanted = {t for t in found if self._options.wants_topic(t) and not is_ephemeral(t)}
         for topic in sorted(wanted - self._tasks.keys()):
-            log.info("new topic", topic=topic)
+            log.info("new topic", topic=topic, channel=self._options.channel)
             self._start(topic, group)
         for topic in list(self._tasks):
             pipeline = self._pipelines.get(topic)
@@ -238,7 +238,7 @@ class Run:
                 self._let_go(topic)
 
     def _let_go(self, topic: str) -> None:
-        log.info("topic is gone", topic=topic)
+        log.info("topic is gone", topic=topic, channel=self._options.channel)
         del self._missing[topic]
         pipeline = self._pipelines.get(topic)
         if pipeline is not None:
