@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import random
 import threading
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,6 +93,32 @@ def test_small_commits_take_what_one_piece_takes(
     assert published.compacted_from_bytes is not None
     assert published.compacted_from_bytes > 4 * published.disk_bytes
     assert published.messages == count
+
+
+@pytest.mark.parametrize("level", [1, 6, 9])
+def test_a_rewrite_is_as_small_as_gzip_makes_it(level: int, tmp_path: Path) -> None:
+    """Commits have no time for that; a rewrite holds up nobody."""
+    rng = random.Random(level)
+    paths = [b"/products/%d/%d" % (number, rng.randrange(10**6)) for number in range(300)]
+    bodies = [
+        b'{"ts":%.3f,"user":%d,"ip":"10.%d.%d.%d","path":"%s","status":%d,"ms":%.2f,"agent":"%s"}'
+        % (
+            1.7e9 + at * 0.013,
+            rng.randrange(200_000),
+            *rng.randbytes(3),
+            rng.choice(paths),
+            rng.choice((200, 200, 200, 404)),
+            rng.expovariate(0.02),
+            rng.choice((b"Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36", b"curl/8.1")),
+        )
+        for at in range(5000)
+    ]
+    writer = ArchiveWriter(spec(tmp_path, "lines", "gzip", level=level, compact=True))
+    for at in range(0, len(bodies), 50):
+        writer.commit([batch_of(bodies[at : at + 50], at)])
+    (published,) = close(writer)
+    whole = zlib.compress(b"\n".join([*bodies, b""]), level)
+    assert published.disk_bytes < len(whole) * 1.1 + OVERHEAD_BYTES
 
 
 @pytest.mark.parametrize(("record_format", "compression"), PAIRS)

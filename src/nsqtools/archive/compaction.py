@@ -110,7 +110,7 @@ def _new_container(wanted: ClaimFacts) -> Container:
         channel=wanted.channel,
         host=wanted.host,
     )
-    return COMPRESSIONS[wanted.compression].new_containers(header, wanted.level)()
+    return COMPRESSIONS[wanted.compression].new_rewrite(header, wanted.level)
 
 
 def _groups(source: Source, compression: str) -> Iterator[Group]:

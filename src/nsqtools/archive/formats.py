@@ -61,8 +61,9 @@ class Compression:
     """What stands around the records.
 
     `new_containers` takes a file header and a level, and gives what makes the container of each file
-    of one writer. `begins` tells from the first START_BYTES. `peek_header` gives what stands where
-    a file header would, if anything. `has_index`: a sealed file can be read from its middle.
+    of one writer; `new_rewrite` gives that of a rewrite, which has more time and is to be small.
+    `begins` tells from the first START_BYTES. `peek_header` gives what stands where a file header
+    would, if anything. `has_index`: a sealed file can be read from its middle.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Compression:
     levels: range
     default_level: int
     new_containers: Callable[[bytes, int], Callable[[], Container]]
+    new_rewrite: Callable[[bytes, int], Container]
     begins: Callable[[bytes], bool]
     peek_header: Callable[[Source], bytes | None]
     new_walk: Callable[[Source], Walk]
@@ -104,8 +106,16 @@ def _plain_containers(_header: bytes, _level: int) -> Callable[[], Container]:
     return PlainContainer
 
 
+def _plain_rewrite(_header: bytes, _level: int) -> Container:
+    return PlainContainer()
+
+
 def _gzip_containers(header: bytes, level: int) -> Callable[[], Container]:
     return lambda: GzipContainer(header, level)
+
+
+def _gzip_rewrite(header: bytes, level: int) -> Container:
+    return GzipContainer(header, level, is_rewrite=True)
 
 
 def _zstd_containers(header: bytes, level: int) -> Callable[[], Container]:
@@ -164,6 +174,7 @@ NONE = Compression(
     levels=range(1),
     default_level=0,
     new_containers=_plain_containers,
+    new_rewrite=_plain_rewrite,
     begins=lambda _start: False,  # what no other recognises
     peek_header=_peek_plain_header,
     new_walk=PlainWalk,
@@ -175,6 +186,7 @@ GZIP = Compression(
     levels=range(1, 10),
     default_level=6,
     new_containers=_gzip_containers,
+    new_rewrite=_gzip_rewrite,
     begins=_begins_as_gzip,
     peek_header=read_gzip_header,
     new_walk=GzipWalk,
@@ -186,6 +198,7 @@ ZSTD = Compression(
     levels=range(1, 23),
     default_level=3,
     new_containers=_zstd_containers,
+    new_rewrite=ZstdContainer,
     begins=_begins_as_zstd,
     peek_header=_peek_zstd_header,
     new_walk=ZstdWalk,
