@@ -65,6 +65,7 @@ class Run:
         self._totals: Counter[str] = Counter()
         self._missing: Counter[str] = Counter()
         self._memory = ConsumerMemory()
+        self._is_ending = self._failed_at_end = False
         self._health = Health()
         self.registry = Registry()
         RunMetrics(self._pipelines.values(), self.registry)
@@ -85,7 +86,7 @@ class Run:
                 chore.cancel()
             ended = await life.drain(self._drain(), what="delivering what is in flight")
         self._summarize()
-        return ended
+        return ended and not self._failed_at_end
 
     def _begin(self, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
         """Start what was asked for; gives the tasks that go on until the end."""
@@ -144,7 +145,7 @@ class Run:
         self._tasks[topic] = group.create_task(self._keep(topic))
 
     async def _keep(self, topic: str) -> None:
-        """One topic, for as long as it is wanted; it is begun anew when it fails."""
+        """One topic, for as long as it is wanted; it is begun anew when it fails, but not at the end."""
         trouble = Repeated(log, "topic stands still", clock=SystemClock())
         try:
             while True:
@@ -156,6 +157,9 @@ class Run:
                     self._stands_still(topic, trouble, failure)
                     logging.getLogger("nsqtools.pipeline").error("a fault", exc_info=failure)
                 else:
+                    return
+                if self._is_ending:
+                    self._failed_at_end = True
                     return
                 await asyncio.sleep(TOPIC_RETRY_S)
         finally:
@@ -185,6 +189,7 @@ class Run:
             del self._pipelines[topic]
 
     async def _drain(self) -> None:
+        self._is_ending = True
         tasks = list(self._tasks.values())
         for topic, task in list(self._tasks.items()):
             pipeline = self._pipelines.get(topic)
