@@ -69,7 +69,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("signals", [1, 2])
 async def test_an_output_that_fails_at_the_end_is_not_begun_anew(
-    nsqd: Nsqd, tmp_path: Path, signals: int
+    nsqd: Nsqd, tmp_path: Path, caplog: pytest.LogCaptureFixture, signals: int
 ) -> None:
     """Nobody waits for a topic that can end no better; and the run says that it did not end in order."""
 
@@ -82,7 +82,9 @@ async def test_an_output_that_fails_at_the_end_is_not_begun_anew(
             return await (super().deliver(messages) if signals == 1 else asyncio.sleep(1000, DONE))
 
         async def abandon(self) -> None:
-            raise RuntimeError("another fault")
+            await super().abandon()
+            if signals == 2:
+                raise RuntimeError("another fault")
 
     options = archive_options(tmp_path, f"--nsqd-tcp-address={nsqd.tcp_address}")
     workers = Workers()
@@ -103,6 +105,8 @@ async def test_an_output_that_fails_at_the_end_is_not_begun_anew(
         async with asyncio.timeout(PATIENCE_S / 4):
             assert not await asyncio.shield(task)
     assert len(made) == 2, "one to see whether it can be made, and one for the topic"
+    reason = "a fault" if signals == 1 else "another fault"
+    assert f'topic stands still topic=t channel={CHANNEL} error="{reason}"' in caplog.messages
     workers.close()
 
 

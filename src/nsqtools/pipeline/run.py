@@ -155,7 +155,12 @@ class Run:
                     self._stands_still(topic, trouble, failure)
                 except Exception as failure:
                     self._stands_still(topic, trouble, failure)
-                    logging.getLogger("nsqtools.pipeline").error("a fault", exc_info=failure)
+                    logging.getLogger("nsqtools.pipeline").error(
+                        "a fault topic=%s channel=%s",
+                        topic,
+                        self._options.channel,
+                        exc_info=failure,
+                    )
                 else:
                     return
                 if self._is_ending:
@@ -167,6 +172,8 @@ class Run:
             self._health.forget(part_of(topic))
 
     def _stands_still(self, topic: str, trouble: Repeated, failure: Exception) -> None:
+        while isinstance(failure, ExceptionGroup):  # which says nothing but that there are some
+            failure = failure.exceptions[0]
         trouble.failed(failure, topic=topic, channel=self._options.channel)
         self._health.failing(part_of(topic), failure)
         self._health.ready(part_of(topic))
