@@ -68,7 +68,8 @@ class Run:
         self._is_ending = self._failed_at_end = False
         self._health = Health()
         self.registry = Registry()
-        RunMetrics(self._pipelines.values(), self.registry)
+        self._failed: set[str] = set()
+        RunMetrics(self._pipelines.values(), self.registry, failed=self._failed)
 
     async def run(self, life: Lifecycle) -> bool:
         """Consume until `life` stops; whether everything ended in order.
@@ -166,8 +167,11 @@ class Run:
                 if self._is_ending:
                     self._failed_at_end = True
                     return
+                self._failed.add(topic)
                 await asyncio.sleep(TOPIC_RETRY_S)
+                self._failed.discard(topic)
         finally:
+            self._failed.discard(topic)
             self._tasks.pop(topic, None)
             self._health.forget(part_of(topic))
 
