@@ -25,6 +25,7 @@ from tests.archive.helpers import (
 
 from nsqtools.archive import compaction
 from nsqtools.archive.compaction import PIECE_BYTES, is_worth_it
+from nsqtools.archive.formats import find_formats
 from nsqtools.archive.groups import Group
 from nsqtools.archive.gzip_members import GzipContainer
 from nsqtools.archive.reader import open_archive
@@ -152,7 +153,7 @@ def test_pieces_are_bounded(
     path = Path(published.location)
     assert read_bodies(path) == (bodies, None)
     with path.open("rb") as file:
-        found = survey(file.fileno(), path, "framed", compression)
+        found = survey(file.fileno(), path, *find_formats("framed", compression))
     assert found.content_bytes > 20_000
     assert 15 < found.groups < 40
     if compression == "zstd":

@@ -21,13 +21,13 @@ try:
 except ImportError:  # no build for this processor
     HAS_ISAL = False
 
+from nsqtools.archive.groups import Group
 from nsqtools.archive.header import CRC_BYTES, FIXED_BYTES, HeaderError, decode_header
 from nsqtools.archive.stream import BLOCK_BYTES_MAX, VERIFIED_BYTES_MAX, Block, Damage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from nsqtools.archive.groups import Group
     from nsqtools.archive.stream import Source
 
 MAGIC = b"\x1f\x8b"
@@ -157,3 +157,15 @@ def _inflate(source: Source, start: int) -> Iterator[bytes]:
         elif not data:
             raise Damage(start, "a cut gzip member", torn=True)
     source.rewind(len(inflate.unused_data))
+
+
+def gzip_groups(source: Source) -> Iterator[Group]:
+    """The members of a file, without counts and times."""
+    while source.peek(1):
+        content = b"".join(member_pieces(source))
+        if content:
+            yield Group(content=content, records=0, times=_unknown)
+
+
+def _unknown() -> tuple[int, int]:
+    raise AssertionError("a gzip member keeps no times, and nobody asks for them")

@@ -19,6 +19,7 @@ from nsqtools import durable, publish
 from nsqtools.archive.claims import Claim, Placing, claim_paths, topic_of
 from nsqtools.archive.destination import FileFacts, open_destination
 from nsqtools.archive.finishing import SealedFile
+from nsqtools.archive.formats import find_formats
 from nsqtools.archive.naming import REVISIONS_MAX, bump, path_of
 from nsqtools.archive.survey import Survey, survey
 from nsqtools.errors import ArchiveError, StorageError
@@ -144,7 +145,8 @@ class _Recovery:
                 return self._resume(placing, fd)
             self._claim.note_placing(None)  # its rewrite is lost: the file is still whole
         facts = self._claim.facts
-        found = survey(fd, self._path, facts.record_format, facts.compression)
+        record_format, compression = find_formats(facts.record_format, facts.compression)
+        found = survey(fd, self._path, record_format, compression)
         if found.damage is not None and not found.damage.torn:
             return self._set_aside(fd, found)
         if found.records == 0:
