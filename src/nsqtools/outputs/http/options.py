@@ -25,6 +25,7 @@ from nsqtools.options import (
 )
 from nsqtools.outputs.http.batches import BatchFormat, Batching, Encoding
 from nsqtools.outputs.http.outcome import STATUS, Rules
+from nsqtools.outputs.http.proxy import ProxyKind
 from nsqtools.outputs.http.request import GET_FIELD, HEADER, HEADER_NAME, Header, Method
 from nsqtools.outputs.http.template import OF_MESSAGE, Template, escape_url
 from nsqtools.outputs.http.url import split_url
@@ -162,6 +163,18 @@ class HttpOptions:
         help="name that an endpoint's certificate must have; default: the URL's host",
         group=_ENDPOINTS,
     )
+    proxy: str | None = option(
+        ProxyKind(),
+        help="proxy for all endpoints but those in NO_PROXY, http://host:port; default: what"
+        " http_proxy, https_proxy and all_proxy of the environment say, and none for this machine",
+        group=_ENDPOINTS,
+    )
+    no_proxy: bool = option(
+        BOOL,
+        default="false",
+        help="use no proxy, whatever the environment says",
+        group=_ENDPOINTS,
+    )
 
     header: tuple[Header, ...] = repeated(
         HEADER,
@@ -219,6 +232,10 @@ class HttpOptions:
     basic_auth_file: Path | None = option(PATH, help="file that holds it", group=_SECRETS)
     bearer_token: str = option(SECRET, default="", help="token of each request", group=_SECRETS)
     bearer_token_file: Path | None = option(PATH, help="file that holds it", group=_SECRETS)
+    proxy_auth: str = option(
+        SECRET, default="", help="user:password for the proxy of --proxy", group=_SECRETS
+    )
+    proxy_auth_file: Path | None = option(PATH, help="file that holds it", group=_SECRETS)
     hmac_key: str = option(
         SECRET,
         default="",
@@ -344,9 +361,11 @@ class HttpOptions:
             yield from self._check_dead_letter_topic()
         if self.tls_key and not self.tls_cert:
             yield "--tls-key needs --tls-cert"
+        if self.proxy and self.no_proxy:
+            yield "use --proxy or --no-proxy not both"
 
     def _check_secrets(self) -> Iterator[str]:
-        for name in ("basic_auth", "bearer_token", "hmac_key"):
+        for name in ("basic_auth", "bearer_token", "proxy_auth", "hmac_key"):
             if getattr(self, name) and getattr(self, f"{name}_file"):
                 flag = name.replace("_", "-")
                 yield f"--{flag} and --{flag}-file are both given"
@@ -356,6 +375,8 @@ class HttpOptions:
         )
         if has_basic and has_bearer:
             yield "use --basic-auth-file or --bearer-token-file not both"
+        if (self.proxy_auth or self.proxy_auth_file) and not self.proxy:
+            yield "--proxy-auth-file needs --proxy"
 
     def _names_messages(self) -> bool:
         """Whether a template has fields that differ between messages."""

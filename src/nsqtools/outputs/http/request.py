@@ -18,6 +18,7 @@ from nsqtools.outputs.http.url import split_url
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from nsqtools.outputs.http.proxy import Proxy
     from nsqtools.outputs.http.url import Origin
     from nsqtools.wire.messages import Messages
 
@@ -104,10 +105,23 @@ class HeaderName(Kind[str]):
 HEADER_NAME = HeaderName()
 
 
+def directly(_: Origin) -> None:
+    """The way without a proxy."""
+
+
+def way(proxy: Proxy | None, origin: Origin, authority: str) -> tuple[str, str]:
+    """What stands before the path in a request line, and the header lines, for a proxy that reads them:
+    one that tunnels does not."""
+    if proxy is None or origin.is_tls:
+        return "", ""
+    return f"http://{authority}", proxy.lines
+
+
 class RequestMaker:
     """The requests of one topic to one endpoint.
 
-    `sign` gives header lines, each with its end of line, that are made from a body.
+    `sign` gives header lines, each with its end of line, that are made from a body; `proxy_of` says
+    which proxy they go through.
     """
 
     def __init__(
@@ -118,10 +132,13 @@ class RequestMaker:
         *,
         fixed: Mapping[str, str],
         sign: Callable[[bytes], bytes] | None = None,
+        proxy_of: Callable[[Origin], Proxy | None] = directly,
     ) -> None:
-        """`fixed` are `topic` and `channel`. Raises ValueError for what is no URL with these."""
+        """`fixed` are `topic` and `channel`. Raises ValueError for what is no URL with these, and for a
+        proxy that cannot be used."""
         parsed = split_url(url, fixed)
         self.origin: Origin = parsed.origin
+        self.proxy = proxy_of(parsed.origin)
         # For messages: a query may hold a secret.
         self.label = (
             f"{url.partition('://')[0]}://{parsed.authority}{parsed.target.partition('?')[0]}"
@@ -133,7 +150,9 @@ class RequestMaker:
         named = {one.name.lower(): one for one in headers}  # the last one counts
         host = named.pop("host", Header(name="Host", value=parsed.authority))
         lines = "".join(f"{one.name}: {one.value}\r\n" for one in (host, *named.values()))
-        first = Template(f"{method} {target} HTTP/1.1", fixed=fixed, escape=escape_url)
+        start, proxy_lines = way(self.proxy, self.origin, parsed.authority)
+        lines += proxy_lines
+        first = Template(f"{method} {start}{target} HTTP/1.1", fixed=fixed, escape=escape_url)
         self._first, self._lines = first, header_template(lines, fixed)
         self.is_fixed = first.is_fixed and self._lines.is_fixed
         self._fixed_head = self._head({}) if self.is_fixed else b""

@@ -64,7 +64,7 @@ class Endpoint:
         """`label` stands for it in messages, without what could be secret."""
         self.label = label
         self.maker = maker
-        self.pool = Pool(maker.origin, options)
+        self.pool = Pool(maker.origin, options, maker.proxy)
         self.circuit = Circuit()
         self.last_error = ""
         self.trouble = Repeated(
@@ -318,6 +318,8 @@ def error_of(reply: Reply) -> str:
     if not reply.status:
         return reply.error
     text = f"got status code {reply.status}"
+    if reply.error:
+        text += f" {reply.error}"
     if reply.excerpt:
         text += f": {printable(reply.excerpt.decode('utf-8', 'replace'))}"
     return text

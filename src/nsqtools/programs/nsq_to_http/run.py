@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
@@ -12,20 +13,23 @@ from nsqtools.ending import INTERRUPTED
 from nsqtools.errors import OptionsError
 from nsqtools.lifecycle import Lifecycle
 from nsqtools.observe.log import configure
-from nsqtools.outputs.http.credentials import Credentials, Secret, credentials
+from nsqtools.outputs.http.credentials import Credentials, Secret, basic_of, credentials
 from nsqtools.outputs.http.dry_run import DryRun
+from nsqtools.outputs.http.options import EXAMPLE
 from nsqtools.outputs.http.output import DeliveryPolicy, HttpOutput
 from nsqtools.outputs.http.picking import EpsilonGreedy, HostPool, Picker, RoundRobin
 from nsqtools.outputs.http.pool import ClientOptions
 from nsqtools.outputs.http.printer import Printer
+from nsqtools.outputs.http.proxy import Proxies, forced_on, from_environment, split_proxy
 from nsqtools.outputs.http.request import Header, RequestMaker
 from nsqtools.outputs.http.sender import Endpoint, Pacing, Sender
 from nsqtools.outputs.http.status_lines import StatusLines
+from nsqtools.outputs.http.url import split_url
 from nsqtools.pipeline.run import Run
 from nsqtools.programs.nsq_to_http.dead_letters import DeadLetters
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
     from nsqtools.programs.nsq_to_http.options import NsqToHttpOptions
@@ -70,7 +74,7 @@ async def dry_run(options: NsqToHttpOptions, shared: Shared, life: Lifecycle) ->
         life.stop("dry run")
 
     one = replace(options, max_in_flight=1)
-    secrets = secrets_of(one, shared.credentials)
+    secrets = secrets_of(one, shared)
     trial = Run(one, lambda topic: DryRun(makers_of(one, topic, shared)[0], show, secrets))
     return await trial.run(life)
 
@@ -89,6 +93,7 @@ class Shared:
     async def __aenter__(self) -> Self:
         self.client = await asyncio.to_thread(client_options, self._options)
         self.credentials = await asyncio.to_thread(credentials_of, self._options)
+        self.proxies = await asyncio.to_thread(proxies_of, self._options, os.environ)
         await self.dead.__aenter__()
         return self
 
@@ -112,6 +117,24 @@ def credentials_of(options: NsqToHttpOptions) -> Credentials:
         key=Secret(name="hmac-key", value=options.hmac_key, path=options.hmac_key_file),
         header_name=options.hmac_header,
     )
+
+
+def proxies_of(options: NsqToHttpOptions, environ: Mapping[str, str]) -> Proxies:
+    """Which proxies are asked. Blocking; raises OptionsError for one that cannot be used."""
+    if options.no_proxy:
+        return Proxies()
+    if options.proxy is None:
+        found = from_environment(environ)
+    else:
+        secret = Secret(name="proxy-auth", value=options.proxy_auth, path=options.proxy_auth_file)
+        proxy = replace(split_proxy(options.proxy), authorization=basic_of(secret))
+        found = forced_on(proxy, environ)
+    for url in options.urls:
+        try:
+            found.of(split_url(url, EXAMPLE).origin)
+        except ValueError as error:
+            raise OptionsError([str(error)]) from None
+    return found
 
 
 def client_options(options: NsqToHttpOptions) -> ClientOptions:
@@ -147,7 +170,7 @@ def output_of(options: NsqToHttpOptions, topic: str, shared: Shared) -> HttpOutp
         picker_of(options),
         options.rules,
         pacing_of(options, topic, endpoints),
-        secrets_of(options, shared.credentials),
+        secrets_of(options, shared),
     )
     policy = DeliveryPolicy(
         concurrency=options.n,
@@ -167,9 +190,10 @@ def output_of(options: NsqToHttpOptions, topic: str, shared: Shared) -> HttpOutp
     return output
 
 
-def secrets_of(options: NsqToHttpOptions, known: Credentials) -> list[str]:
+def secrets_of(options: NsqToHttpOptions, shared: Shared) -> list[str]:
     """What must not be told though an endpoint says it: credentials, and the values of headers."""
-    values = [one.value for one in (*known.headers, *options.header)]
+    values = [one.value for one in (*shared.credentials.headers, *options.header)]
+    values += shared.proxies.secrets()
     words = [value.partition(" ")[2] for value in values]
     found = {secret for secret in (*values, *words) if len(secret) >= SECRET_LENGTH_MIN}
     return sorted(found, key=len, reverse=True)
@@ -182,7 +206,9 @@ def makers_of(options: NsqToHttpOptions, topic: str, shared: Shared) -> list[Req
     sign = shared.credentials.sign
     try:
         return [
-            RequestMaker(options.method, url, headers, fixed=fixed, sign=sign)
+            RequestMaker(
+                options.method, url, headers, fixed=fixed, sign=sign, proxy_of=shared.proxies.of
+            )
             for url in options.urls
         ]
     except ValueError as error:
