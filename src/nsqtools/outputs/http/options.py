@@ -47,6 +47,8 @@ JSON = "application/json"
 CONTENT_TYPE = "application/octet-stream"
 # Each of them can be a connection, and so a file descriptor.
 CONCURRENCY_MAX = 1000
+# Whoever is sent on more often is sent in a circle.
+REDIRECTS_MAX = 20
 # With what a URL is tried before there is a topic.
 EXAMPLE = {"topic": "topic", "channel": "channel"}
 
@@ -255,7 +257,14 @@ class HttpOptions:
     )
     reject_status: tuple[range, ...] = repeated(
         STATUS,
-        help="never try again after this status, as after 3xx and other 4xx",
+        help="never try again after this status, as after 3xx that is not followed and other 4xx",
+        group=_REPLIES,
+    )
+    follow_redirects: int = option(
+        Int(minimum=0, maximum=REDIRECTS_MAX),
+        default="0",
+        help="redirects of a request that are followed: 307 and 308, and of a GET 301, 302 and 303; to"
+        " another origin without credentials, signature and --header",
         group=_REPLIES,
     )
     max_attempts: int = option(

@@ -51,6 +51,7 @@ CHUNK_MAX = 32
 _LATENCY_WEIGHT = 0.1
 _COUNTED = (
     "requests",
+    "redirects",
     "network_errors",
     "status_3xx",
     "status_4xx",

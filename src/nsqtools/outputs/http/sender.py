@@ -240,6 +240,10 @@ class Sender:
     def _note_began(self, at: int, now_s: float) -> None:
         if self._limits:
             self._limits[at].began()
+        self._note_rate(now_s)
+
+    def _note_rate(self, now_s: float) -> None:
+        """A request is sent: the next one has its turn later."""
         if self._pacing.rate_per_s:
             self._next_s = max(self._next_s, now_s - BURST_S) + 1 / self._pacing.rate_per_s
 
@@ -319,7 +323,7 @@ def error_of(reply: Reply) -> str:
         return reply.error
     text = f"got status code {reply.status}"
     if reply.error:
-        text += f" {reply.error}"
+        text += f" ({reply.error})"
     if reply.excerpt:
         text += f": {printable(reply.excerpt.decode('utf-8', 'replace'))}"
     return text

@@ -15,6 +15,7 @@ from nsqtools.lifecycle import Lifecycle
 from nsqtools.observe.log import configure
 from nsqtools.outputs.http.credentials import Credentials, Secret, basic_of, credentials
 from nsqtools.outputs.http.dry_run import DryRun
+from nsqtools.outputs.http.following import Following, FollowingSender
 from nsqtools.outputs.http.options import EXAMPLE
 from nsqtools.outputs.http.output import DeliveryPolicy, HttpOutput
 from nsqtools.outputs.http.picking import EpsilonGreedy, HostPool, Picker, RoundRobin
@@ -43,11 +44,11 @@ _PICKERS: dict[str, type[RoundRobin]] = {
 
 # Anything shorter stands in every text.
 SECRET_LENGTH_MIN = 4
-_OF_TOPIC = (Header(name="X-Nsq-Topic", value="{topic}"),)
+_OF_TOPIC = (("X-Nsq-Topic", "{topic}"),)
 _OF_MESSAGE = (
-    Header(name="X-Nsq-Message-Id", value="{id}"),
-    Header(name="X-Nsq-Timestamp", value="{timestamp}"),
-    Header(name="X-Nsq-Attempts", value="{attempts}"),
+    ("X-Nsq-Message-Id", "{id}"),
+    ("X-Nsq-Timestamp", "{timestamp}"),
+    ("X-Nsq-Attempts", "{attempts}"),
 )
 
 
@@ -92,6 +93,9 @@ class Shared:
 
     async def __aenter__(self) -> Self:
         self.client = await asyncio.to_thread(client_options, self._options)
+        self.stranger = self.client
+        if self._options.follow_redirects:
+            self.stranger = await asyncio.to_thread(stranger_options, self._options)
         self.credentials = await asyncio.to_thread(credentials_of, self._options)
         self.proxies = await asyncio.to_thread(proxies_of, self._options, os.environ)
         await self.dead.__aenter__()
@@ -139,13 +143,20 @@ def proxies_of(options: NsqToHttpOptions, environ: Mapping[str, str]) -> Proxies
 
 def client_options(options: NsqToHttpOptions) -> ClientOptions:
     """How endpoints are asked. Raises OptionsError for certificates that cannot be used."""
-    has_tls = any(url.lower().startswith("https:") for url in options.urls)
+    follows = options.follow_redirects > 0
+    has_tls = follows or any(url.lower().startswith("https:") for url in options.urls)
     return ClientOptions(
         connect_timeout_s=options.http_client_connect_timeout_s,
         request_timeout_s=options.http_client_request_timeout_s,
         tls=_tls(options) if has_tls or options.tls_ca or options.tls_cert else None,
         server_name=options.tls_server_name,
+        keeps_location=follows,
     )
+
+
+def stranger_options(options: NsqToHttpOptions) -> ClientOptions:
+    """How whoever a redirect leads to is asked: by its own name, and without our certificate."""
+    return client_options(replace(options, tls_cert=None, tls_key=None, tls_server_name=""))
 
 
 def _tls(options: NsqToHttpOptions) -> ssl.SSLContext:
@@ -165,13 +176,7 @@ def output_of(options: NsqToHttpOptions, topic: str, shared: Shared) -> HttpOutp
     """The delivery of one topic. Raises OptionsError for what is no URL with this topic in it."""
     makers = makers_of(options, topic, shared)
     endpoints = [Endpoint(maker, shared.client, label=maker.label) for maker in makers]
-    sender = Sender(
-        endpoints,
-        picker_of(options),
-        options.rules,
-        pacing_of(options, topic, endpoints),
-        secrets_of(options, shared),
-    )
+    sender = sender_of(options, topic, endpoints, shared)
     policy = DeliveryPolicy(
         concurrency=options.n,
         sample=options.sample,
@@ -188,6 +193,20 @@ def output_of(options: NsqToHttpOptions, topic: str, shared: Shared) -> HttpOutp
     if options.print:
         output.echo = shared.printer
     return output
+
+
+def sender_of(
+    options: NsqToHttpOptions, topic: str, endpoints: Sequence[Endpoint], shared: Shared
+) -> Sender:
+    """What asks the endpoints of a topic."""
+    pacing = pacing_of(options, topic, endpoints)
+    picker, secrets = picker_of(options), secrets_of(options, shared)
+    if not options.follow_redirects:
+        return Sender(endpoints, picker, options.rules, pacing, secrets)
+    following = Following(
+        most=options.follow_redirects, client=shared.stranger, proxy_of=shared.proxies.of
+    )
+    return FollowingSender(endpoints, picker, options.rules, pacing, secrets, following)
 
 
 def secrets_of(options: NsqToHttpOptions, shared: Shared) -> list[str]:
@@ -233,11 +252,12 @@ def picker_of(options: NsqToHttpOptions) -> Picker:
 
 def headers_of(options: NsqToHttpOptions) -> list[Header]:
     """Those of each request; what the user names goes before ours."""
-    headers = [Header(name="User-Agent", value=f"{options.program}/{__version__}")]
+    ours = [("User-Agent", f"{options.program}/{__version__}")]
     if options.method == "POST":
-        headers.append(Header(name="Content-Type", value=options.effective_content_type))
+        ours.append(("Content-Type", options.effective_content_type))
     if options.compress != "none":
-        headers.append(Header(name="Content-Encoding", value=options.compress))
+        ours.append(("Content-Encoding", options.compress))
     if options.nsq_headers:
-        headers += [*_OF_TOPIC, *(_OF_MESSAGE if options.batching is None else ())]
-    return [*headers, *options.header]
+        ours += [*_OF_TOPIC, *(_OF_MESSAGE if options.batching is None else ())]
+    public = [Header(name=name, value=value, is_public=True) for name, value in ours]
+    return [*public, *options.header]
