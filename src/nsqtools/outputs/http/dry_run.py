@@ -6,11 +6,13 @@ import re
 from typing import TYPE_CHECKING
 
 from nsqtools.outputs.contract import Again, Feeding
+from nsqtools.outputs.http.batches import Unfit
 from nsqtools.outputs.http.request import values_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from nsqtools.outputs.http.body_template import BodyTemplate
     from nsqtools.outputs.http.request import RequestMaker
     from nsqtools.wire.messages import Messages
 
@@ -28,9 +30,14 @@ class DryRun:
     feeding = Feeding(wait_s=0.0, messages_max=1, gives_back=True)
 
     def __init__(
-        self, maker: RequestMaker, show: Callable[[str], None], secrets: Sequence[str] = ()
+        self,
+        maker: RequestMaker,
+        show: Callable[[str], None],
+        secrets: Sequence[str] = (),
+        template: BodyTemplate | None = None,
     ) -> None:
         """`secrets` are not shown, whatever their headers are called."""
+        self._template = template
         self._secrets = [secret.encode("utf-8", "surrogateescape") for secret in secrets]
         self._maker = maker
         self._show = show
@@ -50,14 +57,22 @@ class DryRun:
         """Show the first one."""
         if not self._shown:
             self._shown = 1
-            first = messages[0]
-            request = self._maker.make(first.bodies[0], values_of(first, 0))
-            head, blank, body = request.partition(b"\r\n\r\n")
-            head = _SECRET.sub(rb"\1: ***", head.replace(b"\r\n", b"\n") + b"\n")
-            for secret in self._secrets:
-                head = head.replace(b": " + secret + b"\n", b": ***\n")
-            self._show((head + blank[2:].replace(b"\r\n", b"\n") + body).decode("utf-8", "replace"))
+            self._show(self._shown_of(messages[0]))
         return Again(_LATER_S, "a dry run", stands=True)
+
+    def _shown_of(self, first: Messages) -> str:
+        body = first.bodies[0]
+        if self._template is not None:
+            try:
+                body = self._template.render(first, 0)
+            except Unfit as why:
+                return f"nothing would be sent: {why}"
+        request = self._maker.make(body, values_of(first, 0))
+        head, blank, body = request.partition(b"\r\n\r\n")
+        head = _SECRET.sub(rb"\1: ***", head.replace(b"\r\n", b"\n") + b"\n")
+        for secret in self._secrets:
+            head = head.replace(b": " + secret + b"\n", b": ***\n")
+        return (head + blank[2:].replace(b"\r\n", b"\n") + body).decode("utf-8", "replace")
 
     def rotate(self) -> None:
         """There is nothing to finish."""

@@ -24,6 +24,7 @@ from nsqtools.options import (
     repeated,
 )
 from nsqtools.outputs.http.batches import BatchFormat, Batching, Encoding
+from nsqtools.outputs.http.body_template import BODY_TEMPLATE
 from nsqtools.outputs.http.outcome import STATUS, Rules
 from nsqtools.outputs.http.proxy import ProxyKind
 from nsqtools.outputs.http.request import GET_FIELD, HEADER, HEADER_NAME, Header, Method
@@ -44,6 +45,7 @@ Concurrency = Literal["fixed", "auto"]
 CONCURRENCY: Kind[Concurrency] = Choice(("fixed", "auto"))
 MODE: Kind[Mode] = Choice(("round-robin", "hostpool", "epsilon-greedy", "all"))
 JSON = "application/json"
+JSON_LINES = "application/x-ndjson"
 CONTENT_TYPE = "application/octet-stream"
 # Each of them can be a connection, and so a file descriptor.
 CONCURRENCY_MAX = 1000
@@ -191,7 +193,17 @@ class HttpOptions:
         group=_REQUESTS,
     )
     content_type: str = option(
-        ContentType(), default=CONTENT_TYPE, help="content type of a POST", group=_REQUESTS
+        ContentType(),
+        default=CONTENT_TYPE,
+        help="content type of a POST; a body that is made JSON here has that of JSON instead of the"
+        " default",
+        group=_REQUESTS,
+    )
+
+    body_template: str | None = option(
+        BODY_TEMPLATE,
+        help='body of a POST instead of the message itself, such as {"text": "{topic}: {body}"}',
+        group=_REQUESTS,
     )
 
     batch_size: int = option(
@@ -338,9 +350,15 @@ class HttpOptions:
 
     @property
     def effective_content_type(self) -> str:
-        """Of an array of JSON, unless something else was named."""
-        is_array = self.batching is not None and self.batch_format == "json"
-        return JSON if is_array and self.content_type == CONTENT_TYPE else self.content_type
+        """Of JSON, where it is that, unless something else was named."""
+        if self.content_type != CONTENT_TYPE:
+            return self.content_type
+        if self.batching is None:
+            return CONTENT_TYPE if self.body_template is None else JSON
+        if self.batch_format == "json":
+            return JSON
+        is_json_lines = self.body_template is not None and self.batch_format == "lines"
+        return JSON_LINES if is_json_lines else CONTENT_TYPE
 
     @property
     def rules(self) -> Rules:
@@ -359,6 +377,8 @@ class HttpOptions:
             yield "invalid GET address - must be a printf string"
         if self.batch_size > 1 and not self.post:
             yield "--batch-size needs --post"
+        if self.body_template is not None and not self.post:
+            yield "--body-template needs --post"
         if self.compress != "none" and not self.post:
             yield "--compress needs --post"
         if self.batch_size > 1 and self._names_messages():

@@ -23,7 +23,7 @@ from nsqtools.clock import SystemClock
 from nsqtools.observe.log import Repeated, get_log
 from nsqtools.options import printable
 from nsqtools.outputs.contract import DONE, Again, Feeding, Refused
-from nsqtools.outputs.http.batches import compressor, is_json, join
+from nsqtools.outputs.http.bodies import NO_TEXTS, Bodies
 from nsqtools.outputs.http.connection import Reply
 from nsqtools.outputs.http.dead_letter import BREAKER_RETRY_S, Breaker
 from nsqtools.outputs.http.health import PAUSE_MAX_S
@@ -36,13 +36,12 @@ if TYPE_CHECKING:
 
     from nsqtools.outputs.contract import Answer
     from nsqtools.outputs.http.batches import Batching, Encoding
+    from nsqtools.outputs.http.bodies import Row
+    from nsqtools.outputs.http.body_template import BodyTemplate
     from nsqtools.outputs.http.dead_letter import DeadLetter
     from nsqtools.outputs.http.sender import Sender
     from nsqtools.outputs.workers import Strand
     from nsqtools.wire.messages import Messages
-
-    Row = tuple[Messages, int]
-    """A message: its batch and its number there."""
 
 # A delivery is as large as is answered in about this time, divided by what one request takes.
 CHUNK_S = 0.1
@@ -60,13 +59,7 @@ _COUNTED = (
 )
 
 
-_OWN_COUNTS = (
-    *("sampled_out", "retries", "rejected", "dead_lettered"),
-    *("split_batches", "ambiguous_messages"),
-)
-# More than this is compressed in a thread: the loop has other things to do.
-COMPRESSED_ON_LOOP_BYTES = 64 << 10
-_NOT_JSON = Reply(0, "the body is no JSON, and cannot stand in an array")
+_OWN_COUNTS = ("sampled_out", "retries", "rejected", "dead_lettered", "split_batches")
 # It does not stand: good messages behind bad ones show that it is none.
 _HELD = Again(BREAKER_RETRY_S, "most messages fail: an outage")
 _CHECKSUMS = 1 << 32
@@ -82,6 +75,8 @@ class DeliveryPolicy:
     batching: Batching | None = None
     """None: a request for each message."""
     encoding: Encoding = "none"
+    template: BodyTemplate | None = None
+    """None: bodies as they are."""
     tries_max: int = 0
     """After so many tries, nsqd's attempts among them, a message is given up; 0: never."""
     age_max_s: float = 0.0
@@ -112,6 +107,7 @@ class _Delivery:
         "jobs",
         "left",
         "rows",
+        "texts",
         "tried",
         "whole",
     )
@@ -125,6 +121,8 @@ class _Delivery:
         """`failed` gives the answer for the messages of a job, or None where others have taken its
         place."""
         self.rows = rows
+        self.texts: Mapping[int, bytes] = NO_TEXTS
+        """What is sent of messages, by their places, where it is not their bodies."""
         self.failures: dict[int, Failure] = {}
         """Of those that are refused, by their places."""
         self.answers: list[Answer] = [DONE] * len(rows)
@@ -172,8 +170,7 @@ class HttpOutput:
         """`strand` compresses what is large."""
         self.echo: Callable[[str], None] | None = None
         """Gets a line for each request."""
-        self._strand = strand
-        self._compress = compressor(policy.encoding)
+        self._bodies = Bodies(topic, policy.batching, policy.encoding, policy.template, strand)
         self._dead_letter = dead_letter
         self._breaker = Breaker(policy.dead_letter_max_ratio)
         self._topic = topic
@@ -182,12 +179,8 @@ class HttpOutput:
         self._loop = asyncio.get_running_loop()
         self._needs_values = any(not one.maker.is_fixed for one in sender.endpoints)
         # Each message as it is to one endpoint: what is done most, and what must be quick.
-        self._is_plain = not (
-            self._needs_values
-            or policy.to_all
-            or policy.batching
-            or policy.sample < 1.0
-            or self._compress
+        self._is_plain = self._bodies.are_plain and not (
+            self._needs_values or policy.to_all or policy.sample < 1.0
         )
         self._tries: dict[tuple[str, bytes], Tries] = {}
         self._latency_s = CHUNK_S
@@ -218,7 +211,13 @@ class HttpOutput:
     def counts(self) -> Mapping[str, int]:
         counted = {name: self._sender.counts[name] for name in _COUNTED}
         opened = self._sender.connections_opened
-        return {**self._counts, **counted, "connections_opened": opened}
+        ambiguous = self._bodies.ambiguous
+        return {
+            **self._counts,
+            **counted,
+            "ambiguous_messages": ambiguous,
+            "connections_opened": opened,
+        }
 
     def trouble(self) -> str:
         """Endpoints that are not asked now, an outage, or dead letters that cannot be finished."""
@@ -293,16 +292,15 @@ class HttpOutput:
         places: Sequence[int] = range(len(delivery.rows))
         if self._policy.sample < 1.0:
             places = self._sampled(delivery, places)
-        if self._policy.batching is not None:
-            places = self._sendable(delivery, places, self._policy.batching)
+        if self._bodies.are_looked_at:
+            places = self._fitting(delivery, places)
         groups = [places] if self._policy.batching else [(place,) for place in places]
         for only in range(len(self._sender.endpoints)) if self._policy.to_all else (None,):
             for group in groups:
                 wanted = group if only is None else self._wanted_by(only, delivery, group)
                 if wanted:
-                    body = self._body(delivery, wanted)
-                    if self._compress is not None:
-                        body = await self._compressed(body, self._compress)
+                    body = self._bodies.body(delivery.rows, delivery.texts, wanted)
+                    body = await self._bodies.compressed(body)
                     delivery.jobs.append(self._job(delivery, wanted, body, only))
 
     def _job(
@@ -318,45 +316,18 @@ class HttpOutput:
         self._counts["sampled_out"] += len(places) - len(kept)
         return kept
 
-    def _sendable(
-        self, delivery: _Delivery, places: Sequence[int], batching: Batching
-    ) -> Sequence[int]:
-        """Those that can be in a batch; the others fail."""
-        if batching.format == "json":
-            kept = []
-            for place in places:
-                if is_json(_body_of(delivery.rows[place])):
-                    kept.append(place)
-                else:
-                    delivery.answers[place] = self._give_up(delivery, place, _NOT_JSON, "not JSON")
-            return kept
-        if batching.format == "lines" and not self._counts["ambiguous_messages"]:
-            ambiguous = sum(b"\n" in _body_of(delivery.rows[place]) for place in places)
-            self._counts["ambiguous_messages"] += ambiguous
-            if ambiguous:
-                get_log("http").warning(
-                    "a message holds a newline: as lines it cannot be told from two; use"
-                    " --batch-format=length-prefixed or json",
-                    topic=self._topic,
-                )
-        return places
+    def _fitting(self, delivery: _Delivery, places: Sequence[int]) -> Sequence[int]:
+        """Those that can be sent; the others fail."""
+        fitting, delivery.texts, unfit = self._bodies.fit(delivery.rows, places)
+        for place, why in unfit.items():
+            answer = self._give_up(delivery, place, Reply(0, str(why)), why.reason)
+            delivery.answers[place] = answer
+        return fitting
 
     def _wanted_by(self, only: int, delivery: _Delivery, places: Sequence[int]) -> list[int]:
         """Those that an endpoint has not got yet."""
         found = [(place, self._tries.get(_key(delivery.rows[place]))) for place in places]
         return [place for place, tries in found if tries is None or only not in tries.done_at]
-
-    def _body(self, delivery: _Delivery, places: Sequence[int]) -> bytes:
-        if self._policy.batching is None:
-            return _body_of(delivery.rows[places[0]])
-        bodies = [_body_of(delivery.rows[place]) for place in places]
-        return join(bodies, self._policy.batching.format)
-
-    async def _compressed(self, body: bytes, compress: Callable[[bytes], bytes]) -> bytes:
-        """On the loop what is small; what is not in a thread."""
-        if len(body) <= COMPRESSED_ON_LOOP_BYTES:
-            return compress(body)
-        return await self._strand.call(lambda: compress(body))
 
     def _failed(
         self, delivery: _Delivery, job: Job, reply: Reply, outcome: Outcome
@@ -401,9 +372,9 @@ class HttpOutput:
         self._counts["split_batches"] += 1
         middle = len(job.places) // 2
         for places in (job.places[:middle], job.places[middle:]):
-            body = self._body(delivery, places)
-            if self._compress is not None:
-                body = self._compress(body)
+            body = self._bodies.body(delivery.rows, delivery.texts, places)
+            if self._bodies.compress is not None:
+                body = self._bodies.compress(body)
             half = self._job(delivery, places, body, job.only)
             delivery.jobs.append(half)
             delivery.left += 1
@@ -479,10 +450,6 @@ def _key(row: Row) -> tuple[str, bytes]:
 def _identity(row: Row) -> bytes:
     nsqd, message_id = _key(row)
     return nsqd.encode("utf-8", "replace") + message_id
-
-
-def _body_of(row: Row) -> bytes:
-    return row[0].bodies[row[1]]
 
 
 def _together(answers: list[Answer]) -> Answer | Sequence[Answer]:

@@ -13,6 +13,7 @@ from nsqtools.ending import INTERRUPTED
 from nsqtools.errors import OptionsError
 from nsqtools.lifecycle import Lifecycle
 from nsqtools.observe.log import configure
+from nsqtools.outputs.http.body_template import BodyTemplate
 from nsqtools.outputs.http.credentials import Credentials, Secret, basic_of, credentials
 from nsqtools.outputs.http.dry_run import DryRun
 from nsqtools.outputs.http.following import Following, FollowingSender
@@ -76,7 +77,12 @@ async def dry_run(options: NsqToHttpOptions, shared: Shared, life: Lifecycle) ->
 
     one = replace(options, max_in_flight=1)
     secrets = secrets_of(one, shared)
-    trial = Run(one, lambda topic: DryRun(makers_of(one, topic, shared)[0], show, secrets))
+    trial = Run(
+        one,
+        lambda topic: DryRun(
+            makers_of(one, topic, shared)[0], show, secrets, template_of(one, topic)
+        ),
+    )
     return await trial.run(life)
 
 
@@ -187,12 +193,21 @@ def output_of(options: NsqToHttpOptions, topic: str, shared: Shared) -> HttpOutp
         dead_letter_max_ratio=options.dead_letter_max_ratio,
         batching=options.batching,
         encoding=options.compress,
+        template=template_of(options, topic),
     )
     strand = shared.dead.workers.strand(f"requests of {topic}")
     output = HttpOutput(topic, sender, policy, strand, shared.dead.of(topic))
     if options.print:
         output.echo = shared.printer
     return output
+
+
+def template_of(options: NsqToHttpOptions, topic: str) -> BodyTemplate | None:
+    """What bodies are made by; None where they stay as they are."""
+    if options.body_template is None:
+        return None
+    fixed = {"topic": topic, "channel": options.channel}
+    return BodyTemplate(options.body_template, fixed=fixed)
 
 
 def sender_of(
