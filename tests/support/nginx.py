@@ -14,8 +14,6 @@ import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-import pytest
-
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
@@ -46,15 +44,17 @@ http {{
 
 
 def find() -> str:
-    """The path of nginx; nothing where there is none that can say its errors where we want them."""
-    found = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    """The path of nginx, or nothing: what NGINX_BINARY names, else that of the PATH, where it can say its
+    errors to us."""
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
+    found = os.environ.get("NGINX_BINARY", shutil.which("nginx", path=path))
     if not found:
         return ""
     said = subprocess.run([found, "-e", "stderr", "-v"], capture_output=True, check=False)
     return "" if said.returncode else found
 
 
-needs_nginx = pytest.mark.skipif(not find(), reason="nginx 1.19.5 or later is not installed")
+MISSING = "nginx 1.19.5 or later is not installed"
 
 
 class Asked(NamedTuple):

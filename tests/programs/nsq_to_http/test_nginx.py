@@ -19,7 +19,7 @@ from tests.programs.nsq_to_http.helpers import (
 )
 from tests.support.clients import until
 from tests.support.endpoints import Received, saying, serving
-from tests.support.nginx import needs_nginx, nginx
+from tests.support.nginx import MISSING, find, nginx
 from tests.support.tls import make_certificate
 
 from nsqtools.outputs.http import health as health_module
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from tests.support.nsqd import Nsqd
 
-pytestmark = needs_nginx
+pytestmark = pytest.mark.skipif(not find(), reason=MISSING)
 BODIES = [b"%03d" % number for number in range(200)]
 
 
