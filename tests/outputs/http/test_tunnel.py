@@ -86,7 +86,8 @@ async def test_the_certificate_of_the_endpoint_counts(
     make_certificate(tmp_path, "IP:127.0.0.1")
     async with serving(tls=serving_as(tmp_path)) as endpoint, proxying() as proxy:
         reply = await ask(make_pool(proxy.url(), split_url(endpoint.url(), {}).origin), REQUEST)
-    assert reply == Reply(0, "not connected: certificate refused: self-signed certificate")
+    why = f"certificate refused: self-signed certificate through proxy {proxy.address}"
+    assert reply == Reply(0, f"not connected: {why}")
     async with serving(tls=serving_as(certificates)) as endpoint, proxying() as proxy:
         port = int(endpoint.address.rpartition(":")[2])
         other = Origin(is_tls=True, host="localhost", port=port)
@@ -149,6 +150,7 @@ async def test_a_tunnel_that_leads_to_no_tls(make_pool: MakePool, then: bytes) -
         reply = await ask(pool, REQUEST)
         assert reply.status == 0
         assert reply.error.startswith("not connected: ")
+        assert reply.error.endswith(f" through proxy {address}")
         await asyncio.sleep(0)
         assert not pool.is_busy
 

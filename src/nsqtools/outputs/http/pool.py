@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from nsqtools.outputs.http.connection import Connection, Exchange, Owner, Reply
 from nsqtools.outputs.http.routed import RoutedConnection
-from nsqtools.outputs.http.tunnel import reason_of, to_proxy, tunnelled
+from nsqtools.outputs.http.tunnel import ProxyFailure, reason_of, to_proxy, tunnelled
 
 if TYPE_CHECKING:
     import ssl
@@ -128,7 +128,10 @@ class Pool(Owner):
             OSError,
             ValueError,
         ) as failure:  # ssl's errors are OSErrors; ValueError: a host name
-            exchange.done(exchange, Reply(0, f"not connected: {reason_of(failure)}"))
+            error = f"not connected: {reason_of(failure)}"
+            if self.proxy is not None and not isinstance(failure, ProxyFailure):
+                error += f" through proxy {self.proxy}"
+            exchange.done(exchange, Reply(0, error))
         else:
             connection.send(exchange)
 
