@@ -170,6 +170,7 @@ def test_what_others_get_of_a_request() -> None:
     [
         (b"Location: /a\r\n", "/a"),
         (b"LOCATION: /a\r\nRetry-After: 1\r\n", "/a"),
+        (b"Location:\t /a \t\r\n", "/a"),
         (b"", ""),
         (b"Location: /a\r\nLocation: /b\r\n", "/a /b"),
         (b"Location: /" + b"x" * 20_000 + b"\r\n", "/" + "x" * LOCATION_BYTES_MAX),

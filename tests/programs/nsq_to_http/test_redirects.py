@@ -286,6 +286,23 @@ async def test_requests_that_are_sent_on_keep_their_places(nsqd: Nsqd) -> None:
         assert took_s > 0.8 * 120 / 200 - 0.1
 
 
+async def test_an_adaptive_limit_counts_a_request_that_is_sent_on_once(nsqd: Nsqd) -> None:
+    """And how quick an endpoint is, is how long it takes until the last reply."""
+
+    async def slow(_: Received) -> web.Response:
+        await asyncio.sleep(0.01)
+        return web.Response()
+
+    async with serving(slow) as other, serving() as endpoint:
+        endpoint.handler = sends_to(lambda _: other.url("/new"))
+        flags = (f"--post={endpoint.url()}", "--follow-redirects=1", "--concurrency=auto", "--n=8")
+        async with delivering(nsqd, *flags) as run:
+            await publish(nsqd, *[b"x"] * 100)
+            await until_settled(nsqd, 100)
+            assert counted(run, "redirects") == 100
+        assert 4 <= max(endpoint.most_at_once, other.most_at_once) <= 8
+
+
 async def test_places_that_a_redirect_leads_to_are_bounded(
     nsqd: Nsqd, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,7 +39,7 @@ class RoutedConnection(Connection):
         super().on_header(name, value)
         if not self._has_head and name.lower() == b"location":
             # Of two the space between them makes what nobody follows.
-            found = value[: LOCATION_BYTES_MAX + 1].decode("latin-1")
+            found = value.strip(b" \t")[: LOCATION_BYTES_MAX + 1].decode("latin-1")
             self._location = f"{self._location} {found}" if self._location else found
 
     def on_message_complete(self) -> None:
