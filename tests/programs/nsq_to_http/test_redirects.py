@@ -145,10 +145,16 @@ async def test_what_is_a_success_is_not_followed(nsqd: Nsqd) -> None:
 async def test_another_origin_gets_nothing_that_is_ours(nsqd: Nsqd) -> None:
     """Nor does the endpoint, when it is led back to."""
     async with serving() as other, serving() as endpoint:
-        endpoint.handler = sends_to(lambda _: other.url("/there"))
-        other.handler = sends_to(lambda _: endpoint.url("/back"), path="/there")
+        ways = {"/here": other.url("/there"), "/there": "/on", "/on": endpoint.url("/back")}
+
+        def answer(one: Received) -> web.Response:
+            if one.path not in ways:
+                return web.Response()
+            return web.Response(status=308, headers={"Location": ways[one.path]})
+
+        endpoint.handler = other.handler = answer
         flags = (
-            *(f"--post={endpoint.url('/')}", "--follow-redirects=5", "--nsq-headers"),
+            *(f"--post={endpoint.url('/here')}", "--follow-redirects=5", "--nsq-headers"),
             *(f"--header=X-Key: {SECRET}", "--header=Host: name.test", "--content-type=a/b"),
             "--compress=gzip",
         )
@@ -157,10 +163,11 @@ async def test_another_origin_gets_nothing_that_is_ours(nsqd: Nsqd) -> None:
             await publish(nsqd, b"x")
             await until_settled(nsqd, 1)
             assert counted(run, "connections_opened") == 3
-        (first, back), (there,) = endpoint.received, other.received
+        (first, back), (there, on) = endpoint.received, other.received
         assert {"X-Key", "Authorization", "X-Nsq-Signature"} <= set(first.headers)
-        assert (back.path, there.path) == ("/back", "/there")
-        for one, host in ((there, other.address), (back, endpoint.address)):
+        assert (there.path, on.path, back.path) == ("/there", "/on", "/back")
+        places = ((there, other.address), (on, other.address), (back, endpoint.address))
+        for one, host in places:
             assert set(one.headers) == {
                 *("Host", "User-Agent", "Content-Type", "Content-Encoding", "Content-Length"),
                 *("X-Nsq-Topic", "X-Nsq-Message-Id", "X-Nsq-Timestamp", "X-Nsq-Attempts"),
@@ -317,7 +324,31 @@ async def test_places_that_a_redirect_leads_to_are_bounded(
                 await publish(nsqd, body)
                 await until_settled(nsqd, number + 1)
             assert counted(run, "connections_opened") == 1 + 4
+            await until(lambda: sum(map(is_closed, two.connections)) == 1)
         assert [len(place.connections) for place in places.values()] == [1, 2, 1]
+
+
+def is_closed(transport: object) -> bool:
+    return isinstance(transport, asyncio.Transport) and transport.is_closing()
+
+
+async def test_what_it_took_is_what_all_of_it_took(
+    nsqd: Nsqd, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def slow(one: Received) -> web.Response:
+        if one.path == "/":
+            await asyncio.sleep(0.1)
+        return sends_to("/new")(one)
+
+    async with serving(slow) as endpoint:
+        flags = (f"--post={endpoint.url()}", "--follow-redirects=1", "--print")
+        async with delivering(nsqd, *flags):
+            await publish(nsqd, b"x")
+            await until_settled(nsqd, 1)
+    (line,) = capsys.readouterr().out.splitlines()
+    status, took, *_ = line.split(" ")
+    assert status == "200"
+    assert float(took.removesuffix("ms")) >= 100
 
 
 async def test_more_places_at_once_than_there_is_room_for(
