@@ -89,6 +89,8 @@ async def replies_to(make_pool: MakePool, *answers: bytes, ends: bool = True) ->
             "in the middle of a reply",
         ),
         ((b"SSH-2.0-OpenSSH_9.2\r\n",), 0, "a reply that is not HTTP"),
+        ((b"RTSP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n",), 0, "a reply that is not HTTP"),
+        ((b"HTTP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n",), 0, "a reply that is not HTTP"),
         ((b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",), 0, "a reply that is not HTTP"),
         (
             (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\nok",),

@@ -21,6 +21,7 @@ REPLY_BYTES_MAX = 256 << 10
 # How much of an error's text is kept, for whoever takes out of it what is secret.
 EXCERPT_BYTES_MAX = 8 << 10
 _FIRST_ERROR = 300
+_BEGINS = b"HTTP/1."
 
 
 class Reply(NamedTuple):
@@ -88,6 +89,9 @@ class Connection(asyncio.Protocol):
         exchange = self.exchange
         if exchange is None:
             self._drop()
+            return
+        if not self._received and not data.startswith(_BEGINS[: len(data)]):
+            self._fail("a reply that is not HTTP/1")  # the parser takes RTSP, too
             return
         self._received += len(data)
         try:
