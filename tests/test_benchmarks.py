@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from tests.benchmarks import data
+from tests.benchmarks.endpoint import OWN, server_name
 from tests.benchmarks.figures import EMBEDDED, OURS
 from tests.benchmarks.processes import Usage
 from tests.benchmarks.table import RSS_TARGET_BYTES, Row, Sample, at_least, rss_targets
@@ -93,6 +94,17 @@ def test_the_real_programs_are_measured_where_they_are_named(tmp_path: Path) -> 
     assert "ingest / real-ingest: " in shown
     assert "archive lines-zstd  " in shown
     assert "not measured" in shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("own", [True, False])
+def test_the_endpoint_is_nginx_where_there_is_one(tmp_path: Path, *, own: bool) -> None:
+    expected = OWN if own else server_name()
+    environ = {"NGINX_BINARY": ""} if own else {}
+    found, shown = bench(tmp_path, "--only=http,http-100", **environ)
+    assert found["endpoint"] == expected
+    assert f"endpoint of http: {expected}\n" in shown
+    assert {run["messages"] for row in found["rows"][1:] for run in row["runs"]} == {MESSAGES}
 
 
 def test_an_unknown_figure_is_refused() -> None:

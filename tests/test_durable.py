@@ -221,23 +221,3 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     for name in ("pipe", "link", "missing"):
         with pytest.raises(StorageError):
             durable.open_existing(tmp_path / name)
-
-
-def test_old_temporary_files_are_removed(tmp_path: Path) -> None:
-    old = tmp_path / ".nsqtools-1-abc.tmp"
-    old.write_bytes(b"half a copy")
-    changed_at = old.stat().st_ctime
-    assert durable.remove_leftovers(tmp_path, now=changed_at + 1) == 0
-    with durable.lock(old):
-        assert durable.remove_leftovers(tmp_path, now=changed_at + 61) == 0
-    assert durable.remove_leftovers(tmp_path, now=changed_at + 61) == 1
-    assert names(tmp_path) == []
-
-
-def test_leftovers_that_are_no_files_of_ours_are_not_waited_for(tmp_path: Path) -> None:
-    pipe, link = tmp_path / ".nsqtools-1-abc.tmp", tmp_path / ".nsqtools-2-abc.tmp"
-    os.mkfifo(pipe)
-    link.symlink_to("/etc/hostname")
-    assert durable.remove_leftovers(tmp_path, now=pipe.stat().st_ctime + 61) == 0
-    assert names(tmp_path) == [pipe.name, link.name]
-    assert durable.remove_leftovers(tmp_path / "missing", now=0) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,6 +26,20 @@ def ended() -> Iterator[threading.Event]:
 def test_an_end_comes_in_time(ended: threading.Event) -> None:
     ending.end_within(0.01)
     assert ended.wait(5)
+
+
+def test_an_end_that_is_asked_for_twice_comes_once() -> None:
+    ends: list[float] = []
+    done = threading.Event()
+    ending.arm(lambda: ends.append(time.monotonic()))
+    try:
+        for _ in range(3):
+            ending.end_within(0.01)
+        threading.Timer(0.2, done.set).start()
+        assert done.wait(5)
+        assert len(ends) == 1
+    finally:
+        ending.arm(None)
 
 
 def test_a_program_that_embeds_us_is_left_alone(ended: threading.Event) -> None:

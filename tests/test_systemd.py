@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,23 +46,50 @@ def test_what_does_not_mend_itself_is_not_tried_again(unit: Path) -> None:
     assert values(unit, "StartLimitIntervalSec") == ["0"]
 
 
-@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
-def test_the_command_line_is_valid(unit: Path) -> None:
-    """With the variables of the unit and of the file to begin with, and nothing else."""
+def options_with(unit: Path, given: dict[str, str]) -> Any:
+    """Of what the unit runs, with its variables, those of the file to begin with, and these."""
     (command,) = values(unit, "ExecStart")
-    (folder,) = values(unit, "StateDirectory")
-    words = shlex.split(
-        command.replace("${STATE_DIRECTORY}", f"/var/lib/{folder}").replace("%i", "clicks")
-    )
+    words = shlex.split(expanded(command))
     assert words[:3] == [PYTHON, "-m", "nsqtools"]
     program = PROGRAMS[words[3]]
-    environ = variables("\n".join(" ".join(values(unit, "Environment")).split()))
+    environ = variables("\n".join(expanded(" ".join(values(unit, "Environment"))).split()))
     file = FOLDER / f"{program.name}.env"
     environ |= variables(file.read_text()) if file.exists() else {}
-    options = load(resolve(program.options), program.name, words[4:], environ)
-    assert f"/var/lib/{folder}".replace("%i", "clicks") in {
-        str(getattr(options, name, "")) for name in ("output_dir", "dead_letter_dir", "data_path")
-    }
+    return load(resolve(program.options), program.name, words[4:], environ | given)
+
+
+def expanded(text: str) -> str:
+    """As systemd does it for the instance `clicks`."""
+    return text.replace("%i", "clicks").replace("%S", "/var/lib")
+
+
+def folders_of(options: Any) -> set[str]:
+    names = ("output_dir", "dead_letter_dir", "data_path")
+    return {str(getattr(options, name)) for name in names if getattr(options, name, None)}
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_the_command_line_is_valid(unit: Path) -> None:
+    (folder,) = values(unit, "StateDirectory")
+    assert folders_of(options_with(unit, {})) == {f"/var/lib/{expanded(folder)}"}
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "folders"),
+    [
+        ("nsq_to_file@", {"NSQ_TO_FILE_OUTPUT_DIR": "/data"}, {"/data"}),
+        (
+            "nsq_to_http@",
+            {"NSQ_TO_HTTP_DEAD_LETTER_DIR": "", "NSQ_TO_HTTP_DEAD_LETTER_TOPIC": "{topic}.dead"},
+            set(),
+        ),
+        ("nsqtools-nsqd", {"NSQD_DATA_PATH": "/data"}, {"/data"}),
+    ],
+)
+def test_a_file_of_options_is_not_overruled_by_the_command_line(
+    name: str, given: dict[str, str], folders: set[str]
+) -> None:
+    assert folders_of(options_with(FOLDER / f"{name}.service", given)) == folders
 
 
 @needs_systemd

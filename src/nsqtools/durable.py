@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-LEFTOVER_AGE_S = 60.0
 TEMPORARY_PREFIX = ".nsqtools-"
 TEMPORARY_SUFFIX = ".tmp"
 # A directory that cannot be fsynced (some network filesystems) is as durable as it will ever be.
@@ -403,38 +402,6 @@ def check_length(fd: int, size_bytes: int) -> None:
     """Raise `OSError` unless the open file is as long as what was written."""
     if os.fstat(fd).st_size != size_bytes:
         raise OSError(errno.EIO, "the file is not as long as what was written")
-
-
-def remove_leftovers(directory: Path, *, now: float) -> int:
-    """Remove temporary files of ours that a crash left in `directory`; returns how many.
-
-    One that is locked, or younger than a minute, may be somebody's work in progress.
-    """
-    removed = 0
-    for name in filter(is_temporary, names_in(directory)):
-        try:
-            removed += _remove_leftover(directory / name, now)
-        except (DataPathInUse, StorageError):
-            continue  # it is in the way of nobody
-    return removed
-
-
-def _remove_leftover(path: Path, now: float) -> bool:
-    fd = open_existing(path)
-    try:
-        lock_file(fd, path)
-        with storage("stat", path):
-            is_old = now - os.fstat(fd).st_ctime >= LEFTOVER_AGE_S
-        if is_old:
-            unlink(path)
-        return is_old
-    finally:
-        close(fd)
-
-
-def is_temporary(name: str) -> bool:
-    """Whether a file of this name is one of ours that had not got its real name yet."""
-    return name.startswith(TEMPORARY_PREFIX) and name.endswith(TEMPORARY_SUFFIX)
 
 
 def temporary_name(directory: Path) -> Path:

@@ -14,13 +14,14 @@ import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing itself is among what --version need not load
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
 INTERRUPTED = 130
 THREAD_NAME = "the hard end"
 _remembered: list[int] = []
 _end: Callable[[], object] | None = None
+_once: Iterator[bool] = iter(())
 
 
 def remember_signals() -> None:
@@ -53,16 +54,24 @@ def _pass_over(_number: int, _frame: FrameType | None) -> None:
 
 def arm(end: Callable[[], object] | None) -> None:
     """Let `end_within` call `end`, which should end the process; None disarms it."""
-    global _end
-    _end = end
+    global _end, _once
+    _end, _once = end, iter((True,))
 
 
 def end_within(seconds: float) -> None:
-    """End the process in `seconds` whatever hangs; nothing happens when nobody has armed it."""
+    """End the process in `seconds` whatever hangs; nothing happens when nobody has armed it.
+
+    It may be called again: the soonest counts, and what was armed is called once.
+    """
     import threading
 
     if _end is not None:
-        timer = threading.Timer(seconds, _end)
+        timer = threading.Timer(seconds, _end_once, (_end, _once))
         timer.name = THREAD_NAME
         timer.daemon = True
         timer.start()
+
+
+def _end_once(end: Callable[[], object], once: Iterator[bool]) -> None:
+    if next(once, False):  # which gives True to one thread
+        end()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import random
 import threading
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from tests.archive.helpers import (
 
 from nsqtools.archive import compaction
 from nsqtools.archive.compaction import PIECE_BYTES, is_worth_it
+from nsqtools.archive.formats import find_formats
 from nsqtools.archive.groups import Group
 from nsqtools.archive.gzip_members import GzipContainer
 from nsqtools.archive.reader import open_archive
@@ -94,6 +96,32 @@ def test_small_commits_take_what_one_piece_takes(
     assert published.messages == count
 
 
+@pytest.mark.parametrize("level", [1, 6, 9])
+def test_a_rewrite_is_as_small_as_gzip_makes_it(level: int, tmp_path: Path) -> None:
+    """Commits have no time for that; a rewrite holds up nobody."""
+    rng = random.Random(level)
+    paths = [b"/products/%d/%d" % (number, rng.randrange(10**6)) for number in range(300)]
+    bodies = [
+        b'{"ts":%.3f,"user":%d,"ip":"10.%d.%d.%d","path":"%s","status":%d,"ms":%.2f,"agent":"%s"}'
+        % (
+            1.7e9 + at * 0.013,
+            rng.randrange(200_000),
+            *rng.randbytes(3),
+            rng.choice(paths),
+            rng.choice((200, 200, 200, 404)),
+            rng.expovariate(0.02),
+            rng.choice((b"Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36", b"curl/8.1")),
+        )
+        for at in range(5000)
+    ]
+    writer = ArchiveWriter(spec(tmp_path, "lines", "gzip", level=level, compact=True))
+    for at in range(0, len(bodies), 50):
+        writer.commit([batch_of(bodies[at : at + 50], at)])
+    (published,) = close(writer)
+    whole = zlib.compress(b"\n".join([*bodies, b""]), level)
+    assert published.disk_bytes < len(whole) * 1.1 + OVERHEAD_BYTES
+
+
 @pytest.mark.parametrize(("record_format", "compression"), PAIRS)
 def test_the_content_is_the_same(record_format: str, compression: str, tmp_path: Path) -> None:
     bodies = [*log_lines(50), b"two\nlines", b"", b"\x00\xff"]
@@ -125,7 +153,7 @@ def test_pieces_are_bounded(
     path = Path(published.location)
     assert read_bodies(path) == (bodies, None)
     with path.open("rb") as file:
-        found = survey(file.fileno(), path, "framed", compression)
+        found = survey(file.fileno(), path, *find_formats("framed", compression))
     assert found.content_bytes > 20_000
     assert 15 < found.groups < 40
     if compression == "zstd":

@@ -278,6 +278,19 @@ def test_one_that_cannot_be_recovered_ends_nothing(
     assert published == {"b.log.part", "d.log.part"}
 
 
+@pytest.mark.parametrize(("record_format", "compression"), [("lines", "lz4"), ("csv", "none")])
+def test_a_format_that_is_not_known_is_left_alone(
+    record_format: str, compression: str, tmp_path: Path
+) -> None:
+    """What a later version wrote is not cut where a line seems to end."""
+    path = claimed(tmp_path, b"\x04\x22\nM\x18", record_format, compression)
+    (result,) = recover(tmp_path)
+    assert result.failed
+    assert "not known here: " in result.reason
+    assert path.read_bytes() == b"\x04\x22\nM\x18"
+    assert len(claims(tmp_path)) == 1
+
+
 def test_nothing_to_recover(tmp_path: Path) -> None:
     assert list(recover(tmp_path / "missing")) == []
     assert list(recover(tmp_path)) == []

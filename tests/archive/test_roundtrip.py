@@ -35,7 +35,7 @@ from nsqtools.archive.header import looks_damaged
 from nsqtools.archive.reader import open_archive
 from nsqtools.archive.recovery import recover
 from nsqtools.archive.writer import ArchiveWriter
-from nsqtools.wire.frames import FRAME_SIZE_MAX_BYTES
+from nsqtools.wire.frames import BODY_SIZE_MAX_BYTES
 
 if TYPE_CHECKING:
     from nsqtools.wire.messages import Messages
@@ -109,8 +109,7 @@ def test_any_body_up_to_the_limit_can_be_read(
 @pytest.mark.slow
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 def test_the_largest_bodies_can_be_read(compression: str, tmp_path: Path) -> None:
-    size = FRAME_SIZE_MAX_BYTES - 30  # what a frame holds beside the size, type and head
-    bodies = [b"\x00" * size, b'"' * size]
+    bodies = [b"\x00" * BODY_SIZE_MAX_BYTES, b'"' * BODY_SIZE_MAX_BYTES]
     path = write_file(tmp_path, "jsonl", compression, [[batch_of(bodies)]])
     with open_archive(path) as reader:
         assert reader.info.record_format == "jsonl"

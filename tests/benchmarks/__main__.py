@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.benchmarks import data, figures, machine
+from tests.benchmarks.endpoint import server_name
 from tests.benchmarks.nsqd import Nsqd
 from tests.benchmarks.processes import BenchError, Children
 from tests.benchmarks.table import HEADS, Row, Sample, Target, aligned, at_least, rss_targets
@@ -190,7 +191,8 @@ def comparisons(rows: list[Row]) -> Iterator[str]:
 def show(plan: Plan, version_s: float) -> None:
     rows = plan.rows
     print(f"{plan.messages:,} messages a figure, medians of {plan.runs} runs; {data.DESCRIPTION}")
-    print(f"on {plan.machine} at the start\n")
+    print(f"on {plan.machine} at the start")
+    print(f"endpoint of http: {server_name()}\n")
     print("\n".join(aligned([HEADS, *(row.cells() for row in rows)])))
     if compared := list(comparisons(rows)):
         print("\none / the other\n" + "\n".join(compared))
@@ -205,6 +207,7 @@ def write_json(path: Path, plan: Plan, version_s: float) -> None:
         "messages": plan.messages,
         "runs": plan.runs,
         "data": data.DESCRIPTION,
+        "endpoint": server_name(),
         "rows": [row.as_json() for row in plan.rows],
         "version_s": version_s,
         "targets": [asdict(target) for target in targets(plan.rows, version_s)],

@@ -1,22 +1,67 @@
-"""An HTTP endpoint that costs as little as can be: `python -m tests.benchmarks.endpoint PORT`.
+"""What `nsq_to_http` is measured against: nginx where it is installed, else a server of our own.
 
-It answers every request with 200, and reads no more of it than where it ends.
+That one costs as little as can be: `python -m tests.benchmarks.endpoint PORT` answers every request with
+200, and reads no more of it than where it ends.
 """
 
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import sys
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import uvloop
+from tests.support.nginx import find
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 REPLY = (
     b"HTTP/1.1 200 OK\r\nServer: bench\r\nDate: Sat, 21 Nov 2026 12:00:00 GMT\r\n"
     b"Content-Type: text/plain\r\nContent-Length: 2\r\n\r\nOK"
 )
+OWN = "a server of our own"
+# One process, so that nothing stays when it is killed. `return` reads a body to its end, and drops it.
+_NGINX = """\
+daemon off;
+master_process off;
+pid {folder}/nginx.pid;
+events {{ worker_connections 1024; }}
+http {{
+    access_log off;
+    client_body_temp_path {folder};
+    proxy_temp_path {folder};
+    fastcgi_temp_path {folder};
+    uwsgi_temp_path {folder};
+    scgi_temp_path {folder};
+    keepalive_requests 1000000000;
+    client_max_body_size 0;
+    server {{
+        listen 127.0.0.1:{port};
+        location / {{ return 200 OK; }}
+    }}
+}}
+"""
 _LENGTH = b"Content-Length: "
 _END = b"\r\n\r\n"
+
+
+def server_name() -> str:
+    """Which one it is, with its version."""
+    if not (nginx := find()):
+        return OWN
+    said = subprocess.run([nginx, "-v"], capture_output=True, text=True, check=False).stderr
+    return said.strip().rpartition(" ")[2] or nginx
+
+
+def server_argv(folder: Path, port: int) -> list[str]:
+    """What starts it; its files are in `folder`."""
+    if not (nginx := find()):
+        return [sys.executable, "-m", "tests.benchmarks.endpoint", str(port)]
+    config = folder / "nginx.conf"
+    config.write_text(_NGINX.format(folder=folder, port=port))
+    return [nginx, "-e", "stderr", "-p", str(folder), "-c", str(config)]
 
 
 class Endpoint(asyncio.Protocol):

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tests.benchmarks import data
+from tests.benchmarks.endpoint import server_argv
 from tests.benchmarks.nsqd import free_port, our_program
 from tests.benchmarks.processes import ROOT, BenchError, Usage, since, wait_until
 from tests.benchmarks.table import Sample
@@ -163,7 +164,7 @@ def archive(bench: Bench, argv: list[str], flags: list[str], *, is_ours: bool = 
         floor_per_s=floor and min(floor, bench.loopback.rate),
         usages=(used, usage),
         body_bytes=bench.count * data.MESSAGE_BYTES,
-        disk_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        disk_bytes=sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
     )
     _keep_for_replay(bench, folder, flags)
     return sample
@@ -283,9 +284,9 @@ def deliver(bench: Bench, argv: list[str], flags: list[str]) -> Sample:
     """nsq_to_http empties a channel into an endpoint on this machine, over 100 connections."""
     topic = bench.new_backlog()
     port = free_port()
-    server = bench.children.start(
-        "endpoint", [sys.executable, "-m", "tests.benchmarks.endpoint", str(port)]
-    )
+    folder = bench.children.folder / f"endpoint-{topic}"
+    folder.mkdir()
+    server = bench.children.start("endpoint", server_argv(folder, port))
     wait_until(lambda: _listens(port), server, ENDPOINT_TIMEOUT_S, "the endpoint listens")
     broker = bench.nsqd.child
     broker.reset_peak()

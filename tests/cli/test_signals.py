@@ -152,3 +152,4 @@ def test_no_thread_holds_a_run_that_was_forced_to_end() -> None:
     last = log.splitlines()[-1]
     assert last.startswith("sample: ended at once, not waiting for ")
     assert "stuck-fsync" in last
+    assert log.count("ended at once") == 1

@@ -11,6 +11,7 @@ from tests.support.nsqd import PATIENCE_S
 from tests.support.raw import RawClient
 from tests.support.web import channel_stats
 
+from nsqtools.archive.claims import FOLDER_PREFIX
 from nsqtools.archive.reader import open_archive
 from nsqtools.lifecycle import Lifecycle
 from nsqtools.options import load
@@ -91,7 +92,9 @@ def finished_files(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.is_file() and path.suffix not in (".part", ".tmp", ".claim", ".rewrite")
+        if path.is_file()
+        and path.suffix not in (".part", ".tmp")
+        and not path.parent.name.startswith(FOLDER_PREFIX)
     )
 
 

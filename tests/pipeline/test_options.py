@@ -118,6 +118,15 @@ def test_without_flags_nsq_words_tell_what_is_missing() -> None:
         ),
         (["--consumer-opt=max_in_flight,5"], "cannot be set here: use --max-in-flight"),
         (["a", "b"], "unknown arguments: [a b]"),
+        (["--filename-format="], "--filename-format is required"),
+        (["--filename-format=../x"], "--filename-format: the file name '../x' leads out"),
+        (["--filename-format=/x"], "--filename-format: the file name '/x' is absolute"),
+        (["--filename-format=<TOPIC>/"], "--filename-format: the file name 'topic/' is empty"),
+        (["--datetime-format=/../%H"], "leads out of the output directory"),
+        (
+            ["--filename-format=<HOST>/x", "--host-identifier=.."],
+            "leads out of the output directory",
+        ),
     ],
 )
 def test_each_mistake_is_told_alone_and_in_nsq_words(argv: list[str], problem: str) -> None:

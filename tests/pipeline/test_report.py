@@ -97,12 +97,18 @@ async def test_a_topic_whose_output_cannot_be_made_stops_alone(
 ) -> None:
     folder = tmp_path / "archive"
     flags = (f"--nsqd-tcp-address={nsqd.tcp_address}", "--topic=t", "--topic=bad")
-    async with run_of(folder, *flags, bad=frozenset({"bad"})) as (_, life):
+    async with run_of(folder, *flags, bad=frozenset({"bad"})) as (run, life):
         await until(lambda: "topic bad" in life.health.failures)
         await until(lambda: life.health.is_ready)
         await publish(nsqd, b"one")
         await until_settled(nsqd, 1)
         assert life.health.failures == {"topic bad": "bad is a link that leads elsewhere"}
+        failing = run.registry.snapshot()
+        assert {
+            sample.labels[0][1]: sample.value
+            for sample in failing
+            if sample.name == "nsqtools_pipeline_failing_topics"
+        } == {"t": 0, "bad": 1}
     assert archived(folder) == [b"one"]
     assert "bad is a link" in caplog.text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
@@ -33,15 +34,22 @@ from tests.support.web import post, topic_stats
 
 from nsqtools import __version__
 from nsqtools.ending import INTERRUPTED
+from nsqtools.lifecycle import Lifecycle
+from nsqtools.outputs.contract import DONE
 from nsqtools.outputs.file import output as output_module
+from nsqtools.outputs.file.output import FileOutput
+from nsqtools.outputs.workers import Workers
 from nsqtools.pipeline import topic as topic_module
+from nsqtools.pipeline.run import Run
+from nsqtools.programs.nsq_to_file.run import archive_spec
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from tests.support.nsqd import Nsqd, StartNsqd
 
-    from nsqtools.pipeline.run import Run
+    from nsqtools.outputs.contract import Answer
+    from nsqtools.wire.messages import Messages
 
 TEN = [b"message %d" % number for number in range(10)]
 # The real nsqd keeps what a lost connection held until its time is over; ours takes it back at once.
@@ -54,6 +62,52 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(topic_module, "RETRY_MAX_S", 0.02)
     monkeypatch.setattr(output_module, "RETRY_FIRST_S", 0.01)
     monkeypatch.setattr(output_module, "RETRY_MAX_S", 0.02)
+
+
+# The end
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+async def test_an_output_that_fails_at_the_end_is_not_begun_anew(
+    nsqd: Nsqd, tmp_path: Path, caplog: pytest.LogCaptureFixture, signals: int
+) -> None:
+    """Nobody waits for a topic that can end no better; and the run says that it did not end in order."""
+
+    class Broken(FileOutput):
+        def hurry(self) -> None:
+            if signals == 1:
+                raise RuntimeError("a fault")
+
+        async def deliver(self, messages: Sequence[Messages]) -> Answer:
+            return await (super().deliver(messages) if signals == 1 else asyncio.sleep(1000, DONE))
+
+        async def abandon(self) -> None:
+            await super().abandon()
+            if signals == 2:
+                raise RuntimeError("another fault")
+
+    options = archive_options(tmp_path, f"--nsqd-tcp-address={nsqd.tcp_address}")
+    workers = Workers()
+    made: list[Broken] = []
+
+    def output_of(_topic: str) -> Broken:
+        made.append(Broken(archive_spec(options, "t"), workers, sync_interval_s=0.02))
+        return made[-1]
+
+    run = Run(options, output_of)
+    async with Lifecycle(PATIENCE_S, handle_signals=False) as life, asyncio.TaskGroup() as group:
+        task = group.create_task(run.run(life))
+        await until(lambda: life.health.is_ready)
+        await publish(nsqd, *TEN)
+        await until_stats(nsqd, lambda now: now["message_count"] == 10)
+        for _ in range(signals):
+            life.stop("test")
+        async with asyncio.timeout(PATIENCE_S / 4):
+            assert not await asyncio.shield(task)
+    assert len(made) == 2, "one to see whether it can be made, and one for the topic"
+    reason = "a fault" if signals == 1 else "another fault"
+    assert f'topic stands still topic=t channel={CHANNEL} error="{reason}"' in caplog.messages
+    workers.close()
 
 
 # Several topics in one process
@@ -125,7 +179,7 @@ async def test_topics_that_come_and_go(
             await until(lambda: archiver._sum()["messages"] == 12)
     assert sorted(archived(folder)) == sorted([*TEN, b"again", b"new"])
     said = [record.getMessage() for record in caplog.records]
-    assert "topic is gone topic=logs" in said
+    assert "topic is gone topic=logs channel=archive" in said
 
 
 def topics_of(archiver: Run) -> set[str]:

@@ -20,12 +20,13 @@ _LISTENING = re.compile(r"TCP: listening on \S*:(\d+)$")
 class Program:
     """One of our programs, in any number of lives; leaving the block kills the last one."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *command: str) -> None:
+        """`command` is what Python is to run in place of the program of this name."""
         self.lives = 0
         self.log: deque[str] = deque(maxlen=LOG_LINES_MAX)
         self._life: deque[str] = deque(maxlen=LOG_LINES_MAX)
         self._told = asyncio.Event()
-        self._name = name
+        self._command = command or ("-m", "nsqtools", name)
         self._process: asyncio.subprocess.Process | None = None
         self._reading: asyncio.Task[None] | None = None
 
@@ -40,7 +41,7 @@ class Program:
         self._life.clear()
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "nsqtools", self._name, *flags),
+            *(sys.executable, *self._command, *flags),
             stderr=asyncio.subprocess.PIPE,
             env=environment,
         )

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from nsqtools.errors import ProtocolError, ServerError
 from nsqtools.wire.frames import (
+    BODY_SIZE_MAX_BYTES,
     ERROR,
     FRAME_SIZE_MAX_BYTES,
     MESSAGE,
@@ -173,6 +174,15 @@ def test_a_message_that_is_too_large_is_passed_over(step: int) -> None:
     else:
         # What came whole in one read is held already: it is a message like any other.
         assert [len(body) for body in bodies] == [5, 5000, 5, 5000]
+
+
+@pytest.mark.parametrize(("more", "kind"), [(0, Messages), (1, Oversized)])
+def test_what_is_documented_of_a_body_is_taken_and_no_more(more: int, kind: type) -> None:
+    raw = encode_frame(MESSAGE, encode_payload(1, 1, ID, bytes(BODY_SIZE_MAX_BYTES + more)))
+    decoder = FrameDecoder()
+    half = len(raw) // 2
+    (found,) = decoder.receive(raw[:half]) + decoder.receive(raw[half:])
+    assert isinstance(found, kind)
 
 
 def test_a_large_frame_that_trickles_is_not_copied_each_time() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,3 +41,16 @@ def test_the_largest_body() -> None:
     assert Messages([]).body_bytes_max == 0
     payloads = [encode_payload(1, 1, b"0" * 16, body) for body in (b"", b"abc", b"a")]
     assert Messages(payloads).body_bytes_max == 3
+
+
+@pytest.mark.parametrize("order", [("ids", "times"), ("same_attempts", "ids"), ("times", "ids")])
+@pytest.mark.parametrize("count", [0, 1, 31, 100])
+def test_columns_of_many_sizes_whatever_is_asked_first(order: tuple[str, ...], count: int) -> None:
+    payloads = [encode_payload(at, 1 + at % 2, b"%016d" % at, b"x" * at) for at in range(count)]
+    messages = Messages(payloads)
+    for name in order:
+        getattr(messages, name)
+    assert messages.ids == [b"%016d" % at for at in range(count)]
+    assert messages.times == b"".join([payload[:8] for payload in payloads])
+    assert messages.same_attempts == (1 if count == 1 else None)
+    assert messages.bodies == [b"x" * at for at in range(count)]

@@ -10,21 +10,17 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import dataclass
-from functools import partial
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 from zlib_ng.zlib_ng import crc32
 
 from nsqtools import durable
-from nsqtools.archive import gzip_members
-from nsqtools.archive.formats import COMPRESSIONS
+from nsqtools.archive.formats import COMPRESSIONS, find_formats
 from nsqtools.archive.groups import Group
 from nsqtools.archive.header import encode_header
 from nsqtools.archive.lines import NEWLINE
 from nsqtools.archive.stream import Damage, Source
 from nsqtools.archive.survey import survey
-from nsqtools.archive.zstd_walk import ZstdWalk
 from nsqtools.errors import StorageError
 
 if TYPE_CHECKING:
@@ -56,7 +52,7 @@ class _Content:
 def is_worth_it(compression: str, groups: int, content_bytes: int) -> bool:
     """Whether a file of so many groups with so much content is to be rewritten."""
     small = groups > 1 and content_bytes < groups * WORTH_IT_BELOW_BYTES
-    return compression != "none" and small
+    return COMPRESSIONS[compression].read_groups is not None and small
 
 
 def compact(fd: int, path: Path, target: Path, wanted: ClaimFacts, *, records: int) -> int:
@@ -83,13 +79,15 @@ def _compact(
     fd: int, path: Path, writing: int, target: Path, wanted: ClaimFacts, records: int
 ) -> int:
     container = _new_container(wanted)
+    read_groups = COMPRESSIONS[wanted.compression].read_groups
+    assert read_groups is not None, "asked whether it is worth it"  # noqa: S101
     content = _Content()
     end = 0
     data: bytes | bytearray = container.file_header
     try:
         with os.fdopen(os.dup(fd), "rb", buffering=0) as file:
             file.seek(0)
-            for piece in _pieces(_groups(Source(file, path), wanted.compression), content):
+            for piece in _pieces(read_groups(Source(file, path)), content):
                 durable.write_at(writing, data, end, target)
                 end += len(data)
                 data = container.encode([piece])
@@ -110,36 +108,7 @@ def _new_container(wanted: ClaimFacts) -> Container:
         channel=wanted.channel,
         host=wanted.host,
     )
-    return COMPRESSIONS[wanted.compression].new_containers(header, wanted.level)()
-
-
-def _groups(source: Source, compression: str) -> Iterator[Group]:
-    """The file's groups as they were committed; of gzip without counts and times."""
-    if compression == "gzip":
-        while source.peek(1):
-            content = b"".join(gzip_members.member_pieces(source))
-            if content:
-                yield Group(content=content, records=0, times=_unknown)
-        return
-    walk = ZstdWalk(source, strict=True)
-    frames = 0
-    for offset, blocks in groupby(walk.blocks(), key=lambda block: block.offset):
-        content = b"".join([block.data for block in blocks])
-        frames = walk.index.offsets.index(offset, frames)
-        entry = walk.index[frames]
-        yield Group(
-            content=content,
-            records=entry.records,
-            times=partial(_times_of, entry.first_ts_ns, entry.last_ts_ns),
-        )
-
-
-def _times_of(first_ts_ns: int, last_ts_ns: int) -> tuple[int, int]:
-    return first_ts_ns, last_ts_ns
-
-
-def _unknown() -> tuple[int, int]:
-    raise AssertionError("a gzip member keeps no times, and nobody asks for them")
+    return COMPRESSIONS[wanted.compression].new_rewrite(header, wanted.level)
 
 
 def _pieces(groups: Iterator[Group], content: _Content) -> Iterator[Group]:
@@ -172,10 +141,11 @@ def _joined(groups: list[Group]) -> Group:
 
 def _verify(fd: int, path: Path, wanted: ClaimFacts, content: _Content, records: int) -> None:
     """Read the rewrite back, with every check; raises `Damage` when it is not the same content."""
-    found = survey(fd, path, wanted.record_format, wanted.compression)
+    record_format, compression = find_formats(wanted.record_format, wanted.compression)
+    found = survey(fd, path, record_format, compression)
     if found.damage is not None:
         raise found.damage
-    if wanted.compression == "gzip" and wanted.record_format == "lines":
+    if record_format.is_any_line and not compression.has_index:
         records = content.lines  # a newline within a message cannot be told from its end
     if (found.content_bytes, found.content_crc32) != (content.size_bytes, content.crc32):
         raise Damage(found.end, "the rewrite has another content than the file")

@@ -11,19 +11,29 @@ from typing import TYPE_CHECKING, Protocol
 from nsqtools.archive import gzip_members, zstd_frames
 from nsqtools.archive.framed import FramedDecoder, FramedEncoder
 from nsqtools.archive.groups import PlainContainer
-from nsqtools.archive.gzip_members import GzipContainer, read_gzip_header
+from nsqtools.archive.gzip_members import GzipContainer, gzip_groups, read_gzip_header
 from nsqtools.archive.header import HEADER_BYTES_MAX, MAGIC
 from nsqtools.archive.jsonl import JsonlDecoder, JsonlEncoder
 from nsqtools.archive.lines import LinesDecoder, LinesEncoder
+from nsqtools.archive.survey import (
+    survey_framed,
+    survey_gzip,
+    survey_jsonl,
+    survey_lines,
+    survey_plain,
+    survey_zstd,
+)
 from nsqtools.archive.walks import GzipWalk, PlainWalk
 from nsqtools.archive.zstd_frames import ZstdContainer
-from nsqtools.archive.zstd_walk import ZstdWalk
+from nsqtools.archive.zstd_walk import ZstdWalk, zstd_groups
+from nsqtools.errors import ArchiveError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-    from nsqtools.archive.groups import Container, RecordEncoder
+    from nsqtools.archive.groups import Container, Group, RecordEncoder
     from nsqtools.archive.stream import RecordDecoder, Source, Walk
+    from nsqtools.archive.survey import Survey
 
 # Bytes that are enough to tell what a file is.
 START_BYTES = 64
@@ -46,7 +56,8 @@ class RecordFormat:
     """How messages become bytes.
 
     `keeps_ids`: id, publish time and attempts are kept, too. `has_stream_header`: content begins
-    with the file header, so that recognising one tells the format.
+    with the file header, so that recognising one tells the format. `is_any_line`: a record is a line,
+    whatever stands in it. `survey` finds what is whole of an unfinished file without compression.
     """
 
     name: str
@@ -54,6 +65,8 @@ class RecordFormat:
     new_decoder: NewDecoder
     keeps_ids: bool
     has_stream_header: bool
+    is_any_line: bool
+    survey: Callable[[Source, Survey], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +74,11 @@ class Compression:
     """What stands around the records.
 
     `new_containers` takes a file header and a level, and gives what makes the container of each file
-    of one writer. `begins` tells from the first START_BYTES. `peek_header` gives what stands where
-    a file header would, if anything. `has_index`: a sealed file can be read from its middle.
+    of one writer; `new_rewrite` gives that of a rewrite, which has more time and is to be small.
+    `begins` tells from the first START_BYTES. `peek_header` gives what stands where a file header
+    would, if anything. `has_index`: a sealed file can be read from its middle, and it is known how many
+    records it has. `survey` finds what is whole of an unfinished file; `read_groups` gives those of a
+    sealed one, where there is something to gain by joining them.
     """
 
     name: str
@@ -70,10 +86,13 @@ class Compression:
     levels: range
     default_level: int
     new_containers: Callable[[bytes, int], Callable[[], Container]]
+    new_rewrite: Callable[[bytes, int], Container]
     begins: Callable[[bytes], bool]
     peek_header: Callable[[Source], bytes | None]
     new_walk: Callable[[Source], Walk]
     has_index: bool
+    survey: Callable[[Source, Survey, RecordFormat], None]
+    read_groups: Callable[[Source], Iterator[Group]] | None
 
 
 def _lines_encoder(*, topic: str, header: bytes) -> LinesEncoder:
@@ -104,8 +123,16 @@ def _plain_containers(_header: bytes, _level: int) -> Callable[[], Container]:
     return PlainContainer
 
 
+def _plain_rewrite(_header: bytes, _level: int) -> Container:
+    return PlainContainer()
+
+
 def _gzip_containers(header: bytes, level: int) -> Callable[[], Container]:
     return lambda: GzipContainer(header, level)
+
+
+def _gzip_rewrite(header: bytes, level: int) -> Container:
+    return GzipContainer(header, level, is_rewrite=True)
 
 
 def _zstd_containers(header: bytes, level: int) -> Callable[[], Container]:
@@ -143,6 +170,8 @@ LINES = RecordFormat(
     new_decoder=_lines_decoder,
     keeps_ids=False,
     has_stream_header=False,
+    is_any_line=True,
+    survey=survey_lines,
 )
 JSONL = RecordFormat(
     name="jsonl",
@@ -150,6 +179,8 @@ JSONL = RecordFormat(
     new_decoder=_jsonl_decoder,
     keeps_ids=True,
     has_stream_header=False,
+    is_any_line=False,
+    survey=survey_jsonl,
 )
 FRAMED = RecordFormat(
     name="framed",
@@ -157,6 +188,8 @@ FRAMED = RecordFormat(
     new_decoder=_framed_decoder,
     keeps_ids=True,
     has_stream_header=True,
+    is_any_line=False,
+    survey=survey_framed,
 )
 NONE = Compression(
     name="none",
@@ -164,10 +197,13 @@ NONE = Compression(
     levels=range(1),
     default_level=0,
     new_containers=_plain_containers,
+    new_rewrite=_plain_rewrite,
     begins=lambda _start: False,  # what no other recognises
     peek_header=_peek_plain_header,
     new_walk=PlainWalk,
     has_index=False,
+    survey=survey_plain,
+    read_groups=None,
 )
 GZIP = Compression(
     name="gzip",
@@ -175,10 +211,13 @@ GZIP = Compression(
     levels=range(1, 10),
     default_level=6,
     new_containers=_gzip_containers,
+    new_rewrite=_gzip_rewrite,
     begins=_begins_as_gzip,
     peek_header=read_gzip_header,
     new_walk=GzipWalk,
     has_index=False,
+    survey=survey_gzip,
+    read_groups=gzip_groups,
 )
 ZSTD = Compression(
     name="zstd",
@@ -186,11 +225,25 @@ ZSTD = Compression(
     levels=range(1, 23),
     default_level=3,
     new_containers=_zstd_containers,
+    new_rewrite=ZstdContainer,
     begins=_begins_as_zstd,
     peek_header=_peek_zstd_header,
     new_walk=ZstdWalk,
     has_index=True,
+    survey=survey_zstd,
+    read_groups=zstd_groups,
 )
 
 RECORD_FORMATS = {found.name: found for found in (LINES, JSONL, FRAMED)}
 COMPRESSIONS = {found.name: found for found in (NONE, GZIP, ZSTD)}
+
+
+def find_formats(record_format: str, compression: str) -> tuple[RecordFormat, Compression]:
+    """Those of these names; raises `ArchiveError` for one that is not known here."""
+    try:
+        return RECORD_FORMATS[record_format], COMPRESSIONS[compression]
+    except KeyError as error:
+        raise ArchiveError(
+            f"a record format or compression that is not known here: {error.args[0]}",
+            hint="Start the nsqtools that wrote it, or a later one.",
+        ) from error

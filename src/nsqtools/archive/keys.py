@@ -155,8 +155,12 @@ class KeyFile:
         return True
 
     def close(self) -> None:
-        """Let go of it, as a kill would."""
+        """Let go of it: whoever takes it over finds what was noted."""
         if self._fd >= 0:
+            if self._generation:
+                with contextlib.suppress(StorageError):  # what is behind it is not needed
+                    end = self._start(self._generation) + self._at
+                    durable.truncate(self._fd, end, self.path)
             durable.close(self._fd)
             self._fd = -1
 

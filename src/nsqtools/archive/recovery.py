@@ -19,6 +19,7 @@ from nsqtools import durable, publish
 from nsqtools.archive.claims import Claim, Placing, claim_paths, topic_of
 from nsqtools.archive.destination import FileFacts, open_destination
 from nsqtools.archive.finishing import SealedFile
+from nsqtools.archive.formats import find_formats
 from nsqtools.archive.keys import note_whole
 from nsqtools.archive.naming import REVISIONS_MAX, bump, path_of
 from nsqtools.archive.stream import Damage
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
+    from nsqtools.archive.claims import ClaimFacts
     from nsqtools.archive.destination import Destination
     from nsqtools.archive.finishing import Published
 
@@ -41,7 +43,7 @@ class Recovered:
 
     `published` is its location at its destination; None when nothing in it was whole, or it was
     left as it is. `failed`: it could not be recovered now, and will be tried again at the next
-    start. `reason` says more, of either.
+    start. `reason` says more, of either. `channel` is what its claim says; "" when that says nothing.
     """
 
     path: Path
@@ -49,6 +51,7 @@ class Recovered:
     records: int
     cut_bytes: int
     reason: str
+    channel: str = ""
     failed: bool = False
     first_ts_ns: int | None = None
     last_ts_ns: int | None = None
@@ -59,28 +62,32 @@ def recover(
     *,
     claims: Iterable[Path] | None = None,
     open_destination: Callable[[str], Destination] = open_destination,
+    begun: Callable[[ClaimFacts], object] = lambda facts: None,
 ) -> Iterator[Recovered]:
     """Finish every claimed file below `work_dir` whose writer is gone, one after the other.
 
-    With `claims`, what these paths claim only. A file that cannot be recovered is told of as
+    With `claims`, what these paths claim only. `begun` is called before each file, which may take long;
+    those of living writers are passed over without it. A file that cannot be recovered is told of as
     `failed`, and ends nothing. Raises `StorageError` when the claims cannot be listed. What is not
     iterated is left as it is.
     """
     for path in claim_paths(work_dir) if claims is None else claims:
-        subject = path
+        subject, channel = path, ""
         try:
             claim = Claim.adopt(path)
             if claim is None:
                 continue
             with contextlib.closing(claim):
+                channel = claim.facts.channel
                 subject = path_of(work_dir, claim.facts.working)
+                begun(claim.facts)
                 destination = open_destination(claim.facts.destination or str(work_dir))
                 result = _Recovery(claim, subject, destination).run()
         except (StorageError, ArchiveError) as error:
-            yield _failed(subject, str(error))
+            yield _failed(subject, channel, str(error))
         else:
             if result is not None:
-                yield result
+                yield replace(result, channel=channel)
 
 
 def claims_by_topic(work_dir: Path) -> dict[str, list[Path]]:
@@ -98,8 +105,16 @@ def claims_by_topic(work_dir: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _failed(path: Path, reason: str) -> Recovered:
-    return Recovered(path=path, published=None, records=0, cut_bytes=0, reason=reason, failed=True)
+def _failed(path: Path, channel: str, reason: str) -> Recovered:
+    return Recovered(
+        path=path,
+        published=None,
+        records=0,
+        cut_bytes=0,
+        reason=reason,
+        channel=channel,
+        failed=True,
+    )
 
 
 class _Recovery:
@@ -145,14 +160,15 @@ class _Recovery:
     def _survey(self, fd: int) -> Survey:
         """How much of the file is whole commits; the writer's key file is told."""
         facts = self._claim.facts
-        found = survey(fd, self._path, facts.record_format, facts.compression)
+        record_format, compression = find_formats(facts.record_format, facts.compression)
+        found = survey(fd, self._path, record_format, compression)
         folder, unique = self._claim.path.parent, self._claim.unique
         end = note_whole(folder, facts.topic, facts.channel, unique, found.end)
         if end < found.end and (found.damage is None or found.damage.torn):
             durable.truncate(fd, end, self._path)
             damage = found.damage or Damage(end, "a cut commit", torn=True)
             size_bytes = found.size_bytes
-            found = survey(fd, self._path, facts.record_format, facts.compression)
+            found = survey(fd, self._path, record_format, compression)
             found.size_bytes, found.damage = size_bytes, damage
         return found
 

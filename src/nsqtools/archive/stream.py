@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from nsqtools.errors import StorageError
-from nsqtools.wire.frames import FRAME_SIZE_MAX_BYTES
+from nsqtools.wire.frames import BODY_SIZE_MAX_BYTES
 
 if TYPE_CHECKING:
     import io
@@ -23,8 +23,8 @@ READ_BYTES = 256 << 10
 VERIFIED_BYTES_MAX = 32 << 20
 # Verified content is handed on in pieces of this size, so that batches are small by nature.
 BLOCK_BYTES_MAX = 1 << 20
-# A client takes no larger frame, so no larger body can come; what is written can be read again.
-BODY_BYTES_MAX = FRAME_SIZE_MAX_BYTES
+# A client takes no larger body, so none can come; what is written can be read again.
+BODY_BYTES_MAX = BODY_SIZE_MAX_BYTES
 
 
 class Damage(Exception):  # noqa: N818 - it is what was found, and becomes DamagedArchive

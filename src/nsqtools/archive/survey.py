@@ -1,6 +1,7 @@
 """How much of an unfinished file is whole: one pass over it, in pieces, that changes nothing.
 
-Record format and compression are what the file's claim says, and are not guessed.
+Record format and compression are what the file's claim says, and are not guessed. Which pass is whose
+stands in their tables (`archive.formats`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from typing import TYPE_CHECKING
 from zlib_ng.zlib_ng import crc32
 
 from nsqtools.archive import gzip_members, zstd_frames
-from nsqtools.archive.formats import LINES, RECORD_FORMATS
 from nsqtools.archive.framed import FramedDecoder
 from nsqtools.archive.header import HeaderError
 from nsqtools.archive.jsonl import JsonlDecoder
@@ -24,6 +24,7 @@ from nsqtools.errors import StorageError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from nsqtools.archive.formats import Compression, RecordFormat
     from nsqtools.archive.stream import RecordDecoder, Records
 
 
@@ -56,7 +57,7 @@ class Survey:
             self.last_ts_ns = last_ts_ns
 
 
-def survey(fd: int, path: Path, record_format: str, compression: str) -> Survey:
+def survey(fd: int, path: Path, record_format: RecordFormat, compression: Compression) -> Survey:
     """Read the open file from its start. Raises `StorageError`, never `Damage`."""
     found = Survey()
     try:
@@ -64,7 +65,7 @@ def survey(fd: int, path: Path, record_format: str, compression: str) -> Survey:
             file.seek(0)
             source = Source(file, path)
             found.size_bytes = source.size_bytes()
-            _survey(source, found, record_format, compression)
+            compression.survey(source, found, record_format)
     except Damage as damage:
         found.damage = damage
     except OSError as error:
@@ -72,17 +73,9 @@ def survey(fd: int, path: Path, record_format: str, compression: str) -> Survey:
     return found
 
 
-def _survey(source: Source, found: Survey, record_format: str, compression: str) -> None:
-    if compression == "zstd":
-        _check_start(source, zstd_frames.OUR_MAGIC)
-        _survey_zstd(source, found)
-    elif compression == "gzip":
-        _check_start(source, gzip_members.MAGIC)
-        _survey_gzip(source, found, record_format)
-    elif record_format == "framed":
-        _survey_framed(source, found)
-    else:
-        _survey_lines(source, found, record_format)
+def survey_plain(source: Source, found: Survey, record_format: RecordFormat) -> None:
+    """Of a file without compression."""
+    record_format.survey(source, found)
 
 
 def _check_start(source: Source, magic: bytes) -> None:
@@ -91,7 +84,9 @@ def _check_start(source: Source, magic: bytes) -> None:
         raise Damage(0, "not a file that a writer of archives began")
 
 
-def _survey_zstd(source: Source, found: Survey) -> None:
+def survey_zstd(source: Source, found: Survey, _record_format: RecordFormat) -> None:
+    """Frames with their notes, which say how many records there are."""
+    _check_start(source, zstd_frames.OUR_MAGIC)
     walk = ZstdWalk(source, strict=True)
     try:
         for block in walk.blocks():
@@ -112,10 +107,10 @@ def _survey_zstd(source: Source, found: Survey) -> None:
 class _Counter:
     """Counts records in content; what was counted becomes part of the survey by `commit`."""
 
-    def __init__(self, record_format: str) -> None:
+    def __init__(self, record_format: RecordFormat) -> None:
         self._decoder: RecordDecoder | None = None
-        if record_format != LINES.name:  # whose lines are whole whatever their size
-            new_decoder = RECORD_FORMATS[record_format].new_decoder
+        if not record_format.is_any_line:
+            new_decoder = record_format.new_decoder
             self._decoder = new_decoder(body_bytes_max=BODY_BYTES_MAX, header_due=True)
         self._pending = Survey()
         self._crc32 = 0
@@ -139,7 +134,9 @@ class _Counter:
         self._pending = Survey()
 
 
-def _survey_gzip(source: Source, found: Survey, record_format: str) -> None:
+def survey_gzip(source: Source, found: Survey, record_format: RecordFormat) -> None:
+    """Members, whose records are counted."""
+    _check_start(source, gzip_members.MAGIC)
     try:
         header = gzip_members.read_gzip_header(source)
     except HeaderError as error:
@@ -159,7 +156,8 @@ def _survey_gzip(source: Source, found: Survey, record_format: str) -> None:
         counter.commit(found, source.position)
 
 
-def _survey_framed(source: Source, found: Survey) -> None:
+def survey_framed(source: Source, found: Survey) -> None:
+    """Groups with their marks."""
     decoder = FramedDecoder(BODY_BYTES_MAX, header_due=True)
     try:
         while data := source.take_some():
@@ -171,9 +169,17 @@ def _survey_framed(source: Source, found: Survey) -> None:
         found.end = decoder.committed_end
 
 
-def _survey_lines(source: Source, found: Survey, record_format: str) -> None:
-    """Whole lines, of any length; of `jsonl` the times too."""
-    decoder = JsonlDecoder(BODY_BYTES_MAX) if record_format == "jsonl" else None
+def survey_lines(source: Source, found: Survey) -> None:
+    """Whole lines, of any length."""
+    _survey_lines(source, found, None)
+
+
+def survey_jsonl(source: Source, found: Survey) -> None:
+    """Whole lines, and their times."""
+    _survey_lines(source, found, JsonlDecoder(BODY_BYTES_MAX))
+
+
+def _survey_lines(source: Source, found: Survey, decoder: JsonlDecoder | None) -> None:
     while data := source.take_some():
         start = source.position - len(data)
         if decoder is None:

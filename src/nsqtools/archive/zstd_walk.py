@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import zstandard
 
+from nsqtools.archive.groups import Group
 from nsqtools.archive.header import HeaderError, decode_header
 from nsqtools.archive.stream import (
     BLOCK_BYTES_MAX,
@@ -236,3 +239,22 @@ def indexed_blocks(source: Source, entries: Sequence[IndexEntry]) -> Iterator[Bl
         if source.position != entry.offset + entry.size_bytes:
             raise Damage(entry.offset, "not the frame that the index names")
         yield from in_blocks(parts, entry.offset)
+
+
+def zstd_groups(source: Source) -> Iterator[Group]:
+    """The frames of a file as they were committed."""
+    walk = ZstdWalk(source, strict=True)
+    frames = 0
+    for offset, blocks in groupby(walk.blocks(), key=lambda block: block.offset):
+        content = b"".join([block.data for block in blocks])
+        frames = walk.index.offsets.index(offset, frames)
+        entry = walk.index[frames]
+        yield Group(
+            content=content,
+            records=entry.records,
+            times=partial(_times_of, entry.first_ts_ns, entry.last_ts_ns),
+        )
+
+
+def _times_of(first_ts_ns: int, last_ts_ns: int) -> tuple[int, int]:
+    return first_ts_ns, last_ts_ns

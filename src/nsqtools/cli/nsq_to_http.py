@@ -29,6 +29,14 @@ PROGRAM = Program(
             ),
         ),
         (
+            "a webhook that wants JSON of its own",
+            (
+                "nsq_to_http --topic=orders --nsqd-tcp-address=127.0.0.1:4150 \\\n"
+                "    --post=https://hooks.example.com/T0/B0 \\\n"
+                """    --body-template='{"text": "{topic}: {body}"}'"""
+            ),
+        ),
+        (
             "several topics to two endpoints, the quicker one more often",
             (
                 "nsq_to_http --topic-pattern='^log' --lookupd-http-address=127.0.0.1:4161 \\\n"

@@ -60,10 +60,6 @@ class Log:
     def error(self, message: str, **values: object) -> None:
         self._emit(logging.ERROR, message, values)
 
-    def is_debug(self) -> bool:
-        """Whether DEBUG lines are written: ask before building costly values."""
-        return self._logger.isEnabledFor(logging.DEBUG)
-
     def _emit(self, level: int, message: str, values: Mapping[str, object]) -> None:
         if self._logger.isEnabledFor(level):
             values = {**self._bound, **values}

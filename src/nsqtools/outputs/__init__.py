@@ -6,8 +6,11 @@
    again, ends in order. Blocking calls go to a `workers.Strand`, which runs them one after the other
    on the threads that all outputs of a process share, and keeps the output's time.
 2. Its options, a dataclass (see `file/options.py`).
-3. A module in `programs/` that joins these with what every consuming tool shares, and hands a
-   function from topic to output to `pipeline.run`; `cli/` names it.
+3. A module in `programs/` that joins these with what every consuming tool shares
+   (`pipeline.options.ConsumingOptions`, which wants a `program` and a `channel`), and hands a function
+   from topic to output to `pipeline.run.Run`, within a `lifecycle.Lifecycle`. A module in `cli/` makes
+   a `Program` of it, and `PROGRAMS` in `cli/main.py` names that.
 
-`file/` is the model to read: an archive of a topic, in files.
+`examples/output.py` is all of it in one file that runs; `file/` is the model to read: an archive of a
+topic, in files.
 """

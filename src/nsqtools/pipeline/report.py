@@ -51,9 +51,16 @@ _GAUGES = {
 class RunMetrics:
     """Registers the metrics of a run's topics. A topic that is gone is no longer shown."""
 
-    def __init__(self, pipelines: Collection[TopicPipeline], registry: Registry) -> None:
-        """`pipelines` is looked at anew each time."""
+    def __init__(
+        self,
+        pipelines: Collection[TopicPipeline],
+        registry: Registry,
+        *,
+        failed: Collection[str] = (),
+    ) -> None:
+        """`pipelines` is looked at anew each time, and so is `failed`: topics that have none now."""
         self._pipelines = pipelines
+        self._failed = failed
         self._registry = registry
         self._counters = {
             name: registry.counter(f"nsqtools_{metric}_total", text, "topic")
@@ -81,6 +88,8 @@ class RunMetrics:
             self._count(pipeline)
             for name, value in _gauges_of(pipeline).items():
                 self._gauges[name].labels(topic=pipeline.topic).add(value)
+        for topic in self._failed:
+            self._gauges["pipeline_failing_topics"].labels(topic=topic).add(1)
 
     def _count(self, pipeline: TopicPipeline) -> None:
         topic = pipeline.topic

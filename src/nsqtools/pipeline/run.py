@@ -72,9 +72,11 @@ class Run:
         self._totals: Counter[str] = Counter()
         self._missing: Counter[str] = Counter()
         self._memory = ConsumerMemory()
+        self._is_ending = self._failed_at_end = False
         self._health = Health()
         self.registry = Registry()
-        RunMetrics(self._pipelines.values(), self.registry)
+        self._failed: set[str] = set()
+        RunMetrics(self._pipelines.values(), self.registry, failed=self._failed)
 
     async def run(self, life: Lifecycle) -> bool:
         """Consume until `life` stops; whether everything ended in order.
@@ -92,7 +94,7 @@ class Run:
                 chore.cancel()
             ended = await life.drain(self._drain(), what="delivering what is in flight")
         self._summarize()
-        return ended
+        return ended and not self._failed_at_end
 
     def _begin(self, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
         """Start what was asked for; gives the tasks that go on until the end."""
@@ -153,7 +155,7 @@ class Run:
         self._tasks[topic] = group.create_task(self._keep(topic))
 
     async def _keep(self, topic: str) -> None:
-        """One topic, for as long as it is wanted; it is begun anew when it fails."""
+        """One topic, for as long as it is wanted; it is begun anew when it fails, but not at the end."""
         trouble = Repeated(log, "topic stands still", clock=SystemClock())
         try:
             while True:
@@ -163,16 +165,29 @@ class Run:
                     self._stands_still(topic, trouble, failure)
                 except Exception as failure:
                     self._stands_still(topic, trouble, failure)
-                    logging.getLogger("nsqtools.pipeline").error("a fault", exc_info=failure)
+                    logging.getLogger("nsqtools.pipeline").error(
+                        "a fault topic=%s channel=%s",
+                        topic,
+                        self._options.channel,
+                        exc_info=failure,
+                    )
                 else:
                     return
+                if self._is_ending:
+                    self._failed_at_end = True
+                    return
+                self._failed.add(topic)
                 await asyncio.sleep(TOPIC_RETRY_S)
+                self._failed.discard(topic)
         finally:
+            self._failed.discard(topic)
             self._tasks.pop(topic, None)
             self._health.forget(part_of(topic))
 
     def _stands_still(self, topic: str, trouble: Repeated, failure: Exception) -> None:
-        trouble.failed(failure, topic=topic)
+        while isinstance(failure, ExceptionGroup):  # which says nothing but that there are some
+            failure = failure.exceptions[0]
+        trouble.failed(failure, topic=topic, channel=self._options.channel)
         self._health.failing(part_of(topic), failure)
         self._health.ready(part_of(topic))
 
@@ -194,6 +209,7 @@ class Run:
             del self._pipelines[topic]
 
     async def _drain(self) -> None:
+        self._is_ending = True
         tasks = list(self._tasks.values())
         for topic, task in list(self._tasks.items()):
             pipeline = self._pipelines.get(topic)
@@ -236,7 +252,7 @@ class Run:
     def _take_over(self, found: set[str], group: asyncio.TaskGroup) -> None:
         wanted = {t for t in found if self._options.wants_topic(t) and not is_ephemeral(t)}
         for topic in sorted(wanted - self._tasks.keys()):
-            log.info("new topic", topic=topic)
+            log.info("new topic", topic=topic, channel=self._options.channel)
             self._start(topic, group)
         for topic in list(self._tasks):
             pipeline = self._pipelines.get(topic)
@@ -247,7 +263,7 @@ class Run:
                 self._let_go(topic)
 
     def _let_go(self, topic: str) -> None:
-        log.info("topic is gone", topic=topic)
+        log.info("topic is gone", topic=topic, channel=self._options.channel)
         del self._missing[topic]
         pipeline = self._pipelines.get(topic)
         if pipeline is not None:

@@ -45,12 +45,12 @@ ERROR_CODES = (
     .union(f"E_AUTH_{what}" for what in ("FIRST", "DISABLED", "ERROR"))
 )
 
-# What a client accepts from a server. nsqd's own limit is its --max-msg-size (1 MiB by default), which
-# a client is not told; this bounds what a broken or hostile peer can make us hold.
-FRAME_SIZE_MAX_BYTES = 64 << 20
-
 _HEADER = struct.Struct(">ii")
 _SIZE_FIELD_BYTES = 4
+# What a client accepts from a server. nsqd's own limit is its --max-msg-size (1 MiB by default), which
+# a client is not told; this bounds what a broken or hostile peer can make us hold.
+BODY_SIZE_MAX_BYTES = 64 << 20
+FRAME_SIZE_MAX_BYTES = BODY_SIZE_MAX_BYTES + _SIZE_FIELD_BYTES + PAYLOAD_HEADER_BYTES
 _MESSAGE_SIZE_MIN = 4 + PAYLOAD_HEADER_BYTES
 # How much of a message that is too large has to be there to know which one it is.
 _OVERSIZED_NEEDS = FRAME_HEADER_BYTES + PAYLOAD_HEADER_BYTES

@@ -221,9 +221,10 @@ class Messages:
 
 
 def _head_span(payloads: list[bytes]) -> Span:
-    heads = [payload[:PAYLOAD_HEADER_BYTES] for payload in payloads]
-    data = bytes(FRAME_HEADER_BYTES) + b"".join(heads)
-    return Span(data, 0, PAYLOAD_HEADER_BYTES, len(payloads))
+    """What stands before the bodies, as if no message had one."""
+    between = bytes(FRAME_HEADER_BYTES)
+    heads = between.join([payload[:PAYLOAD_HEADER_BYTES] for payload in payloads])
+    return Span(between + heads, 0, FRAME_HEADER_BYTES + PAYLOAD_HEADER_BYTES, len(payloads))
 
 
 def encode_payload(timestamp_ns: int, attempts: int, message_id: bytes, body: bytes) -> bytes:

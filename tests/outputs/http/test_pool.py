@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 from aiohttp import web
 from tests.support.endpoints import ask, read_request, saying, serving
+from tests.support.tls import make_certificate
 
 from nsqtools.outputs.http import pool as pool_module
 from nsqtools.outputs.http.connection import REPLY_BYTES_MAX, Exchange, Reply
@@ -89,6 +89,8 @@ async def replies_to(make_pool: MakePool, *answers: bytes, ends: bool = True) ->
             "in the middle of a reply",
         ),
         ((b"SSH-2.0-OpenSSH_9.2\r\n",), 0, "a reply that is not HTTP"),
+        ((b"RTSP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n",), 0, "a reply that is not HTTP"),
+        ((b"HTTP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n",), 0, "a reply that is not HTTP"),
         ((b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",), 0, "a reply that is not HTTP"),
         (
             (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\nok",),
@@ -295,12 +297,7 @@ async def test_a_unix_socket(make_pool: MakePool, tmp_path: Path) -> None:
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `cert.pem` and `key.pem` of example.test, signed by itself."""
     folder = tmp_path_factory.mktemp("tls")
-    command = [
-        *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
-        *("-keyout", "key.pem", "-out", "cert.pem", "-subj", "/CN=example.test"),
-        *("-addext", "subjectAltName=DNS:example.test"),
-    ]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=60)
+    make_certificate(folder, "DNS:example.test")
     return folder
 
 

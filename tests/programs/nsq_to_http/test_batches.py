@@ -20,8 +20,8 @@ from tests.programs.nsq_to_http.helpers import (
 from tests.support.endpoints import Received, serving
 
 from nsqtools.errors import OptionsError
+from nsqtools.outputs.http import bodies as bodies_module
 from nsqtools.outputs.http import outcome as outcome_module
-from nsqtools.outputs.http import output as output_module
 from nsqtools.pipeline import delivery as delivery_module
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ async def test_an_array_and_its_content_type(nsqd: Nsqd) -> None:
 async def test_compressed_bodies(
     nsqd: Nsqd, monkeypatch: pytest.MonkeyPatch, *, on_loop: bool
 ) -> None:
-    monkeypatch.setattr(output_module, "COMPRESSED_ON_LOOP_BYTES", 1 << 20 if on_loop else 0)
+    monkeypatch.setattr(bodies_module, "COMPRESSED_ON_LOOP_BYTES", 1 << 20 if on_loop else 0)
     got: list[bytes] = []
 
     def answer(one: Received) -> web.Response:

@@ -18,6 +18,7 @@ from nsqtools.observe.log import Repeated, get_log
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from nsqtools.archive.claims import ClaimFacts
     from nsqtools.archive.recovery import Recovered
     from nsqtools.outputs.workers import Workers
 
@@ -37,6 +38,11 @@ class Leftovers:
         self._scanning = asyncio.Lock()
         self._busy: dict[str, asyncio.Lock] = {}
         self._told: set[Path] = set()
+        self._abandoned: set[str] = set()
+
+    def abandoned(self, topic: str) -> None:
+        """This run has let go of a file of this topic: it is looked for at the next `finish`."""
+        self._abandoned.add(topic)
 
     async def finish(self, topic: str) -> int:
         """Finish what was left of a topic; gives how many files could not be.
@@ -46,12 +52,14 @@ class Leftovers:
         """
         claims = await self._scan()
         async with self._busy.setdefault(topic, asyncio.Lock()):
+            strand = self._workers.background.strand(f"leftovers of {topic}")
+            if topic in self._abandoned:
+                now = await strand.call(lambda: claims_by_topic(self._work_dir))
+                claims[topic] = now.get(topic, [])
+                self._abandoned.discard(topic)
             mine = claims.pop(topic, [])
             if not mine:
                 return 0
-            strand = self._workers.background.strand(f"leftovers of {topic}")
-            if topic:
-                log.info("finishing files of a run that did not end", topic=topic, files=len(mine))
             failed = mine  # whatever it raises
             try:
                 failed = await strand.call(lambda: self._recover(topic, mine))
@@ -99,13 +107,28 @@ class Leftovers:
         """In a worker's thread: gives the claims of the files that failed."""
         failed = []
         for claim in claims:
-            for found in recover(self._work_dir, claims=[claim]):
+            is_new = claim not in self._told
+            begun = _tell_begun if is_new else _tell_nothing
+            for found in recover(self._work_dir, claims=[claim], begun=begun):
                 if found.failed:
                     failed.append(claim)
-                if not found.failed or claim not in self._told:
+                if not found.failed or is_new:
                     _tell(topic, found)
                 self._told.add(claim)
         return failed
+
+
+def _tell_begun(facts: ClaimFacts) -> None:
+    log.info(
+        "finishing a file of a run that did not end",
+        topic=facts.topic,
+        channel=facts.channel,
+        name=facts.name,
+    )
+
+
+def _tell_nothing(_facts: ClaimFacts) -> None:
+    """It was told when it was tried first."""
 
 
 def _tell(topic: str, found: Recovered) -> None:
@@ -117,6 +140,7 @@ def _tell(topic: str, found: Recovered) -> None:
     log.warning(
         what,
         topic=topic or "-",
+        channel=found.channel or "-",
         path=found.path,
         published=found.published or "-",
         records=found.records,

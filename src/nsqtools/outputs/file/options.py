@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import os.path
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from nsqtools.errors import ArchiveError
 from nsqtools.options import (
     BOOL,
     FOLDER,
@@ -174,6 +176,22 @@ class FileOptions:
             or self.rotate_records
             or self.rotate_idle_s
         )
-        needs_rev = self.compression != "none" or rotates or self.has_work_dir
-        if needs_rev and "<REV>" not in self.filename_format:
-            yield "missing <REV> in --filename-format when gzip, rotation, or work dir enabled"
+        needs_rev = self.compression != "none" or bool(rotates) or self.has_work_dir
+        yield from self._check_names(needs_rev=needs_rev)
+
+    def _check_names(self, *, needs_rev: bool) -> Iterator[str]:
+        """What is wrong with every name, whatever the topic."""
+        from nsqtools.archive.naming import FileNaming, host_identifier  # compressors load slowly
+
+        naming = FileNaming(
+            host=host_identifier(self.host_identifier),
+            filename_format=self.filename_format,
+            datetime_format=self.datetime_format,
+            utc=self.utc,
+        )
+        try:
+            names = naming.format_for("topic", self.compression, revision_needed=needs_rev)
+            names.stem(time.time())
+        except ArchiveError as error:
+            problem = str(error)
+            yield problem if "--filename-format" in problem else f"--filename-format: {problem}"

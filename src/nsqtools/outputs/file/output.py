@@ -84,7 +84,7 @@ class FileOutput:
         doubts, self._doubts = self._doubts, []
         try:
             commit = await self._strand.call(lambda: self._commit(messages, doubts))
-        except StorageError as failure:
+        except NsqToolsError as failure:  # a folder that became a link, too
             return Again(self._failed(self._commits, failure), str(failure), stands=True)
         self._commits.over()
         self._note(commit)
@@ -119,8 +119,10 @@ class FileOutput:
             raise
 
     async def abandon(self) -> None:
-        """Leave all files to the recovery of the next start."""
+        """Leave all files to recovery: that of the next `open`, in this process or another."""
         await self._strand.call(self._writer.abandon)
+        if self._leftovers is not None:
+            self._leftovers.abandoned(self._topic)
 
     def trouble(self) -> str:
         """What does not work although messages are made durable."""

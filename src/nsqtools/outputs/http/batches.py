@@ -12,6 +12,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import orjson
 import zstandard
 from zlib_ng import zlib_ng
 
@@ -37,6 +38,14 @@ class Batching:
     format: BatchFormat
 
 
+class Unfit(ValueError):  # noqa: N818 - reads as the fact it states
+    """A message that cannot be sent as it should be; `reason` is why, in two words that are counted."""
+
+    def __init__(self, what: str, reason: str) -> None:
+        super().__init__(what)
+        self.reason = reason
+
+
 def join(bodies: Sequence[bytes], batch_format: BatchFormat) -> bytes:
     """The body of a request."""
     if batch_format == "lines":
@@ -48,6 +57,14 @@ def join(bodies: Sequence[bytes], batch_format: BatchFormat) -> bytes:
 
 def is_json(body: bytes) -> bool:
     """Whether it can stand in an array: one JSON text in UTF-8."""
+    try:
+        orjson.loads(body)
+    except ValueError:  # it has limits that JSON has not: of depth, of halves of surrogates
+        return _is_any_json(body)
+    return True
+
+
+def _is_any_json(body: bytes) -> bool:
     try:
         # Numbers stay text: Python makes none of more than 4300 digits.
         json.loads(body.decode("utf-8"), parse_constant=_refuse, parse_int=str)

@@ -21,6 +21,7 @@ REPLY_BYTES_MAX = 256 << 10
 # How much of an error's text is kept, for whoever takes out of it what is secret.
 EXCERPT_BYTES_MAX = 8 << 10
 _FIRST_ERROR = 300
+_BEGINS = b"HTTP/1."
 
 
 class Reply(NamedTuple):
@@ -32,6 +33,8 @@ class Reply(NamedTuple):
     excerpt: bytes = b""
     is_early: bool = False
     """It came before the request was sent: whatever it says, the endpoint does not have all of it."""
+    location: str = ""
+    """Where a redirect leads, as the endpoint wrote it, if anybody asked for it."""
 
 
 class Exchange:
@@ -87,6 +90,9 @@ class Connection(asyncio.Protocol):
         if exchange is None:
             self._drop()
             return
+        if not self._received and not data.startswith(_BEGINS[: len(data)]):
+            self._fail("a reply that is not HTTP/1")  # the parser takes RTSP, too
+            return
         self._received += len(data)
         try:
             self._parser.feed_data(data)
@@ -118,7 +124,7 @@ class Connection(asyncio.Protocol):
         else:
             where = "in the middle of a reply" if self._received else "without a reply"
             reason = f": {exc}" if exc else ""
-            exchange.done(exchange, Reply(0, f"connection closed {where}{reason}"))
+            exchange.done(exchange, self._failure(f"connection closed {where}{reason}"))
 
     # The parser's
 
@@ -184,6 +190,9 @@ class Connection(asyncio.Protocol):
         status = self._status if self._is_whole else self._parser.get_status_code()
         return Reply(status, "", self._retry_after, self._excerpt)
 
+    def _failure(self, error: str) -> Reply:
+        return Reply(0, error)
+
     def _answer(self, exchange: Exchange) -> None:
         self.exchange = None
         reply = self._reply()
@@ -201,7 +210,7 @@ class Connection(asyncio.Protocol):
         exchange, self.exchange = self.exchange, None
         self._drop()
         if exchange is not None:
-            exchange.done(exchange, Reply(0, error))
+            exchange.done(exchange, self._failure(error))
 
     def _drop(self) -> None:
         self._owner.lost(self)

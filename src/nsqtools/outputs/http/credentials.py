@@ -61,16 +61,25 @@ class Secret:
 def credentials(*, basic: Secret, bearer: Secret, key: Secret, header_name: str) -> Credentials:
     """What the secrets make. Blocking; raises OptionsError."""
     headers: list[Header] = []
-    if user := basic.read():
-        if ":" not in user:
-            raise OptionsError([f"--{basic.name} should be user:password"])
-        token = base64.b64encode(user.encode("utf-8")).decode("ascii")
-        headers.append(Header(name="Authorization", value=f"Basic {token}"))
+    if value := basic_of(basic):
+        headers.append(Header(name="Authorization", value=value))
     if token := bearer.read():
         headers.append(_bearer(token, bearer.name))
     secret = key.read()
     sign = _signer(secret.encode("utf-8"), header_name) if secret else None
     return Credentials(headers=tuple(headers), sign=sign)
+
+
+def basic_of(secret: Secret) -> str:
+    """What a header says for `user:password`; nothing where there is none. Blocking; raises
+    OptionsError."""
+    user = secret.read()
+    if not user:
+        return ""
+    if ":" not in user:
+        raise OptionsError([f"--{secret.name} should be user:password"])
+    token = base64.b64encode(user.encode("utf-8", "surrogateescape")).decode("ascii")
+    return f"Basic {token}"
 
 
 def _bearer(token: str, name: str) -> Header:

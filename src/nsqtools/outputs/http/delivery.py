@@ -6,16 +6,18 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from nsqtools.outputs.contract import DONE, Again, Refused
+from nsqtools.outputs.http.bodies import NO_TEXTS
 from nsqtools.outputs.http.outcome import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from nsqtools.archive.failures import Failure
     from nsqtools.outputs.contract import Answer
+    from nsqtools.outputs.http.bodies import Row
     from nsqtools.outputs.http.connection import Reply
     from nsqtools.outputs.http.sender import Job
-    from nsqtools.outputs.http.tries import GivenUp, Row
+    from nsqtools.outputs.http.tries import GivenUp
 
 # A request that takes so much longer than its neighbours does not keep them any more.
 LATE_S = 0.5
@@ -35,6 +37,7 @@ class Delivery:
         "jobs",
         "left",
         "rows",
+        "texts",
         "tried",
         "whole",
     )
@@ -48,6 +51,8 @@ class Delivery:
         """`failed` gives the answer for the messages of a job, or None where it has refused them, or put
         other jobs in its place."""
         self.rows = rows
+        self.texts: Mapping[int, bytes] = NO_TEXTS
+        """What is sent of messages, by their places, where it is not their bodies."""
         self.failures: dict[int, Failure] = {}
         """Of those that are refused, by their places."""
         self.answers: list[Answer] = [DONE] * len(rows)

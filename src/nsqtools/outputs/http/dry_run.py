@@ -6,13 +6,13 @@ import re
 from typing import TYPE_CHECKING
 
 from nsqtools.outputs.contract import Again, Feeding
-from nsqtools.outputs.http.batches import join
 from nsqtools.outputs.http.request import values_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from nsqtools.outputs.http.batches import BatchFormat, Encoding
+    from nsqtools.outputs.http.batches import Encoding
+    from nsqtools.outputs.http.bodies import Bodies
     from nsqtools.outputs.http.request import RequestMaker
     from nsqtools.wire.messages import Messages
 
@@ -33,14 +33,14 @@ class DryRun:
         self,
         maker: RequestMaker,
         show: Callable[[str], None],
-        secrets: Sequence[str] = (),
+        secrets: Sequence[str],
+        bodies: Bodies,
         *,
-        batch_format: BatchFormat | None = None,
         encoding: Encoding = "none",
     ) -> None:
         """`secrets` are not shown, whatever their headers are called. A body that is compressed when it
         is sent is shown as it was before."""
-        self._batch_format = batch_format
+        self._bodies = bodies
         self._encoding = encoding
         self._secrets = [secret.encode("utf-8", "surrogateescape") for secret in secrets]
         self._maker = maker
@@ -61,20 +61,23 @@ class DryRun:
         """Show the first one."""
         if not self._shown:
             self._shown = 1
-            first = messages[0]
-            body = first.bodies[0]
-            if self._batch_format is not None:
-                body = join([body], self._batch_format)
-            request = self._maker.make(body, values_of(first, 0))
-            head, blank, body = request.partition(b"\r\n\r\n")
-            head = _SECRET.sub(rb"\1: ***", head.replace(b"\r\n", b"\n") + b"\n")
-            for secret in self._secrets:
-                head = head.replace(b": " + secret + b"\n", b": ***\n")
-            shown = head + blank[2:].replace(b"\r\n", b"\n") + body
-            if self._encoding != "none":
-                shown += f"\n(sent with the body compressed by {self._encoding})".encode()
-            self._show(shown.decode("utf-8", "replace"))
+            self._show(self._shown_of(messages[0]))
         return Again(_LATER_S, "a dry run", stands=True)
+
+    def _shown_of(self, first: Messages) -> str:
+        rows = [(first, 0)]
+        places, texts, unfit = self._bodies.fit(rows, [0])
+        if not places:
+            return f"nothing would be sent: {unfit[0]}"
+        request = self._maker.make(self._bodies.body(rows, texts, places), values_of(first, 0))
+        head, blank, body = request.partition(b"\r\n\r\n")
+        head = _SECRET.sub(rb"\1: ***", head.replace(b"\r\n", b"\n") + b"\n")
+        for secret in self._secrets:
+            head = head.replace(b": " + secret + b"\n", b": ***\n")
+        shown = (head + blank[2:].replace(b"\r\n", b"\n") + body).decode("utf-8", "replace")
+        if self._encoding != "none":
+            shown += f"\n(sent with the body compressed by {self._encoding})"
+        return shown
 
     def may_come_again(self, nsqd: str, message_id: bytes | None) -> None:
         """Nothing is done with messages."""

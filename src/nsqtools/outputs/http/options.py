@@ -24,7 +24,9 @@ from nsqtools.options import (
     repeated,
 )
 from nsqtools.outputs.http.batches import BatchFormat, Batching, Encoding
+from nsqtools.outputs.http.body_template import BODY_TEMPLATE
 from nsqtools.outputs.http.outcome import STATUS, Rules
+from nsqtools.outputs.http.proxy import ProxyKind
 from nsqtools.outputs.http.request import GET_FIELD, HEADER, HEADER_NAME, Header, Method
 from nsqtools.outputs.http.template import OF_MESSAGE, Template, escape_url
 from nsqtools.outputs.http.url import split_url
@@ -43,9 +45,12 @@ Concurrency = Literal["fixed", "auto"]
 CONCURRENCY: Kind[Concurrency] = Choice(("fixed", "auto"))
 MODE: Kind[Mode] = Choice(("round-robin", "hostpool", "epsilon-greedy", "all"))
 JSON = "application/json"
+JSON_LINES = "application/x-ndjson"
 CONTENT_TYPE = "application/octet-stream"
 # Each of them can be a connection, and so a file descriptor.
 CONCURRENCY_MAX = 1000
+# Whoever is sent on more often is sent in a circle.
+REDIRECTS_MAX = 20
 # With what a URL is tried before there is a topic.
 EXAMPLE = {"topic": "topic", "channel": "channel"}
 
@@ -167,6 +172,18 @@ class HttpOptions:
         help="name that an endpoint's certificate must have; default: the URL's host",
         group=_ENDPOINTS,
     )
+    proxy: str | None = option(
+        ProxyKind(),
+        help="proxy for all endpoints but those in NO_PROXY, http://host:port; default: what"
+        " http_proxy, https_proxy and all_proxy of the environment say, and none for this machine",
+        group=_ENDPOINTS,
+    )
+    no_proxy: bool = option(
+        BOOL,
+        default="false",
+        help="use no proxy, whatever the environment says",
+        group=_ENDPOINTS,
+    )
 
     header: tuple[Header, ...] = repeated(
         HEADER,
@@ -181,7 +198,17 @@ class HttpOptions:
         group=_REQUESTS,
     )
     content_type: str = option(
-        ContentType(), default=CONTENT_TYPE, help="content type of a POST", group=_REQUESTS
+        ContentType(),
+        default=CONTENT_TYPE,
+        help="content type of a POST; a body that is made JSON here has that of JSON instead of the"
+        " default",
+        group=_REQUESTS,
+    )
+
+    body_template: str | None = option(
+        BODY_TEMPLATE,
+        help='body of a POST instead of the message itself, such as {"text": "{topic}: {body}"}',
+        group=_REQUESTS,
     )
 
     batch_size: int = option(
@@ -224,6 +251,10 @@ class HttpOptions:
     basic_auth_file: Path | None = option(PATH, help="file that holds it", group=_SECRETS)
     bearer_token: str = option(SECRET, default="", help="token of each request", group=_SECRETS)
     bearer_token_file: Path | None = option(PATH, help="file that holds it", group=_SECRETS)
+    proxy_auth: str = option(
+        SECRET, default="", help="user:password for the proxy of --proxy", group=_SECRETS
+    )
+    proxy_auth_file: Path | None = option(PATH, help="file that holds it", group=_SECRETS)
     hmac_key: str = option(
         SECRET,
         default="",
@@ -243,7 +274,14 @@ class HttpOptions:
     )
     reject_status: tuple[range, ...] = repeated(
         STATUS,
-        help="never try again after this status, as after 3xx and other 4xx",
+        help="never try again after this status, as after 3xx that is not followed and other 4xx",
+        group=_REPLIES,
+    )
+    follow_redirects: int = option(
+        Int(minimum=0, maximum=REDIRECTS_MAX),
+        default="0",
+        help="redirects of a request that are followed: 307 and 308, and of a GET 301, 302 and 303; to"
+        " another origin without credentials, signature and --header",
         group=_REPLIES,
     )
     max_attempts: int = option(
@@ -317,9 +355,15 @@ class HttpOptions:
 
     @property
     def effective_content_type(self) -> str:
-        """Of an array of JSON, unless something else was named."""
-        is_array = self.batching is not None and self.batch_format == "json"
-        return JSON if is_array and self.content_type == CONTENT_TYPE else self.content_type
+        """Of JSON, where it is that, unless something else was named."""
+        if self.content_type != CONTENT_TYPE:
+            return self.content_type
+        if self.batching is None:
+            return CONTENT_TYPE if self.body_template is None else JSON
+        if self.batch_format == "json":
+            return JSON
+        is_json_lines = self.body_template is not None and self.batch_format == "lines"
+        return JSON_LINES if is_json_lines else CONTENT_TYPE
 
     @property
     def rules(self) -> Rules:
@@ -338,6 +382,8 @@ class HttpOptions:
             yield "invalid GET address - must be a printf string"
         if self.batch_size > 1 and not self.post:
             yield "--batch-size needs --post"
+        if self.body_template is not None and not self.post:
+            yield "--body-template needs --post"
         if self.compress != "none" and not self.post:
             yield "--compress needs --post"
         if self.batch_size > 1 and self._names_messages():
@@ -349,9 +395,11 @@ class HttpOptions:
             yield from self._check_dead_letter_topic()
         if self.tls_key and not self.tls_cert:
             yield "--tls-key needs --tls-cert"
+        if self.proxy and self.no_proxy:
+            yield "use --proxy or --no-proxy not both"
 
     def _check_secrets(self) -> Iterator[str]:
-        for name in ("basic_auth", "bearer_token", "hmac_key"):
+        for name in ("basic_auth", "bearer_token", "proxy_auth", "hmac_key"):
             if getattr(self, name) and getattr(self, f"{name}_file"):
                 flag = name.replace("_", "-")
                 yield f"--{flag} and --{flag}-file are both given"
@@ -361,6 +409,8 @@ class HttpOptions:
         )
         if has_basic and has_bearer:
             yield "use --basic-auth-file or --bearer-token-file not both"
+        if (self.proxy_auth or self.proxy_auth_file) and not self.proxy:
+            yield "--proxy-auth-file needs --proxy"
 
     def _names_messages(self) -> bool:
         """Whether a template has fields that differ between messages."""

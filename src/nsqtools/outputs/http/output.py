@@ -23,7 +23,6 @@ from nsqtools.clock import SystemClock
 from nsqtools.observe.log import Repeated, get_log
 from nsqtools.options import printable
 from nsqtools.outputs.contract import DONE, Again, Feeding, Refused
-from nsqtools.outputs.http.batches import compressor, is_json, join
 from nsqtools.outputs.http.breaker import OUTAGE, Breaker, held
 from nsqtools.outputs.http.connection import Reply
 from nsqtools.outputs.http.delivery import LATE, LATE_S, Delivery
@@ -37,11 +36,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from nsqtools.outputs.contract import Answer
-    from nsqtools.outputs.http.batches import Batching, Encoding
+    from nsqtools.outputs.http.batches import Batching
+    from nsqtools.outputs.http.bodies import Bodies, Row
     from nsqtools.outputs.http.dead_letter import DeadLetter
     from nsqtools.outputs.http.sender import Sender
-    from nsqtools.outputs.http.tries import Row
-    from nsqtools.outputs.workers import Strand
     from nsqtools.wire.messages import Messages
 
 # A delivery is as large as is answered in about this time, divided by what one request takes.
@@ -51,6 +49,7 @@ CHUNK_MAX = 32
 _LATENCY_WEIGHT = 0.1
 _COUNTED = (
     "requests",
+    "redirects",
     "network_errors",
     "status_3xx",
     "status_4xx",
@@ -59,13 +58,7 @@ _COUNTED = (
 )
 
 
-_OWN_COUNTS = (
-    *("sampled_out", "retries", "rejected", "dead_lettered"),
-    *("split_batches", "ambiguous_messages"),
-)
-# More than this is compressed in a thread: the loop has other things to do.
-COMPRESSED_ON_LOOP_BYTES = 64 << 10
-_NOT_JSON = Reply(0, "the body is no JSON, and cannot stand in an array")
+_OWN_COUNTS = ("sampled_out", "retries", "rejected", "dead_lettered", "split_batches")
 _CHECKSUMS = 1 << 32
 
 
@@ -78,7 +71,6 @@ class DeliveryPolicy:
     to_all: bool = False
     batching: Batching | None = None
     """None: a request for each message."""
-    encoding: Encoding = "none"
     tries_max: int = 0
     """After so many tries, nsqd's attempts among them, a message is given up; 0: never."""
     age_max_s: float = 0.0
@@ -97,14 +89,13 @@ class HttpOutput:
         topic: str,
         sender: Sender,
         policy: DeliveryPolicy,
-        strand: Strand,
+        bodies: Bodies,
         dead_letter: DeadLetter | None = None,
     ) -> None:
-        """`strand` compresses what is large."""
+        """`bodies` says what requests say of messages, with the batches of `policy`."""
         self.echo: Callable[[str], None] | None = None
         """Gets a line for each request."""
-        self._strand = strand
-        self._compress = compressor(policy.encoding)
+        self._bodies = bodies
         self._dead_letter = dead_letter
         self._breaker = Breaker(policy.dead_letter_max_ratio if dead_letter is not None else 1.0)
         self._topic = topic
@@ -113,12 +104,8 @@ class HttpOutput:
         self._loop = asyncio.get_running_loop()
         self._needs_values = any(not one.maker.is_fixed for one in sender.endpoints)
         # Each message as it is to one endpoint: what is done most, and what must be quick.
-        self._is_plain = not (
-            self._needs_values
-            or policy.to_all
-            or policy.batching
-            or policy.sample < 1.0
-            or self._compress
+        self._is_plain = self._bodies.are_plain and not (
+            self._needs_values or policy.to_all or policy.sample < 1.0
         )
         self._tries = KnownTries(policy.tries_kept_max)
         self._late = LateJobs(policy.tries_kept_max)
@@ -149,8 +136,12 @@ class HttpOutput:
 
     def counts(self) -> Mapping[str, int]:
         counted = {name: self._sender.counts[name] for name in _COUNTED}
-        opened = self._sender.connections_opened
-        return {**self._counts, **counted, "connections_opened": opened}
+        return {
+            **self._counts,
+            **counted,
+            "ambiguous_messages": self._bodies.ambiguous,
+            "connections_opened": self._sender.connections_opened,
+        }
 
     def trouble(self) -> str:
         """Endpoints that are not asked now, an outage, or dead letters that cannot be finished."""
@@ -253,8 +244,8 @@ class HttpOutput:
             places = self._sampled(delivery, places)
         if self._tries:
             places = self._not_given_up(delivery, places)
-        if self._policy.batching is not None:
-            places = self._sendable(delivery, places, self._policy.batching)
+        if self._bodies.are_looked_at:
+            places = self._fitting(delivery, places)
         groups = [places] if self._policy.batching else [(place,) for place in places]
         for only in range(len(self._sender.endpoints)) if self._policy.to_all else (None,):
             for group in groups:
@@ -270,9 +261,8 @@ class HttpOutput:
         return job is not None
 
     async def _add_job(self, delivery: Delivery, places: Sequence[int], only: int | None) -> None:
-        body = self._body(delivery, places)
-        if self._compress is not None:
-            body = await self._compressed(body, self._compress)
+        body = self._bodies.body(delivery.rows, delivery.texts, places)
+        body = await self._bodies.compressed(body)
         delivery.jobs.append(self._job(delivery, places, body, only))
 
     def _job(self, delivery: Delivery, places: Sequence[int], body: bytes, only: int | None) -> Job:
@@ -286,28 +276,12 @@ class HttpOutput:
         self._counts["sampled_out"] += len(places) - len(kept)
         return kept
 
-    def _sendable(
-        self, delivery: Delivery, places: Sequence[int], batching: Batching
-    ) -> Sequence[int]:
-        """Those that can be in a batch; the others fail."""
-        if batching.format == "json":
-            kept = []
-            for place in places:
-                if is_json(_body_of(delivery.rows[place])):
-                    kept.append(place)
-                else:
-                    self._give_up(delivery, place, _NOT_JSON, "not JSON")
-            return kept
-        if batching.format == "lines" and not self._counts["ambiguous_messages"]:
-            ambiguous = sum(b"\n" in _body_of(delivery.rows[place]) for place in places)
-            self._counts["ambiguous_messages"] += ambiguous
-            if ambiguous:
-                get_log("http").warning(
-                    "a message holds a newline: as lines it cannot be told from two; use"
-                    " --batch-format=length-prefixed or json",
-                    topic=self._topic,
-                )
-        return places
+    def _fitting(self, delivery: Delivery, places: Sequence[int]) -> Sequence[int]:
+        """Those that can be sent; the others fail."""
+        fitting, delivery.texts, unfit = self._bodies.fit(delivery.rows, places)
+        for place, why in unfit.items():
+            self._give_up(delivery, place, Reply(0, str(why)), why.reason)
+        return fitting
 
     def _not_given_up(self, delivery: Delivery, places: Sequence[int]) -> list[int]:
         """Those of which no more is missing than a dead letter are not sent again."""
@@ -330,18 +304,6 @@ class HttpOutput:
             elif tries is None or only not in tries.done_at:
                 wanted.append(place)
         return wanted
-
-    def _body(self, delivery: Delivery, places: Sequence[int]) -> bytes:
-        if self._policy.batching is None:
-            return _body_of(delivery.rows[places[0]])
-        bodies = [_body_of(delivery.rows[place]) for place in places]
-        return join(bodies, self._policy.batching.format)
-
-    async def _compressed(self, body: bytes, compress: Callable[[bytes], bytes]) -> bytes:
-        """On the loop what is small; what is not in a thread."""
-        if len(body) <= COMPRESSED_ON_LOOP_BYTES:
-            return compress(body)
-        return await self._strand.call(lambda: compress(body))
 
     def _failed(self, delivery: Delivery, job: Job, reply: Reply, outcome: Outcome) -> Again | None:
         if job.wait_s:
@@ -387,9 +349,9 @@ class HttpOutput:
         self._counts["split_batches"] += 1
         middle = len(job.places) // 2
         for places in (job.places[:middle], job.places[middle:]):
-            body = self._body(delivery, places)
-            if self._compress is not None:
-                body = self._compress(body)
+            body = self._bodies.body(delivery.rows, delivery.texts, places)
+            if self._bodies.compress is not None:
+                body = self._bodies.compress(body)
             half = self._job(delivery, places, body, job.only)
             delivery.jobs.append(half)
             delivery.left += 1
@@ -463,10 +425,6 @@ class HttpOutput:
 def _identity(row: Row) -> bytes:
     nsqd, message_id = key_of(row)
     return nsqd.encode("utf-8", "replace") + message_id
-
-
-def _body_of(row: Row) -> bytes:
-    return row[0].bodies[row[1]]
 
 
 def _together(answers: list[Answer]) -> Answer | Sequence[Answer]:

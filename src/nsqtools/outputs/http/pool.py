@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nsqtools.outputs.http.connection import Connection, Exchange, Owner, Reply
+from nsqtools.outputs.http.routed import RoutedConnection
+from nsqtools.outputs.http.tunnel import ProxyFailure, reason_of, to_proxy, tunnelled
 
 if TYPE_CHECKING:
+    import ssl
+
+    from nsqtools.outputs.http.proxy import Proxy
     from nsqtools.outputs.http.url import Origin
 
 # A host name may mean another machine by now: so old a connection is not used again.
@@ -21,12 +25,16 @@ _WATCH_MAX_S = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientOptions:
-    """How endpoints are asked. Times in seconds; `server_name` is what a certificate must name."""
+    """How endpoints are asked. Times in seconds; `server_name` is what a certificate must name.
+
+    With `keeps_location` a reply says where a redirect leads.
+    """
 
     connect_timeout_s: float
     request_timeout_s: float
     tls: ssl.SSLContext | None = None
     server_name: str = ""
+    keeps_location: bool = False
 
 
 class Pool(Owner):
@@ -35,11 +43,15 @@ class Pool(Owner):
     `close` ends everything; requests that are on their way fail.
     """
 
-    def __init__(self, origin: Origin, options: ClientOptions) -> None:
-        """Raises ValueError for an origin that wants TLS where `options` has none."""
+    def __init__(self, origin: Origin, options: ClientOptions, proxy: Proxy | None = None) -> None:
+        """With a `proxy`, by way of it; requests for an origin without TLS must be made for one then.
+
+        Raises ValueError for an origin that wants TLS where `options` has none.
+        """
         if origin.is_tls and options.tls is None:
             raise ValueError(f"{origin}: TLS is wanted, and not set up")
         self.origin = origin
+        self.proxy = proxy
         self.opened = 0
         """Connections that were made since the start."""
         self._options = options
@@ -63,6 +75,11 @@ class Pool(Owner):
                 return
             connection.close()
         self._open(exchange)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request is under way."""
+        return bool(self._connecting) or len(self._connections) > len(self._idle)
 
     def close(self) -> None:
         """Close all connections."""
@@ -105,28 +122,22 @@ class Pool(Owner):
             raise
         except TimeoutError:
             timeout_s = self._options.connect_timeout_s
-            exchange.done(exchange, Reply(0, f"no connection within {timeout_s:g} s"))
+            way = f" through proxy {self.proxy}" if self.proxy else ""
+            exchange.done(exchange, Reply(0, f"no connection within {timeout_s:g} s{way}"))
         except (
             OSError,
             ValueError,
         ) as failure:  # ssl's errors are OSErrors; ValueError: a host name
-            exchange.done(exchange, Reply(0, f"not connected: {_reason(failure)}"))
+            error = f"not connected: {reason_of(failure)}"
+            if self.proxy is not None and not isinstance(failure, ProxyFailure):
+                error += f" through proxy {self.proxy}"
+            exchange.done(exchange, Reply(0, error))
         else:
             connection.send(exchange)
 
     async def _connected(self) -> Connection:
-        origin, options = self.origin, self._options
-        tls = options.tls if origin.is_tls else None
-        name = (options.server_name or origin.host) if tls else None
-        async with asyncio.timeout(options.connect_timeout_s):
-            if origin.socket_path:
-                _, connection = await self._loop.create_unix_connection(
-                    self._made, origin.socket_path
-                )
-            else:
-                _, connection = await self._loop.create_connection(
-                    self._made, origin.host, origin.port, ssl=tls, server_hostname=name
-                )
+        async with asyncio.timeout(self._options.connect_timeout_s):
+            connection = await self._reach()
             await asyncio.sleep(0)  # one that speaks first is seen now, and not taken for an answer
         if connection.is_closing:
             raise ConnectionResetError("the endpoint closed it, or spoke before it was asked")
@@ -136,8 +147,27 @@ class Pool(Owner):
             self._watch = self._loop.call_later(self._watch_s, self._look)
         return connection
 
+    async def _reach(self) -> Connection:
+        origin, options, proxy = self.origin, self._options, self.proxy
+        tls = options.tls if origin.is_tls else None
+        name = options.server_name or origin.host
+        if origin.socket_path:
+            return (await self._loop.create_unix_connection(self._made, origin.socket_path))[1]
+        if proxy is None:
+            _, connection = await self._loop.create_connection(
+                self._made, origin.host, origin.port, ssl=tls, server_hostname=name if tls else None
+            )
+        elif tls is None:
+            _, connection = await to_proxy(proxy, self._made)
+        else:
+            connection = await tunnelled(proxy, origin, tls, name, self._made)
+        return connection
+
     def _made(self) -> Connection:
-        return Connection(self, self._loop.time)
+        if self.proxy is None and not self._options.keeps_location:
+            return Connection(self, self._loop.time)
+        is_tunnel = self.origin.is_tls
+        return RoutedConnection(self, self._loop.time, self.proxy, is_tunnel=is_tunnel)
 
     def _look(self) -> None:
         """Give up requests whose time is over: one timer for all of them."""
@@ -149,11 +179,3 @@ class Pool(Owner):
                 connection.fail(f"no reply within {timeout_s:g} s")
         if self._connections:
             self._watch = self._loop.call_later(self._watch_s, self._look)
-
-
-def _reason(failure: Exception) -> str:
-    if isinstance(failure, ssl.SSLCertVerificationError):
-        return f"certificate refused: {failure.verify_message}"
-    if isinstance(failure, OSError) and failure.strerror:
-        return failure.strerror
-    return str(failure) or type(failure).__name__

@@ -13,11 +13,12 @@ from urllib.parse import quote_plus
 
 from nsqtools.options import Kind
 from nsqtools.outputs.http.template import Template, escape_header, escape_url
-from nsqtools.outputs.http.url import split_url
+from nsqtools.outputs.http.url import Url, split_url
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from nsqtools.outputs.http.proxy import Proxy
     from nsqtools.outputs.http.url import Origin
     from nsqtools.wire.messages import Messages
 
@@ -33,10 +34,12 @@ _PLACE_BYTES = _PLACE.encode()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """A header that goes with each request; `value` is a template, and may be a secret."""
+    """A header that goes with each request; `value` is a template, and may be a secret unless
+    `is_public`."""
 
     name: str
     value: str = field(repr=False)
+    is_public: bool = False
 
 
 class HeaderKind(Kind[Header]):
@@ -104,10 +107,28 @@ class HeaderName(Kind[str]):
 HEADER_NAME = HeaderName()
 
 
+def lines_of(headers: Iterable[Header]) -> str:
+    """As they stand in a head; a template still."""
+    return "".join(f"{one.name}: {one.value}\r\n" for one in headers)
+
+
+def directly(_: Origin) -> None:
+    """The way without a proxy."""
+
+
+def way(proxy: Proxy | None, origin: Origin, authority: str) -> tuple[str, str]:
+    """What stands before the path in a request line, and the header lines, for a proxy that reads them:
+    one that tunnels does not."""
+    if proxy is None or origin.is_tls:
+        return "", ""
+    return f"http://{authority}", proxy.lines
+
+
 class RequestMaker:
     """The requests of one topic to one endpoint.
 
-    `sign` gives header lines, each with its end of line, that are made from a body.
+    `sign` gives header lines, each with its end of line, that are made from a body; `proxy_of` says
+    which proxy they go through.
     """
 
     def __init__(
@@ -118,10 +139,15 @@ class RequestMaker:
         *,
         fixed: Mapping[str, str],
         sign: Callable[[bytes], bytes] | None = None,
+        proxy_of: Callable[[Origin], Proxy | None] = directly,
     ) -> None:
-        """`fixed` are `topic` and `channel`. Raises ValueError for what is no URL with these."""
+        """`fixed` are `topic` and `channel`. Raises ValueError for what is no URL with these, and for a
+        proxy that cannot be used."""
         parsed = split_url(url, fixed)
+        self.method = method
         self.origin: Origin = parsed.origin
+        self._authority = parsed.authority
+        self.proxy = proxy_of(parsed.origin)
         # For messages: a query may hold a secret.
         self.label = (
             f"{url.partition('://')[0]}://{parsed.authority}{parsed.target.partition('?')[0]}"
@@ -132,10 +158,14 @@ class RequestMaker:
         target = parsed.target.replace(GET_FIELD, _PLACE) if self._is_get else parsed.target
         named = {one.name.lower(): one for one in headers}  # the last one counts
         host = named.pop("host", Header(name="Host", value=parsed.authority))
-        lines = "".join(f"{one.name}: {one.value}\r\n" for one in (host, *named.values()))
-        first = Template(f"{method} {target} HTTP/1.1", fixed=fixed, escape=escape_url)
-        self._first, self._lines = first, header_template(lines, fixed)
-        self.is_fixed = first.is_fixed and self._lines.is_fixed
+        self._start, proxy_lines = way(self.proxy, self.origin, parsed.authority)
+        first = f"{method} {self._start}{target} HTTP/1.1"
+        first_line = Template(first, fixed=fixed, escape=escape_url)
+        lines = lines_of([host, *named.values()]) + proxy_lines
+        self._first, self._lines = first_line, header_template(lines, fixed)
+        public = {one.name.lower(): one for one in headers if one.is_public}
+        self._public_lines = header_template(lines_of(public.values()), fixed)
+        self.is_fixed = first_line.is_fixed and self._lines.is_fixed
         self._fixed_head = self._head({}) if self.is_fixed else b""
 
     def _head(self, values: Mapping[str, str]) -> bytes:
@@ -148,5 +178,33 @@ class RequestMaker:
         signature = b"" if self._sign is None else self._sign(body)
         if self._is_get:
             head = head.replace(_PLACE_BYTES, quote_plus(body).encode("ascii"), 1)
+            return b"%b%b\r\n" % (head, signature)
+        return b"%bContent-Length: %d\r\n%b\r\n%b" % (head, len(body), signature, body)
+
+    def url_of(self, request: bytes) -> Url:
+        """What a request of `make` asks for; its target is no template any more."""
+        target = request.split(b" ", 2)[1].decode("latin-1").removeprefix(self._start)
+        return Url(origin=self.origin, authority=self._authority, target=target)
+
+    def redirected(
+        self,
+        url: Url,
+        body: bytes,
+        values: Mapping[str, str],
+        proxy: Proxy | None,
+        *,
+        is_elsewhere: bool,
+    ) -> bytes:
+        """The request for a body, sent on to `url`, whose target is no template. With `is_elsewhere` it
+        goes to somebody else, who gets neither a signature nor a header that is not public."""
+        if is_elsewhere:
+            start, proxy_lines = way(proxy, url.origin, url.authority)
+            public = self._public_lines.render(values)
+            lines = f"Host: {url.authority}\r\n{public}{proxy_lines}"
+        else:
+            start, lines = self._start, self._lines.render(values)
+        head = f"{self.method} {start}{url.target} HTTP/1.1\r\n{lines}".encode("latin-1", "replace")
+        signature = b"" if is_elsewhere or self._sign is None else self._sign(body)
+        if self._is_get:
             return b"%b%b\r\n" % (head, signature)
         return b"%bContent-Length: %d\r\n%b\r\n%b" % (head, len(body), signature, body)

@@ -66,7 +66,7 @@ class Endpoint:
         """`label` stands for it in messages, without what could be secret."""
         self.label = label
         self.maker = maker
-        self.pool = Pool(maker.origin, options)
+        self.pool = Pool(maker.origin, options, maker.proxy)
         self.circuit = Circuit()
         self.last_error = ""
         self.trouble = Repeated(
@@ -250,6 +250,10 @@ class Sender:
     def _note_began(self, at: int, now_s: float) -> None:
         if self._limits:
             self._limits[at].began()
+        self._note_rate(now_s)
+
+    def _note_rate(self, now_s: float) -> None:
+        """A request is sent: the next one has its turn later."""
         if self._pacing.rate_per_s:
             self._next_s = max(self._next_s, now_s - BURST_S) + 1 / self._pacing.rate_per_s
 
@@ -335,6 +339,8 @@ def error_of(reply: Reply) -> str:
     if not reply.status:
         return reply.error
     text = f"got status code {reply.status}"
+    if reply.error:
+        text += f" ({reply.error})"
     if reply.excerpt:
         text += f": {printable(reply.excerpt.decode('utf-8', 'replace'))}"
     return text

@@ -9,13 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from nsqtools.archive.failures import Failure
+    from nsqtools.outputs.http.bodies import Row
     from nsqtools.outputs.http.connection import Reply
     from nsqtools.outputs.http.outcome import Outcome
     from nsqtools.outputs.http.sender import Job
-    from nsqtools.wire.messages import Messages
-
-    Row = tuple[Messages, int]
-    """A message: its batch and its number there."""
 
 
 class GivenUp(NamedTuple):

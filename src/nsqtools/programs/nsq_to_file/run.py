@@ -69,7 +69,7 @@ async def _archive(options: NsqToFileOptions, line: LiveLine) -> int:
 
 def _prepare(options: NsqToFileOptions) -> None:
     """Folders that can be written, now or when there is room again."""
-    for folder in (options.output_dir, options.effective_work_dir):
+    for folder in dict.fromkeys((options.output_dir, options.effective_work_dir)):
         durable.make_directories(folder, DIRECTORY_MODE)
         try:
             durable.check_writable(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
@@ -13,22 +14,28 @@ from nsqtools.errors import OptionsError
 from nsqtools.lifecycle import Lifecycle
 from nsqtools.observe.live import LiveLine
 from nsqtools.observe.log import configure
-from nsqtools.outputs.http.credentials import Credentials, Secret, credentials
+from nsqtools.outputs.http.bodies import Bodies
+from nsqtools.outputs.http.body_template import BodyTemplate
+from nsqtools.outputs.http.credentials import Credentials, Secret, basic_of, credentials
 from nsqtools.outputs.http.dry_run import DryRun
+from nsqtools.outputs.http.following import Following, FollowingSender
 from nsqtools.outputs.http.latencies import Latencies
+from nsqtools.outputs.http.options import EXAMPLE
 from nsqtools.outputs.http.output import DeliveryPolicy, HttpOutput
 from nsqtools.outputs.http.picking import EpsilonGreedy, HostPool, Picker, RoundRobin
 from nsqtools.outputs.http.pool import ClientOptions
 from nsqtools.outputs.http.printer import Printer
+from nsqtools.outputs.http.proxy import Proxies, forced_on, from_environment, split_proxy
 from nsqtools.outputs.http.request import Header, RequestMaker
 from nsqtools.outputs.http.sender import Endpoint, Pacing, Sender
 from nsqtools.outputs.http.status_lines import StatusLines
+from nsqtools.outputs.http.url import split_url
 from nsqtools.pipeline.run import Run
 from nsqtools.programs.nsq_to_http.dead_letters import DeadLetters
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
     from nsqtools.programs.nsq_to_http.options import NsqToHttpOptions
@@ -42,11 +49,11 @@ _PICKERS: dict[str, type[RoundRobin]] = {
 
 # Anything shorter stands in every text.
 SECRET_LENGTH_MIN = 4
-_OF_TOPIC = (Header(name="X-Nsq-Topic", value="{topic}"),)
+_OF_TOPIC = (("X-Nsq-Topic", "{topic}"),)
 _OF_MESSAGE = (
-    Header(name="X-Nsq-Message-Id", value="{id}"),
-    Header(name="X-Nsq-Timestamp", value="{timestamp}"),
-    Header(name="X-Nsq-Attempts", value="{attempts}"),
+    ("X-Nsq-Message-Id", "{id}"),
+    ("X-Nsq-Timestamp", "{timestamp}"),
+    ("X-Nsq-Attempts", "{attempts}"),
 )
 
 
@@ -98,15 +105,14 @@ async def dry_run(options: NsqToHttpOptions, shared: Shared, life: Lifecycle) ->
         life.stop("dry run")
 
     one = replace(options, max_in_flight=1)
-    secrets = secrets_of(one, shared.credentials)
-    batching = options.batching
+    secrets = secrets_of(one, shared)
 
     def output_of(topic: str) -> DryRun:
         return DryRun(
             makers_of(one, topic, shared)[0],
             show,
             secrets,
-            batch_format=batching.format if batching is not None else None,
+            bodies_of(one, topic, shared),
             encoding=options.compress,
         )
 
@@ -131,7 +137,11 @@ class Shared:
 
     async def __aenter__(self) -> Self:
         self.client = await asyncio.to_thread(client_options, self._options)
+        self.stranger = self.client
+        if self._options.follow_redirects:
+            self.stranger = await asyncio.to_thread(stranger_options, self._options)
         self.credentials = await asyncio.to_thread(credentials_of, self._options)
+        self.proxies = await asyncio.to_thread(proxies_of, self._options, os.environ)
         await self.dead.__aenter__()
         return self
 
@@ -157,15 +167,40 @@ def credentials_of(options: NsqToHttpOptions) -> Credentials:
     )
 
 
+def proxies_of(options: NsqToHttpOptions, environ: Mapping[str, str]) -> Proxies:
+    """Which proxies are asked. Blocking; raises OptionsError for one that cannot be used."""
+    if options.no_proxy:
+        return Proxies()
+    if options.proxy is None:
+        found = from_environment(environ)
+    else:
+        secret = Secret(name="proxy-auth", value=options.proxy_auth, path=options.proxy_auth_file)
+        proxy = replace(split_proxy(options.proxy), authorization=basic_of(secret))
+        found = forced_on(proxy, environ)
+    for url in options.urls:
+        try:
+            found.of(split_url(url, EXAMPLE).origin)
+        except ValueError as error:
+            raise OptionsError([str(error)]) from None
+    return found
+
+
 def client_options(options: NsqToHttpOptions) -> ClientOptions:
     """How endpoints are asked. Raises OptionsError for certificates that cannot be used."""
-    has_tls = any(url.lower().startswith("https:") for url in options.urls)
+    follows = options.follow_redirects > 0
+    has_tls = follows or any(url.lower().startswith("https:") for url in options.urls)
     return ClientOptions(
         connect_timeout_s=options.http_client_connect_timeout_s,
         request_timeout_s=options.http_client_request_timeout_s,
         tls=_tls(options) if has_tls or options.tls_ca or options.tls_cert else None,
         server_name=options.tls_server_name,
+        keeps_location=follows,
     )
+
+
+def stranger_options(options: NsqToHttpOptions) -> ClientOptions:
+    """How whoever a redirect leads to is asked: by its own name, and without our certificate."""
+    return client_options(replace(options, tls_cert=None, tls_key=None, tls_server_name=""))
 
 
 def _tls(options: NsqToHttpOptions) -> ssl.SSLContext:
@@ -185,13 +220,7 @@ def output_of(options: NsqToHttpOptions, topic: str, shared: Shared) -> HttpOutp
     """The delivery of one topic. Raises OptionsError for what is no URL with this topic in it."""
     makers = makers_of(options, topic, shared)
     endpoints = [Endpoint(maker, shared.client, label=maker.label) for maker in makers]
-    sender = Sender(
-        endpoints,
-        picker_of(options),
-        options.rules,
-        pacing_of(options, topic, endpoints, shared.latencies),
-        secrets_of(options, shared.credentials),
-    )
+    sender = sender_of(options, topic, endpoints, shared)
     policy = DeliveryPolicy(
         concurrency=options.n,
         sample=options.sample,
@@ -201,18 +230,42 @@ def output_of(options: NsqToHttpOptions, topic: str, shared: Shared) -> HttpOutp
         age_max_s=options.max_age_s,
         dead_letter_max_ratio=options.dead_letter_max_ratio,
         batching=options.batching,
-        encoding=options.compress,
     )
-    strand = shared.dead.workers.strand(f"requests of {topic}")
-    output = HttpOutput(topic, sender, policy, strand, shared.dead.of(topic))
+    bodies = bodies_of(options, topic, shared)
+    output = HttpOutput(topic, sender, policy, bodies, shared.dead.of(topic))
     if options.print:
         output.echo = shared.printer
     return output
 
 
-def secrets_of(options: NsqToHttpOptions, known: Credentials) -> list[str]:
+def bodies_of(options: NsqToHttpOptions, topic: str, shared: Shared) -> Bodies:
+    """What requests say of the messages of a topic."""
+    template = None
+    if options.body_template is not None:
+        fixed = {"topic": topic, "channel": options.channel}
+        template = BodyTemplate(options.body_template, fixed=fixed)
+    strand = shared.dead.workers.strand(f"requests of {topic}")
+    return Bodies(topic, options.batching, options.compress, template, strand)
+
+
+def sender_of(
+    options: NsqToHttpOptions, topic: str, endpoints: Sequence[Endpoint], shared: Shared
+) -> Sender:
+    """What asks the endpoints of a topic."""
+    pacing = pacing_of(options, topic, endpoints, shared.latencies)
+    picker, secrets = picker_of(options), secrets_of(options, shared)
+    if not options.follow_redirects:
+        return Sender(endpoints, picker, options.rules, pacing, secrets)
+    following = Following(
+        most=options.follow_redirects, client=shared.stranger, proxy_of=shared.proxies.of
+    )
+    return FollowingSender(endpoints, picker, options.rules, pacing, secrets, following)
+
+
+def secrets_of(options: NsqToHttpOptions, shared: Shared) -> list[str]:
     """What must not be told though an endpoint says it: credentials, and the values of headers."""
-    values = [one.value for one in (*known.headers, *options.header)]
+    values = [one.value for one in (*shared.credentials.headers, *options.header)]
+    values += shared.proxies.secrets()
     words = [value.partition(" ")[2] for value in values]
     found = {secret for secret in (*values, *words) if len(secret) >= SECRET_LENGTH_MIN}
     return sorted(found, key=len, reverse=True)
@@ -225,7 +278,9 @@ def makers_of(options: NsqToHttpOptions, topic: str, shared: Shared) -> list[Req
     sign = shared.credentials.sign
     try:
         return [
-            RequestMaker(options.method, url, headers, fixed=fixed, sign=sign)
+            RequestMaker(
+                options.method, url, headers, fixed=fixed, sign=sign, proxy_of=shared.proxies.of
+            )
             for url in options.urls
         ]
     except ValueError as error:
@@ -256,11 +311,12 @@ def picker_of(options: NsqToHttpOptions) -> Picker:
 
 def headers_of(options: NsqToHttpOptions) -> list[Header]:
     """Those of each request; what the user names goes before ours."""
-    headers = [Header(name="User-Agent", value=f"{options.program}/{__version__}")]
+    ours = [("User-Agent", f"{options.program}/{__version__}")]
     if options.method == "POST":
-        headers.append(Header(name="Content-Type", value=options.effective_content_type))
+        ours.append(("Content-Type", options.effective_content_type))
     if options.compress != "none":
-        headers.append(Header(name="Content-Encoding", value=options.compress))
+        ours.append(("Content-Encoding", options.compress))
     if options.nsq_headers:
-        headers += [*_OF_TOPIC, *(_OF_MESSAGE if options.batching is None else ())]
-    return [*headers, *options.header]
+        ours += [*_OF_TOPIC, *(_OF_MESSAGE if options.batching is None else ())]
+    public = [Header(name=name, value=value, is_public=True) for name, value in ours]
+    return [*public, *options.header]
