@@ -226,3 +226,42 @@ def _check_with_stock_tools(case: Case, output_dir: Path) -> None:
         assert content
         if "--format" not in "".join(case.flags):
             assert content.splitlines() == bodies_of(path)
+
+
+@pytest.mark.slow
+async def test_the_broker_killed_and_ended_while_it_is_archived(
+    tmp_path: Path, folders: tuple[Path, Path]
+) -> None:
+    """FINs are lost with their connections; some lives of the archiver end, too."""
+    messages, kills = 60_000, 12
+    rng = new_rng()
+    data_path = tmp_path / "nsqd"
+    data_path.mkdir()
+    async with NsqdProgram(data_path) as nsqd, Program("nsq_to_file") as tool:
+        await nsqd.serve()
+        async with Client(nsqd.port) as publisher:
+            await publisher.subscribe(TOPIC, CHANNEL, 0)
+            for start in range(0, messages, 500):
+                await publisher.publish(TOPIC, range(start, start + 500))
+        case = Case(flags=(), compression="none", kills=kills, messages=messages)
+        # Small commits, so that there is something to do for all the lives.
+        flags = [*_flags(case, nsqd.address, *folders), "--max-in-flight=100"]
+        flags.remove(f"--max-in-flight={MAX_IN_FLIGHT}")
+        await tool.start(*flags)
+        for life in range(kills):
+            await tool.says("subscribed")
+            await asyncio.sleep(rng.uniform(0, 0.15))
+            if life % 3 == 2:
+                nsqd.up.clear()
+                assert await nsqd.end(signal.SIGTERM) == 0, nsqd.told
+            else:
+                await nsqd.kill()
+            if life % 4 == 3:
+                await tool.kill()
+            await nsqd.serve()
+            if life % 4 == 3:
+                await tool.start(*flags)
+        await tool.kill()
+        tally = await _finish(tool, flags, case, folders[0])
+    print(f"kills={kills} lives={tool.lives} twice={tally.repeated} lost=0")
+    assert tally.repeated == 0
