@@ -41,6 +41,7 @@ from nsqtools.outputs.file.output import FileOutput
 from nsqtools.outputs.workers import Workers
 from nsqtools.pipeline import topic as topic_module
 from nsqtools.pipeline.run import Run
+from nsqtools.pipeline.topic import TopicPipeline
 from nsqtools.programs.nsq_to_file.run import archive_spec
 
 if TYPE_CHECKING:
@@ -67,34 +68,54 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 # The end
 
 
-@pytest.mark.parametrize("signals", [1, 2])
-async def test_an_output_that_fails_at_the_end_is_not_begun_anew(
-    nsqd: Nsqd, tmp_path: Path, caplog: pytest.LogCaptureFixture, signals: int
+async def test_a_topic_that_fails_at_the_end_is_not_begun_anew(
+    nsqd: Nsqd, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody waits for a topic that can end no better; and the run says that it did not end in order."""
 
+    async def broken(self: TopicPipeline) -> None:
+        await self._stop.wait()
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(TopicPipeline, "_end_in_order", broken)
+    options = archive_options(tmp_path, f"--nsqd-tcp-address={nsqd.tcp_address}")
+    workers = Workers()
+    made: list[FileOutput] = []
+
+    def output_of(_topic: str) -> FileOutput:
+        made.append(FileOutput(archive_spec(options, "t"), workers, sync_interval_s=0.02))
+        return made[-1]
+
+    run = Run(options, output_of)
+    async with Lifecycle(PATIENCE_S, handle_signals=False) as life, asyncio.TaskGroup() as group:
+        task = group.create_task(run.run(life))
+        await until(lambda: life.health.is_ready)
+        life.stop("test")
+        async with asyncio.timeout(PATIENCE_S / 4):
+            assert not await asyncio.shield(task)
+    assert len(made) == 2, "one to see whether it can be made, and one for the topic"
+    assert f'topic stands still topic=t channel={CHANNEL} error="a fault"' in caplog.messages
+    workers.close()
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+async def test_faults_of_an_output_at_the_end_do_not_stop_the_end(
+    nsqd: Nsqd, tmp_path: Path, caplog: pytest.LogCaptureFixture, signals: int
+) -> None:
     class Broken(FileOutput):
         def hurry(self) -> None:
-            if signals == 1:
-                raise RuntimeError("a fault")
+            raise RuntimeError("a fault")
 
         async def deliver(self, messages: Sequence[Messages]) -> Answer:
             return await (super().deliver(messages) if signals == 1 else asyncio.sleep(1000, DONE))
 
         async def abandon(self) -> None:
             await super().abandon()
-            if signals == 2:
-                raise RuntimeError("another fault")
+            raise RuntimeError("another fault")
 
     options = archive_options(tmp_path, f"--nsqd-tcp-address={nsqd.tcp_address}")
     workers = Workers()
-    made: list[Broken] = []
-
-    def output_of(_topic: str) -> Broken:
-        made.append(Broken(archive_spec(options, "t"), workers, sync_interval_s=0.02))
-        return made[-1]
-
-    run = Run(options, output_of)
+    run = Run(options, lambda _: Broken(archive_spec(options, "t"), workers, sync_interval_s=0.02))
     async with Lifecycle(PATIENCE_S, handle_signals=False) as life, asyncio.TaskGroup() as group:
         task = group.create_task(run.run(life))
         await until(lambda: life.health.is_ready)
@@ -103,10 +124,9 @@ async def test_an_output_that_fails_at_the_end_is_not_begun_anew(
         for _ in range(signals):
             life.stop("test")
         async with asyncio.timeout(PATIENCE_S / 4):
-            assert not await asyncio.shield(task)
-    assert len(made) == 2, "one to see whether it can be made, and one for the topic"
-    reason = "a fault" if signals == 1 else "another fault"
-    assert f'topic stands still topic=t channel={CHANNEL} error="{reason}"' in caplog.messages
+            assert await asyncio.shield(task) == (signals == 1)
+    told = [str(one.exc_info[1]) for one in caplog.records if one.exc_info]
+    assert told == ["a fault", "another fault"][:signals]
     workers.close()
 
 
@@ -180,6 +200,56 @@ async def test_topics_that_come_and_go(
     assert sorted(archived(folder)) == sorted([*TEN, b"again", b"new"])
     said = [record.getMessage() for record in caplog.records]
     assert "topic is gone topic=logs channel=archive" in said
+
+
+async def test_a_deleted_topic_is_not_made_anew_though_an_nsqlookupd_is_down(
+    nsqd: Nsqd, tmp_path: Path
+) -> None:
+    """What that one said last is not held against what the other says now."""
+    folder = tmp_path / "archive"
+    folder.mkdir()
+    port = int(nsqd.tcp_address.rpartition(":")[2])
+    async with lookupds(listing(("127.0.0.1", port)), listing(("127.0.0.1", port))) as (one, two):
+        for fake in (one, two):
+            fake.answers["/topics"] = topic_list("logs")
+        options = archive_options(
+            folder,
+            *("--topic-pattern=^logs", "--topic-refresh=1m", "--sync-interval=20ms"),
+            *(f"--lookupd-http-address={fake.address}" for fake in (one, two)),
+            "--consumer-opt=lookupd_poll_interval,300ms",
+        )
+        async with archiving(options) as archiver:
+            await publish(nsqd, *TEN, topic="logs")
+            await until(lambda: archiver._sum()["messages"] == 10)
+            one.answers.clear()
+            one.answer = (500, b"down")
+            await asyncio.sleep(0.7)
+            two.answers["/topics"] = topic_list()
+            two.answers["/lookup?topic=logs"] = UNKNOWN
+            await asyncio.sleep(0.7)
+            await post(nsqd, "/topic/delete?topic=logs")
+            await asyncio.sleep(1.5)
+            assert await topic_stats(nsqd, "logs") is None
+
+
+async def test_an_nsqlookupd_that_is_down_is_told_once(
+    nsqd: Nsqd, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "archive"
+    folder.mkdir()
+    port = int(nsqd.tcp_address.rpartition(":")[2])
+    async with lookupds(listing(("127.0.0.1", port))) as (fake,):
+        fake.answers["/topics"] = topic_list("logs")
+        options = archive_options(
+            folder,
+            *("--topic-pattern=^logs", "--topic-refresh=20ms"),
+            *(f"--lookupd-http-address={fake.address}", "--lookupd-http-address=127.0.0.1:1"),
+        )
+        async with archiving(options) as archiver:
+            await until(lambda: topics_of(archiver) == {"logs"})
+            await asyncio.sleep(0.5)
+    told = [one for one in caplog.messages if "gives no list of topics" in one]
+    assert len(told) == 1
 
 
 def topics_of(archiver: Run) -> set[str]:
@@ -260,7 +330,8 @@ async def test_a_work_folder_on_another_filesystem(nsqd: Nsqd, tmp_path: Path) -
             assert [path.name for path in Path(work).glob("[!.]*")] == ["t-000000.log.part"]
             assert list(folder.iterdir()) == []
             assert await tool.end(signal.SIGTERM) == 0
-        assert [path for path in Path(work).rglob("*") if path.is_file()] == []
+        left = [path.suffix for path in Path(work).rglob("*") if path.is_file()]
+        assert left == [".keys"], "what is known of the messages that may come again"
     assert archived(folder) == TEN
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.pipeline.helpers import CHANNEL, publish, running, stats, until_settled, until_stats
 from tests.support.clients import consumer_options, until
+from tests.support.peer import Peer, frame, message, message_id
 
 from nsqtools.errors import ArchiveError, StorageError
 from nsqtools.outputs.contract import DONE, Again, Answer, Feeding, Refused
@@ -394,6 +395,40 @@ async def test_a_cancellation_that_leaks_from_an_output_is_a_failure(
         await publish(nsqd, *TEN)
         await until_settled(nsqd, 10)
     assert "something inside was cancelled" in caplog.text
+
+
+async def test_at_the_end_an_output_that_stands_is_asked_again_soon(
+    nsqd: Nsqd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end has a deadline, and the disk has room again."""
+    monkeypatch.setattr(topic_module, "STAND_AT_END_S", 0.05)
+    output = ScriptedOutput(lambda _: Again(60.0, "full", stands=True))
+    pipeline = pipeline_of(nsqd, output)
+    async with running(pipeline):
+        await consumed(nsqd)
+        await publish(nsqd, *TEN)
+        await until(lambda: pipeline.trouble == "full")
+        output._answer = lambda _: DONE
+    assert len(output.got) == 2
+    assert (await stats(nsqd))["depth"] == 0
+
+
+async def test_an_output_hears_what_may_come_again() -> None:
+    output = ScriptedOutput()
+    async with Peer() as peer, asyncio.TaskGroup() as group:
+        options = consumer_options(10, lookupd_poll_interval="10ms")
+        spec = TopicSpec(topic="t", channel="c", consumer=options, nsqd_addresses=(peer.address,))
+        task = group.create_task(TopicPipeline(spec, output).run())
+        nsqd = await peer.subscribed()
+        await nsqd.expect(b"RDY 10")
+        nsqd.send(message(1))
+        await until(lambda: output.got)
+        nsqd.send(frame(1, b"E_FIN_FAILED FIN " + message_id(1) + b" failed ID not in flight"))
+        await until(lambda: output.doubts)
+        nsqd.cut()
+        await until(lambda: len(output.doubts) == 2)
+        task.cancel()
+    assert output.doubts == [(peer.address, message_id(1)), (peer.address, None)]
 
 
 async def test_faults_in_counting_and_rotating_stop_nothing(nsqd: Nsqd) -> None:

@@ -27,7 +27,7 @@ from nsqtools.client.subscription import Subscription
 from nsqtools.errors import ConnectionFailed, NsqToolsError, OptionsError
 from nsqtools.observe.log import get_log
 from nsqtools.wire import commands
-from nsqtools.wire.frames import CLOSE_WAIT, ERROR_CODES, FRAME_SIZE_MAX_BYTES, OK
+from nsqtools.wire.frames import BODY_SIZE_MAX_BYTES, CLOSE_WAIT, ERROR_CODES, OK
 from nsqtools.wire.names import is_valid_name
 
 if TYPE_CHECKING:
@@ -290,7 +290,7 @@ class Consumer:
             id=message.id.decode("latin-1"),
             attempts=message.attempts,
             bytes=message.size_bytes,
-            max=FRAME_SIZE_MAX_BYTES,
+            max=BODY_SIZE_MAX_BYTES,
         )
         connection.send(commands.req([message.id], OVERSIZED_DELAY_MS))
 
@@ -393,12 +393,12 @@ class Consumer:
                 self._holds.clear()
 
     async def _redistribute(self) -> None:
+        interval_s = self.options.rdy_redistribute_interval_s
         while True:
-            interval_s = self.options.rdy_redistribute_interval_s
-            if len(self._subscriptions) > self.options.max_in_flight:
-                interval_s = min(interval_s, PROBE_S)
-            await asyncio.sleep(interval_s)
-            self._share()
+            await asyncio.sleep(min(interval_s, PROBE_S))
+            is_crowded = len(self._subscriptions) > self.options.max_in_flight
+            if is_crowded or self._loop.time() - self._shared_s >= interval_s:
+                self._share()
 
     def _share(self) -> None:
         """Give every connection the RDY that it should have now."""

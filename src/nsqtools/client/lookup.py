@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import logging
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, quote, urlsplit
 
@@ -113,6 +113,10 @@ async def _session_in(
     return await stack.enter_async_context(new_session()) if given is None else given
 
 
+def _tell(failure: ConnectionFailed) -> None:
+    log.warning("lookupd failed error=%s", failure)
+
+
 async def lookup(
     addresses: Sequence[str],
     topic: str,
@@ -133,9 +137,11 @@ async def topics(
     *,
     options: LookupOptions = DEFAULTS,
     session: aiohttp.ClientSession | None = None,
+    on_failure: Callable[[ConnectionFailed], None] = _tell,
 ) -> set[str]:
-    """The names of all topics that any nsqlookupd knows; otherwise as `lookup`."""
-    return await _merge(addresses, _Topics(), options, session)
+    """The names of all topics that any nsqlookupd knows; otherwise as `lookup`. `on_failure` gets what
+    there is to say of each that does not answer."""
+    return await _merge(addresses, _Topics(), options, session, on_failure)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +195,7 @@ async def _merge(
     question: _Question,
     options: LookupOptions,
     session: aiohttp.ClientSession | None,
+    on_failure: Callable[[ConnectionFailed], None] = _tell,
 ) -> set[str]:
     lookupds = [Lookupd.parse(address) for address in addresses]
     failures: list[ConnectionFailed] = []
@@ -198,7 +205,7 @@ async def _merge(
             return await _answer(lookupd, question, options, shared)
         except ConnectionFailed as error:
             failures.append(error)
-            log.warning("lookupd failed error=%s", error)
+            on_failure(error)
             return None
 
     async with AsyncExitStack() as stack:
@@ -373,3 +380,9 @@ class LookupPoller:
         if answer.refused != before.refused:
             _warn_of_refused(answer, address)
         self._answers[address] = answer
+        # What one takes off its list is not kept because another, that fails, had it on its own.
+        gone = frozenset(before.values) - frozenset(answer.values)
+        for failing in self._failures.keys() & self._answers.keys():
+            old = self._answers[failing]
+            kept = [value for value in old.values if value not in gone]
+            self._answers[failing] = replace(old, values=type(old.values)(kept))

@@ -230,12 +230,16 @@ class Run:
         from nsqtools.client.lookup import topics  # HTTP loads slowly
 
         trouble = Repeated(log, "could not retrieve the list of topics", clock=SystemClock())
+        silent = Repeated(log, "an nsqlookupd gives no list of topics", clock=SystemClock())
         lookup = self._options.topic_lookup()
         first_s = FIRST_LIST_S
         while True:
             wait_s = self._options.topic_refresh_s
             try:
-                found = await topics(self._options.lookupd_http_address, options=lookup)
+                failures: list[ConnectionFailed] = []
+                found = await topics(
+                    self._options.lookupd_http_address, options=lookup, on_failure=failures.append
+                )
             except ConnectionFailed as failure:
                 trouble.failed(failure)
                 self._health.failing(_LIST, failure)
@@ -243,6 +247,10 @@ class Run:
                 first_s *= 2
             else:
                 trouble.recovered("the list of topics can be retrieved again")
+                for one in failures:
+                    silent.failed(one)
+                if not failures:
+                    silent.recovered("every nsqlookupd gives its list of topics again")
                 self._take_over(found, group)
                 first_s = wait_s
                 self._health.ok(_LIST)

@@ -46,6 +46,8 @@ RETRY_FIRST_S = 0.5
 RETRY_MAX_S = 30.0
 # Part of the deadline that waiting for CLOSE_WAIT may take.
 CLOSE_WAIT_S = 5.0
+# How long to wait between tries once the end has begun: it has a deadline.
+STAND_AT_END_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +87,7 @@ class TopicPipeline:
         self._gathering: asyncio.Timeout | None = None
         self._waiting = Waiting()
         self._settlement = Settlement(self.counts, self._waiting)
-        self._log = get_log("pipeline")
+        self._log = get_log("pipeline").bind(topic=spec.topic, channel=spec.channel)
         self._failed = Repeated(self._log, "output failed", clock=self._clock)
         self._ended_s = 0.0
         self._under_way: dict[asyncio.Task[Any] | None, float] = {}
@@ -150,9 +152,16 @@ class TopicPipeline:
                     await self._consume()
             await self._close()
         except BaseException:
-            with contextlib.suppress(NsqToolsError):
-                await self.output.abandon()
+            await self._abandon()
             raise
+
+    async def _abandon(self) -> None:
+        try:
+            await self.output.abandon()
+        except NsqToolsError:
+            pass  # the next start finds what there is
+        except Exception as failure:  # noqa: BLE001 - what ended the run counts
+            self._note_fault(failure)
 
     async def _open(self) -> bool:
         """Whether the output got ready before the topic was stopped."""
@@ -178,7 +187,7 @@ class TopicPipeline:
                 await unless_cancelled(self.output.close())
             except Exception as failure:  # noqa: BLE001 - the deadline of the run bounds it
                 self._note_failure(failure)
-                await self._clock.sleep(retry.next_s())
+                await self._clock.sleep(min(retry.next_s(), STAND_AT_END_S))
             else:
                 self._note_success()
                 return
@@ -201,14 +210,17 @@ class TopicPipeline:
 
     async def _end_in_order(self) -> None:
         await self._stop.wait()
-        self.output.hurry()
+        try:
+            self.output.hurry()
+        except Exception as failure:  # noqa: BLE001 - the end goes on
+            self._note_fault(failure)
         if self.output.feeding.gives_back:
             self.consumer.pause()  # before what is given back comes again
             inbox = self.consumer.inbox
             self._give_back(inbox.take_some(inbox.messages, inbox.size_bytes))
             self._flows.set()  # what comes still is given back by whoever takes it
         if not await self.consumer.stop(CLOSE_WAIT_S):
-            self._log.warning("an nsqd did not answer CLS in time", topic=self.topic)
+            self._log.warning("an nsqd did not answer CLS in time")
 
     def _give_back(self, held: Sequence[Batch | Part]) -> None:
         for one in held:
@@ -309,8 +321,8 @@ class TopicPipeline:
         self.trouble = answer.reason
         self._flows.clear()
         self.consumer.pause()
-        if not self.output.feeding.gives_back:
-            await self._clock.sleep(answer.after_s)
+        if self._stop.is_set():  # the end has a deadline: what works again is to be found in time
+            await self._clock.sleep(min(answer.after_s, STAND_AT_END_S))
             return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(answer.after_s):
@@ -318,17 +330,20 @@ class TopicPipeline:
 
     def _note_failure(self, failure: Exception) -> None:
         self.trouble = str(failure) or type(failure).__name__
-        self._failed.failed(failure, topic=self.topic)
+        self._failed.failed(failure)
         if not isinstance(failure, NsqToolsError):
             self._note_fault(failure)
 
     def _note_fault(self, failure: Exception) -> None:
         logging.getLogger("nsqtools.pipeline").error(
-            "a fault in nsqtools topic=%s", self.topic, exc_info=failure
+            "a fault in nsqtools topic=%s channel=%s",
+            self.topic,
+            self.consumer.channel,
+            exc_info=failure,
         )
 
     def _note_success(self) -> None:
-        self._failed.recovered("output works again", topic=self.topic)
+        self._failed.recovered("output works again")
         if self.trouble:
             self.trouble = ""
             self._flow()
