@@ -230,10 +230,11 @@ class _Columns:
         self.nsqds: list[str] = []
         self.failures: list[Failure | None] = []
 
-    def records(self, offset: int) -> Records:
+    def records(self, offset: int, lines: list[bytes]) -> Records:
         return Records(
             bodies=self.bodies,
             offset=offset,
+            lines=lines,
             nsqds=self.nsqds,
             failures=self.failures if any(self.failures) else None,
             make_messages=self._messages,
@@ -264,7 +265,7 @@ def _decode_together(lines: list[bytes], start: int) -> Records | None:
             _decode_array(lines[done:] if done else lines, columns)
     except (ValueError, AttributeError, TypeError, KeyError):
         return None  # whatever it is, one of them is no record: which one is found one by one
-    return columns.records(start)
+    return columns.records(start, lines)
 
 
 def _decode_alike(lines: list[bytes], columns: _Columns) -> int:
@@ -391,7 +392,7 @@ def _decode_one_by_one(lines: list[bytes], start: int, *, torn: bool) -> Iterato
     if records:
         columns = _Columns()
         _add(records, columns)
-        yield columns.records(start)
+        yield columns.records(start, lines[: len(records)])
     if damage is not None:
         raise damage
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from nsqtools.errors import StorageError
 from nsqtools.wire.frames import FRAME_SIZE_MAX_BYTES
+from nsqtools.wire.messages import Messages
 
 if TYPE_CHECKING:
     import io
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from nsqtools.archive.failures import Failure
-    from nsqtools.wire.messages import Messages
 
 READ_BYTES = 256 << 10
 # A frame or member of up to this much content is checked whole before any of it is handed out.
@@ -49,7 +49,8 @@ class Records:
 
     `first_record` counts from 0 in the file (of a selection by time: the number of the first of
     these). `offset` is a byte position in the file: of the first record or its group; when
-    compressed, of the first frame or member.
+    compressed, of the first frame or member. `lines` are the lines that the records were, without
+    their ends, where the format is one of lines and the body is not the line.
     """
 
     bodies: list[bytes]
@@ -58,10 +59,29 @@ class Records:
     failures: list[Failure | None] | None = None
     make_messages: Callable[[], Messages] | None = None
     first_record: int = 0
+    lines: list[bytes] | None = None
 
     @cached_property
     def messages(self) -> Messages | None:
         return None if self.make_messages is None else self.make_messages()
+
+    def pick(self, keep: Sequence[int]) -> Records:
+        """The records at these positions, which ascend, and of which there is one at least."""
+        return Records(
+            bodies=[self.bodies[at] for at in keep],
+            offset=self.offset,
+            nsqds=None if self.nsqds is None else [self.nsqds[at] for at in keep],
+            failures=None if self.failures is None else [self.failures[at] for at in keep],
+            make_messages=None
+            if self.make_messages is None
+            else partial(self._pick_messages, keep),
+            first_record=self.first_record + keep[0],
+            lines=None if self.lines is None else [self.lines[at] for at in keep],
+        )
+
+    def _pick_messages(self, keep: Sequence[int]) -> Messages:
+        payloads = [] if self.messages is None else self.messages.payloads
+        return Messages([payloads[at] for at in keep])
 
 
 class RecordDecoder(Protocol):

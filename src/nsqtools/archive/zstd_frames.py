@@ -125,6 +125,16 @@ class Index:
         )
 
 
+# What a note says of a group whose times nobody knows: it overlaps every range.
+ANY_TIME = (0, 2**64 - 1)
+
+
+def knows_times(index: Index) -> bool:
+    """Whether any frame has a range of time."""
+    times = zip(index.first_ts_ns, index.last_ts_ns, strict=True)
+    return any(found != ANY_TIME for found in times)
+
+
 def skippable(content: bytes, magic: bytes = OUR_MAGIC) -> bytes:
     return _SKIPPABLE.pack(magic, len(content)) + content
 

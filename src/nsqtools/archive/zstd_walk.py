@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import zstandard
 
-from nsqtools.archive.header import HeaderError, decode_header
+from nsqtools.archive.header import MAGIC, HeaderError, decode_header
 from nsqtools.archive.stream import (
     BLOCK_BYTES_MAX,
     VERIFIED_BYTES_MAX,
@@ -214,6 +214,50 @@ def _load_index(source: Source) -> Index | None:
     if index is None or sizes != frame_sizes(sizes[0][0], index, sizes[-1][0]):
         return None
     return index if offsets_agree(sizes[0][0], index) else None
+
+
+def skim_index(source: Source) -> tuple[Index | None, Damage | None]:
+    """What the notes say, from the start of `source` on, without decoding anything between them: the
+    index of a file that has none, or none that can be trusted.
+
+    None where there is no header of ours. The index ends at the first damage, which is returned, too:
+    the end of a file that is being written looks like that.
+    """
+    index = Index()
+    try:
+        first = next_frame(source)
+        if not isinstance(first, Skippable) or not first.is_ours:
+            return None, None
+        while (frame := next_frame(source)) is not None:
+            if isinstance(frame, DataFrame):
+                _skim(source, frame, index)
+            elif frame.content.startswith(INDEX_TAG):
+                raise Damage(frame.offset, "an index that does not fit the data")
+            elif frame.content.startswith(MAGIC):
+                return None, None  # files put together: whose notes count from here on is not asked
+    except Damage as damage:
+        return index, damage
+    return index, None
+
+
+def _skim(source: Source, frame: DataFrame, index: Index) -> None:
+    for _ in frame.pieces():
+        pass
+    end = source.position
+    found = next_frame(source)
+    note = decode_note(found.content) if isinstance(found, Skippable) else None
+    if note is None or frame.content_bytes is None:
+        raise Damage(frame.offset, "a commit without its note", torn=found is None)
+    index.append(
+        IndexEntry(
+            offset=frame.offset,
+            size_bytes=end - frame.offset,
+            content_bytes=frame.content_bytes,
+            records=note.records,
+            first_ts_ns=note.first_ts_ns,
+            last_ts_ns=note.last_ts_ns,
+        )
+    )
 
 
 def _skippable_at(source: Source, offset: int) -> Skippable | None:
