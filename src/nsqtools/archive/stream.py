@@ -155,13 +155,21 @@ class Source:
 
     def peek(self, count: int) -> bytes:
         """The next `count` bytes without taking them; fewer only at the end of the file."""
+        self._fill(count)
+        return self._buffer[self._at : self._at + count]
+
+    def _fill(self, count: int) -> None:
         while len(self._buffer) - self._at < count:
             data = self._read(max(READ_BYTES, count))
             if not data:
                 break
             self._buffer = self._buffer[self._at :] + data
             self._at = 0
-        return self._buffer[self._at : self._at + count]
+
+    def look(self, count: int) -> memoryview:
+        """What `peek` gives and what else was read already, not copied; valid until the next call."""
+        self._fill(count)
+        return memoryview(self._buffer)[self._at :]
 
     def take(self, count: int) -> bytes:
         """The next `count` bytes; fewer only at the end of the file."""

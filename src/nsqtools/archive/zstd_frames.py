@@ -57,6 +57,8 @@ _FRAME_HEADER_BYTES_MAX = 18
 _CHECKSUM_BYTES = 4
 _RLE_BLOCK, _RESERVED_BLOCK = 1, 3
 _SKIP_BYTES = 256 << 10
+# Frames of up to this size are taken whole.
+_VIEW_BYTES = 256 << 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -348,6 +350,10 @@ class DataFrame:
 
     def pieces(self) -> Iterator[bytes]:
         """The frame's bytes, all of them and no more; raises `Damage` when they end too early."""
+        size = self._size_in_view()
+        if size:
+            yield self._source.take(size)
+            return
         yield self._take(self._header_bytes)
         last = False
         while not last:
@@ -360,6 +366,21 @@ class DataFrame:
             yield self._take(1 if kind == _RLE_BLOCK else size)
         if self._has_checksum:
             yield self._take(_CHECKSUM_BYTES)
+
+    def _size_in_view(self) -> int:
+        """The size of a frame that is small, whole and well formed; otherwise 0: take it in pieces."""
+        view = self._source.look(_VIEW_BYTES)
+        at = self._header_bytes
+        while (head_end := at + 3) <= len(view):
+            word = int.from_bytes(view[at:head_end], "little")
+            kind, size = word >> 1 & 3, word >> 3
+            if kind == _RESERVED_BLOCK or (kind != _RLE_BLOCK and size > _BLOCK_BYTES_MAX):
+                return 0
+            at = head_end + (1 if kind == _RLE_BLOCK else size)
+            if word & 1:
+                at += _CHECKSUM_BYTES if self._has_checksum else 0
+                return at if at <= len(view) else 0
+        return 0
 
     def _take(self, count: int) -> bytes:
         data = self._source.take(count)

@@ -55,13 +55,16 @@ class ZstdWalk:
     alone does not stop the reading: it is kept in `late`, for after the end; unless `strict`.
     """
 
-    def __init__(self, source: Source, *, strict: bool = False) -> None:
+    def __init__(
+        self, source: Source, *, strict: bool = False, header_frame_bytes: int = 0
+    ) -> None:
+        """With `header_frame_bytes` it begins within a file of ours that has such a header."""
         self._source = source
         self._strict = strict
         self._decompressor = new_decompressor()
         self._content_bytes = 0
         self._index_frame_bytes = 0
-        self.header_frame_bytes = 0
+        self.header_frame_bytes = header_frame_bytes
         """Of the header frame last met; 0 outside our own files."""
         self.index = Index()
         """The frames since then."""
@@ -232,7 +235,7 @@ def skim_index(source: Source) -> tuple[Index | None, Damage | None]:
             if isinstance(frame, DataFrame):
                 _skim(source, frame, index)
             elif frame.content.startswith(INDEX_TAG):
-                raise Damage(frame.offset, "an index that does not fit the data")
+                return index, Damage(frame.offset, "an index that does not fit the data")
             elif frame.content.startswith(MAGIC):
                 return None, None  # files put together: whose notes count from here on is not asked
     except Damage as damage:

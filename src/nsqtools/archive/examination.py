@@ -1,0 +1,273 @@
+"""What is known of one archive file: by its index, or by reading all of it with every check.
+
+This is what `ls` shows and `verify` says; nothing is changed, and each file is opened once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+from nsqtools.archive.ahead import ahead
+from nsqtools.archive.formats import COMPRESSIONS, RECORD_FORMATS, START_BYTES
+from nsqtools.archive.header import MAGIC, HeaderError, decode_header
+from nsqtools.archive.jsonl import topic_of
+from nsqtools.archive.lines import NEWLINE
+from nsqtools.archive.reader import open_archive
+from nsqtools.archive.scan import Lost, Scan, Text
+from nsqtools.archive.stream import Records, Source
+from nsqtools.archive.zstd_frames import ANY_TIME
+from nsqtools.errors import DamagedArchive, StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from nsqtools.archive.reader import ArchiveInfo, ArchiveReader
+
+PART_SUFFIX = ".part"
+# Damages that are kept of one file; of more only the count.
+LOSSES_KEPT_MAX = 100
+_LOOK_BYTES = 4096
+
+
+class State(StrEnum):
+    """What a file is, as far as it can be told from outside its writer.
+
+    `open`: a `.part` that its writer has not finished. `sealed`: finished, and not at its place yet.
+    `foreign`: not written by us, as far as can be told; it can be read where it is text. A file of
+    `lines` or `jsonl` without compression has no mark, and counts as ours when it is text.
+    """
+
+    OPEN = "open"
+    SEALED = "sealed"
+    PUBLISHED = "published"
+    DAMAGED = "damaged"
+    FOREIGN = "foreign"
+
+
+@dataclass(slots=True, kw_only=True)
+class Examined:
+    """One file. Sizes are in bytes, times in ns since the epoch; None is not known.
+
+    `checked`: all of it was read; otherwise its index was believed. `content_bytes` is what it holds
+    without compression. `losses` are the first of `losses_count`; of an open file the end that is not
+    whole yet is `unfinished_bytes`, and no loss.
+    """
+
+    name: str
+    stored_bytes: int
+    state: State
+    record_format: str = ""
+    compression: str = ""
+    topic: str = ""
+    channel: str = ""
+    host: str = ""
+    checked: bool = False
+    records: int | None = None
+    content_bytes: int | None = None
+    first_ts_ns: int | None = None
+    last_ts_ns: int | None = None
+    losses: list[Lost] = field(default_factory=list)
+    losses_count: int = 0
+    unfinished_bytes: int = 0
+
+    def add_times(self, first_ts_ns: int, last_ts_ns: int) -> None:
+        if (first_ts_ns, last_ts_ns) == ANY_TIME:
+            return
+        if self.first_ts_ns is None or first_ts_ns < self.first_ts_ns:
+            self.first_ts_ns = first_ts_ns
+        if self.last_ts_ns is None or last_ts_ns > self.last_ts_ns:
+            self.last_ts_ns = last_ts_ns
+
+    def lose(self, lost: Lost) -> None:
+        self.losses_count += 1
+        if len(self.losses) < LOSSES_KEPT_MAX:
+            self.losses.append(lost)
+        self.state = State.DAMAGED
+
+
+@contextlib.contextmanager
+def open_file(path: Path | None, *, may_be_pipe: bool = False) -> Iterator[BinaryIO]:
+    """A file, or standard input for None, without a buffer and closed behind the block.
+
+    Raises `StorageError`, also for what is no regular file, unless it `may_be_pipe`.
+    """
+    if path is None:
+        # Not Python's buffered one, whose lock a thread that waits for a terminal would hold.
+        with open(0, "rb", buffering=0, closefd=False) as given:
+            yield cast("BinaryIO", given)
+        return
+    try:
+        # A pipe that took the file's name a moment ago must not make us wait for a writer.
+        flags = os.O_RDONLY | os.O_CLOEXEC | (0 if may_be_pipe else os.O_NONBLOCK)
+        fd = os.open(path, flags)
+        try:
+            _check_kind(os.fstat(fd).st_mode, may_be_pipe=may_be_pipe)
+            file = os.fdopen(fd, "rb", buffering=0)
+        except BaseException:
+            os.close(fd)
+            raise
+    except OSError as error:
+        raise StorageError("open", path, error) from error
+    with file:
+        yield cast("BinaryIO", file)
+
+
+def _check_kind(mode: int, *, may_be_pipe: bool) -> None:
+    if stat.S_ISDIR(mode):
+        raise OSError(errno.EISDIR, "a folder")
+    if not may_be_pipe and not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+
+
+def open_reader(file: BinaryIO, name: str) -> ArchiveReader:
+    """As `open_archive`; also of a file whose first bytes are damaged, as far as its header tells what
+    it was. Raises as that does."""
+    try:
+        return open_archive(file, name=name)
+    except DamagedArchive:
+        if not file.seekable():
+            raise
+        file.seek(0)
+        found = _was(file.read(START_BYTES * 128))
+        file.seek(0)
+        return open_archive(file, name=name, record_format=found[0], compression=found[1])
+
+
+def _was(start: bytes) -> tuple[str, str]:
+    """Record format and compression of a file that looks damaged from its first bytes on."""
+    at = start.find(MAGIC, 0, START_BYTES)
+    compression = "none" if at < 8 else "zstd" if at == 8 else "gzip"
+    try:
+        record_format = decode_header(start[max(at, 0) :]).meta["format"]
+    except HeaderError:
+        record_format = "framed" if compression == "none" else "lines"
+    return record_format if record_format in RECORD_FORMATS else "lines", compression
+
+
+def examine(
+    file: BinaryIO,
+    name: str,
+    *,
+    whole: bool,
+    quick: bool = False,
+    on_read: Callable[[int], None] = lambda offset: None,
+) -> Examined:
+    """What there is to know of an open file.
+
+    `whole`: read all of it, with every check. Otherwise an index is believed; and with `quick` nothing
+    is read to count where there is none. `on_read` is told now and then how far the reading has come,
+    in bytes. Raises `StorageError`, and `ArchiveError` for a version that is not known here.
+    """
+    stored_bytes = os.fstat(file.fileno()).st_size
+    start = os.pread(file.fileno(), _LOOK_BYTES, 0) if file.seekable() else b""
+    reader = open_reader(file, name)
+    info = reader.info
+    found = Examined(
+        name=name,
+        stored_bytes=stored_bytes,
+        state=_state(name, info, start),
+        record_format=info.record_format,
+        compression=info.compression,
+        topic=info.meta.get("topic", "") or topic_of(start),
+        channel=info.meta.get("channel", ""),
+        host=info.meta.get("host", ""),
+    )
+    if info.records is not None and not whole:
+        found.records, found.content_bytes = info.records, info.content_bytes
+        found.first_ts_ns, found.last_ts_ns = info.first_ts_ns, info.last_ts_ns
+    elif not quick:
+        if file.seekable():
+            file.seek(0)
+            _read_whole(Source(file, name), found, on_read)
+        else:
+            _read_stream(reader, found)
+    return found
+
+
+def _state(name: str, info: ArchiveInfo, start: bytes) -> State:
+    if name.endswith(PART_SUFFIX):
+        return State.SEALED if info.sealed else State.OPEN
+    if info.compression == "none":
+        is_ours = info.record_format != "lines" or (b"\0" not in start and start != b"")
+    else:
+        is_ours = bool(info.meta) or MAGIC in start
+    return State.PUBLISHED if is_ours else State.FOREIGN
+
+
+def _read_whole(source: Source, found: Examined, on_read: Callable[[int], None]) -> None:
+    is_open = found.state is State.OPEN
+    record_format = RECORD_FORMATS[found.record_format]
+    compression = COMPRESSIONS[found.compression]
+    scan = Scan(source, record_format, compression, is_open=is_open)
+    found.checked = True
+    found.records = 0
+    counter = _Counter(found)
+    for item in ahead(iter(scan)):
+        if not isinstance(item, Lost):
+            counter.add(item)
+            on_read(item.offset)
+        elif is_open and item.torn:
+            found.unfinished_bytes = found.stored_bytes - item.start
+        else:
+            found.lose(item)
+    found.content_bytes = scan.content_bytes
+    counter.finish()
+
+
+def _read_stream(reader: ArchiveReader, found: Examined) -> None:
+    """What cannot seek is read to its first damage."""
+    found.checked = True
+    found.records = 0
+    counter = _Counter(found)
+    try:
+        for batch in reader.batches():
+            counter.add(batch)
+            found.stored_bytes = batch.offset
+    except DamagedArchive as damage:
+        found.lose(Lost(start=damage.offset, end=damage.offset, reason=damage.reason, torn=False))
+
+
+class _Counter:
+    """Adds up what is whole, and compares it with what the file says of it."""
+
+    def __init__(self, found: Examined) -> None:
+        self._found = found
+        self._ends_line = True
+
+    def add(self, item: Records | Text) -> None:
+        if isinstance(item, Text):
+            self._add_text(item)
+        else:
+            self._add_records(item)
+
+    def _add_text(self, text: Text) -> None:
+        found = self._found
+        lines = text.data.count(NEWLINE)
+        self._ends_line = text.data.endswith(NEWLINE)
+        if text.entry is None:
+            found.records = (found.records or 0) + lines
+            return
+        found.records = (found.records or 0) + text.entry.records
+        found.add_times(text.entry.first_ts_ns, text.entry.last_ts_ns)
+        # A newline within a body makes two lines of it, never fewer.
+        if lines < text.entry.records or not self._ends_line:
+            reason = f"{lines} lines where {text.entry.records} records were noted"
+            found.lose(Lost(start=text.offset, end=text.offset, reason=reason, torn=False))
+
+    def _add_records(self, run: Records) -> None:
+        found = self._found
+        found.records = (found.records or 0) + len(run.bodies)
+        if run.messages is not None and run.bodies:
+            found.add_times(*run.messages.time_range_ns())
+
+    def finish(self) -> None:
+        found = self._found
+        if not self._ends_line and found.state is not State.OPEN:
+            found.records = (found.records or 0) + 1
