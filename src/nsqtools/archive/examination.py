@@ -182,6 +182,8 @@ def examine(
     if info.records is not None and not whole:
         found.records, found.content_bytes = info.records, info.content_bytes
         found.first_ts_ns, found.last_ts_ns = info.first_ts_ns, info.last_ts_ns
+        if not info.meta:
+            found.lose(Lost(start=0, end=0, reason="a damaged file header", torn=False))
     elif not quick:
         if file.seekable():
             file.seek(0)

@@ -106,6 +106,8 @@ class OptionsCommand(click.Command):
         )
 
     def _run(self, options: object) -> int:
+        if not self.program.on_loop:
+            return run_plainly(resolve(self.program.run), options)
         return run_on_loop(resolve(self.program.run), options)
 
 
@@ -145,6 +147,20 @@ def raise_file_limit() -> None:
         )
 
 
+def run_plainly(run: Callable[[Any], int], options: object) -> int:
+    """Runs `run(options)` to its end, without a loop."""
+    try:
+        return run(options)
+    except BrokenPipeError:  # before click, which would make a failure of it
+        drop_stdout()
+        return ending.BROKEN_PIPE
+
+
+def drop_stdout() -> None:
+    """Whoever read our output has gone. Python would complain once more when it flushes."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run_on_loop(run: Callable[[Any], Awaitable[int]], options: object) -> int:
     """Runs `run(options)` to its end, on uvloop where there is one."""
     import asyncio
@@ -178,8 +194,7 @@ def execute(program: Program, argv: Sequence[str]) -> int:
         print(f"{program.name}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has gone. Python would complain once more when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_stdout()
         return FAILED
     except Exception as error:  # noqa: BLE001 - the outermost place: every error ends here
         return report(program, error)
