@@ -14,13 +14,22 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from nsqtools.archive.ahead import ahead
-from nsqtools.archive.formats import COMPRESSIONS, RECORD_FORMATS, START_BYTES
-from nsqtools.archive.header import MAGIC, HeaderError, decode_header
+from nsqtools.archive.formats import (
+    COMPRESSIONS,
+    FRAMED,
+    GZIP,
+    LINES,
+    NONE,
+    RECORD_FORMATS,
+    START_BYTES,
+    ZSTD,
+)
+from nsqtools.archive.header import HEADER_BYTES_MAX, MAGIC, HeaderError, decode_header
 from nsqtools.archive.jsonl import topic_of
 from nsqtools.archive.lines import NEWLINE
 from nsqtools.archive.reader import open_archive
 from nsqtools.archive.scan import Lost, Scan, Text
-from nsqtools.archive.stream import Records, Source
+from nsqtools.archive.stream import READ_BYTES, Records, Source
 from nsqtools.archive.zstd_frames import ANY_TIME
 from nsqtools.errors import DamagedArchive, StorageError
 
@@ -55,9 +64,10 @@ class State(StrEnum):
 class Examined:
     """One file. Sizes are in bytes, times in ns since the epoch; None is not known.
 
-    `checked`: all of it was read; otherwise its index was believed. `content_bytes` is what it holds
-    without compression. `losses` are the first of `losses_count`; of an open file the end that is not
-    whole yet is `unfinished_bytes`, and no loss.
+    `checked`: all of it was read; otherwise its index was believed. `groups` are the members or frames
+    with content that were read. `content_bytes` is what it holds without compression. `losses` are the
+    first of `losses_count`; of an open file the end that is not whole yet is `unfinished_bytes`, and no
+    loss.
     """
 
     name: str
@@ -69,6 +79,7 @@ class Examined:
     channel: str = ""
     host: str = ""
     checked: bool = False
+    groups: int = 0
     records: int | None = None
     content_bytes: int | None = None
     first_ts_ns: int | None = None
@@ -76,6 +87,11 @@ class Examined:
     losses: list[Lost] = field(default_factory=list)
     losses_count: int = 0
     unfinished_bytes: int = 0
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether its name is that of a file that its writer has not finished."""
+        return self.name.endswith(PART_SUFFIX)
 
     def add_times(self, first_ts_ns: int, last_ts_ns: int) -> None:
         if (first_ts_ns, last_ts_ns) == ANY_TIME:
@@ -126,29 +142,38 @@ def _check_kind(mode: int, *, may_be_pipe: bool) -> None:
         raise OSError(errno.EINVAL, "not a regular file")
 
 
-def open_reader(file: BinaryIO, name: str) -> ArchiveReader:
+def open_reader(file: BinaryIO, name: str, *, read_bytes: int = READ_BYTES) -> ArchiveReader:
     """As `open_archive`; also of a file whose first bytes are damaged, as far as its header tells what
     it was. Raises as that does."""
     try:
-        return open_archive(file, name=name)
+        reader = open_archive(file, name=name, read_bytes=read_bytes)
+        if reader.info.meta or not file.seekable():
+            return reader
     except DamagedArchive:
         if not file.seekable():
             raise
-        file.seek(0)
-        found = _was(file.read(START_BYTES * 128))
-        file.seek(0)
-        return open_archive(file, name=name, record_format=found[0], compression=found[1])
+        reader = None
+    file.seek(0)
+    start = file.read(HEADER_BYTES_MAX + START_BYTES)
+    file.seek(0)
+    record_format, compression = _was(start)
+    if reader is not None and (MAGIC not in start[:START_BYTES] or not record_format):
+        return reader  # what it is can be told from what follows
+    if not record_format:
+        record_format = FRAMED.name if compression == NONE.name else LINES.name
+    return open_archive(file, name=name, record_format=record_format, compression=compression)
 
 
 def _was(start: bytes) -> tuple[str, str]:
-    """Record format and compression of a file that looks damaged from its first bytes on."""
+    """Record format, "" where nothing tells it, and compression of a file from whose first bytes on
+    something is damaged."""
     at = start.find(MAGIC, 0, START_BYTES)
-    compression = "none" if at < 8 else "zstd" if at == 8 else "gzip"
+    compression = NONE if at < 8 else ZSTD if at == 8 else GZIP
     try:
-        record_format = decode_header(start[max(at, 0) :]).meta["format"]
+        named = [decode_header(start[max(at, 0) :]).meta["format"]]
     except HeaderError:
-        record_format = "framed" if compression == "none" else "lines"
-    return record_format if record_format in RECORD_FORMATS else "lines", compression
+        named = [name for name in RECORD_FORMATS if b'"format":"%b"' % name.encode() in start]
+    return named[0] if named and named[0] in RECORD_FORMATS else "", compression.name
 
 
 def examine(
@@ -167,7 +192,7 @@ def examine(
     """
     stored_bytes = os.fstat(file.fileno()).st_size
     start = os.pread(file.fileno(), _LOOK_BYTES, 0) if file.seekable() else b""
-    reader = open_reader(file, name)
+    reader = open_reader(file, name, read_bytes=_LOOK_BYTES if file.seekable() else READ_BYTES)
     info = reader.info
     found = Examined(
         name=name,
@@ -220,6 +245,7 @@ def _read_whole(source: Source, found: Examined, on_read: Callable[[int], None])
         else:
             found.lose(item)
     found.content_bytes = scan.content_bytes
+    found.groups = scan.groups
     counter.finish()
 
 

@@ -23,7 +23,14 @@ from nsqtools.archive.formats import (
 from nsqtools.archive.header import MAGIC, HeaderError, decode_header, looks_damaged
 from nsqtools.archive.jsonl import LINE_START, is_ours, line_bytes_max
 from nsqtools.archive.lines import NEWLINE
-from nsqtools.archive.stream import BODY_BYTES_MAX, Block, Damage, Records, Source
+from nsqtools.archive.stream import (
+    BODY_BYTES_MAX,
+    READ_BYTES,
+    Block,
+    Damage,
+    Records,
+    Source,
+)
 from nsqtools.archive.zstd_frames import knows_times
 from nsqtools.archive.zstd_walk import indexed_blocks, load_index, skim_index
 from nsqtools.errors import ArchiveError, DamagedArchive, StorageError
@@ -74,10 +81,12 @@ def open_archive(
     compression: str | None = None,
     name: str = "",
     body_bytes_max: int = BODY_BYTES_MAX,
+    read_bytes: int = READ_BYTES,
 ) -> ArchiveReader:
     """Open a file, or a binary stream that need not be seekable (it is not closed).
 
     `record_format` and `compression` override what the bytes say. `name` stands in messages.
+    `read_bytes` is what is read at a time: little, for a look at `info` alone.
     Raises `StorageError`, `ArchiveError` for a version or an override that is not known, and
     `DamagedArchive` where the start of a file of ours is damaged beyond recognition.
     """
@@ -95,7 +104,7 @@ def open_archive(
         file = source
     label = name or (str(source) if owned else getattr(source, "name", "stream"))
     try:
-        opened = Source(file, str(label))
+        opened = Source(file, str(label), read_bytes=read_bytes)
         return ArchiveReader(opened, *wanted, body_bytes_max, owned=owned)
     except BaseException as error:
         if owned:

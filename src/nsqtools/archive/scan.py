@@ -109,6 +109,8 @@ class Scan:
         self._index: Index | None = None
         self.content_bytes = 0
         """Without compression, of what was whole so far."""
+        self.groups = 0
+        """Frames or members that this came from."""
         self.is_sealed = False
         """Of zstd: whether a seek table was met at the end."""
 
@@ -222,8 +224,11 @@ class Scan:
     def _counted(
         self, blocks: Iterator[tuple[Block, IndexEntry | None]]
     ) -> Iterator[tuple[Block, IndexEntry | None]]:
+        offset = -1
         for block, entry in blocks:
             self.content_bytes += len(block.data)
+            self.groups += block.offset != offset
+            offset = block.offset
             yield block, entry
 
     def _lines(self, blocks: Iterator[tuple[Block, IndexEntry | None]]) -> Iterator[Text | Lost]:

@@ -119,8 +119,12 @@ class Source:
     shorter than it was: its end would otherwise look like an ordinary one.
     """
 
-    def __init__(self, file: BinaryIO | io.RawIOBase, name: Path | str) -> None:
+    def __init__(
+        self, file: BinaryIO | io.RawIOBase, name: Path | str, *, read_bytes: int = READ_BYTES
+    ) -> None:
+        """`read_bytes` is what is read at a time, and more where more is asked for."""
         self._file = file
+        self._read_bytes = read_bytes
         self.name = name
         self._buffer = b""
         self._at = 0
@@ -160,7 +164,7 @@ class Source:
 
     def _fill(self, count: int) -> None:
         while len(self._buffer) - self._at < count:
-            data = self._read(max(READ_BYTES, count))
+            data = self._read(max(self._read_bytes, count))
             if not data:
                 break
             self._buffer = self._buffer[self._at :] + data
@@ -183,7 +187,7 @@ class Source:
             data = self._buffer[self._at :] if self._at else self._buffer
             self._buffer, self._at = b"", 0
             return data
-        return self._read(READ_BYTES)
+        return self._read(self._read_bytes)
 
     def rewind(self, count: int) -> None:
         """Give back the last `count` bytes of the last `take`."""

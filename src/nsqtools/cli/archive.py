@@ -75,6 +75,51 @@ SUITE = Suite(
                 ),
             ),
         ),
+        "repair": _command(
+            "repair",
+            "what is whole of damaged archives, in new files",
+            "Write what is whole of a damaged archive into a new file, and say what is lost. The old"
+            " file is never changed, and no file is ever overwritten.",
+            "RepairOptions",
+            (
+                (
+                    "writes topic-000003.repaired.log.zst beside it",
+                    "nsqtools archive repair /var/log/nsq/topic-000003.log.zst",
+                ),
+            ),
+        ),
+        "index": _command(
+            "index",
+            "zstd with an index, of gzip and of zstd without one",
+            "Give zstd archives an index, by which they can be read from the middle, and make such ones"
+            " of gzip files, of NSQ's own nsq_to_file, too. What a file holds is kept to the last byte."
+            " lines of a gzip file get no times, because it has none.",
+            "IndexOptions",
+            (
+                (
+                    "new files beside the old ones, which stay",
+                    "nsqtools archive index '/var/log/nsq/*.gz'",
+                ),
+                (
+                    "in the place of the old ones",
+                    "nsqtools archive index --replace --zstd-level=12 /var/log/nsq",
+                ),
+            ),
+        ),
+        "compact": _command(
+            "compact",
+            "files of many small commits, rewritten into large pieces",
+            "Rewrite compressed archives of many small commits into pieces of about 1 MiB, which are"
+            " smaller. What a file holds is kept to the last byte; the new file is read back and"
+            " compared before it gets its name.",
+            "CompactOptions",
+            (
+                (
+                    "in the place of the old ones",
+                    "nsqtools archive compact --replace /var/log/nsq",
+                ),
+            ),
+        ),
     },
 )
 main = SUITE.main

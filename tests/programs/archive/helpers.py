@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,15 @@ def numbered(count: int, size_bytes: int = 20) -> list[list[Messages]]:
     numbers = itertools.count()
     return [
         [batch_of([b"%0*d" % (size_bytes, next(numbers)) for _ in range(10)], at * 10)]
+        for at in range(count)
+    ]
+
+
+def noise(count: int) -> list[list[Messages]]:
+    """That many commits of ten messages that do not compress below a half."""
+    made = random.Random(8)
+    return [
+        [batch_of([made.randbytes(1500).hex().encode() for _ in range(10)], at * 10)]
         for at in range(count)
     ]
 
