@@ -14,6 +14,7 @@ from nsqtools.archive import gzip_members, zstd_frames
 from nsqtools.archive.framed import MARK_BYTES, FramedDecoder
 from nsqtools.archive.header import MAGIC as HEADER_MAGIC
 from nsqtools.archive.stream import BODY_BYTES_MAX, VERIFIED_BYTES_MAX, Damage
+from nsqtools.archive.zstd_reading import DataFrame, decode_frame, next_frame
 from nsqtools.archive.zstd_walk import new_decompressor
 
 if TYPE_CHECKING:
@@ -91,10 +92,10 @@ def _is_member(source: Source) -> bool:
 
 
 def _is_frame(source: Source) -> bool:
-    frame = zstd_frames.next_frame(source)
-    if not isinstance(frame, zstd_frames.DataFrame):
+    frame = next_frame(source)
+    if not isinstance(frame, DataFrame):
         return True  # an index or a header, tag and length included
-    for _ in zstd_frames.decode_frame(frame, new_decompressor(), _WINDOW_BYTES):
+    for _ in decode_frame(frame, new_decompressor(), _WINDOW_BYTES):
         break  # of a frame of moderate size that is all of it, and it was checked
     return True
 

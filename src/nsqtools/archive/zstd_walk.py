@@ -22,18 +22,15 @@ from nsqtools.archive.zstd_frames import (
     SEEK_MAGIC,
     SEEKABLE_MAGIC,
     SKIPPABLE_BYTES,
-    DataFrame,
     Index,
     IndexEntry,
-    Skippable,
-    decode_frame,
     decode_index,
     decode_note,
     decode_seek_table,
     frame_sizes,
-    next_frame,
     offsets_agree,
 )
+from nsqtools.archive.zstd_reading import DataFrame, Skippable, decode_frame, next_frame
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
