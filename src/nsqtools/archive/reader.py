@@ -206,7 +206,7 @@ class ArchiveReader:
         for stretch, first_record in _stretches(index, wanted):
             yield from self._checked(indexed_blocks(self._source, stretch), first_record)
         if self._index_ends is not None:
-            raise self._damaged(self._index_ends)
+            raise self._damaged(self._index_ends) from self._index_ends
 
     def _checked(self, blocks: Iterator[Block], first_record: int) -> Iterator[Block]:
         self._records = first_record
@@ -246,7 +246,7 @@ class ArchiveReader:
         for stretch, first_record in _stretches(index, wanted):
             yield from self._read(indexed_blocks(self._source, stretch), first_record, kept)
         if self._index_ends is not None:
-            raise self._damaged(self._index_ends)
+            raise self._damaged(self._index_ends) from self._index_ends
 
     def _read(
         self, blocks: Iterator[Block], first_record: int, wanted: range | None

@@ -99,7 +99,11 @@ class ZstdWalk:
 
     def _take_note(self, frame: DataFrame) -> None:
         end = self._source.position
-        found = next_frame(self._source)
+        try:
+            found = next_frame(self._source)
+        except Damage as damage:
+            reason = "a commit without its note"
+            raise Damage(frame.offset, reason, torn=damage.torn) from damage
         if found is None:
             raise Damage(frame.offset, "a commit without its note", torn=True)
         if not isinstance(found, Skippable) or found.size_bytes != NOTE_FRAME_BYTES:

@@ -107,7 +107,7 @@ class OptionsCommand(click.Command):
 
     def _run(self, options: object) -> int:
         if not self.program.on_loop:
-            return run_plainly(resolve(self.program.run), options)
+            return run_plainly(self.program, options)
         return run_on_loop(resolve(self.program.run), options)
 
 
@@ -147,13 +147,20 @@ def raise_file_limit() -> None:
         )
 
 
-def run_plainly(run: Callable[[Any], int], options: object) -> int:
-    """Runs `run(options)` to its end, without a loop."""
+def run_plainly(program: Program, options: object) -> int:
+    """Runs a program's `run(options)` to its end, without a loop.
+
+    What ends it from outside is answered here, before click, which has other answers.
+    """
     try:
-        return run(options)
-    except BrokenPipeError:  # before click, which would make a failure of it
+        code: int = resolve(program.run)(options)
+        return code
+    except BrokenPipeError:
         drop_stdout()
         return ending.BROKEN_PIPE
+    except KeyboardInterrupt:
+        print(f"{program.name}: interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 def drop_stdout() -> None:
