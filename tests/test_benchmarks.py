@@ -28,6 +28,7 @@ def bench(tmp_path: Path, *argv: str, **environ: str) -> tuple[dict[str, Any], s
             "tests.benchmarks",
             f"--messages={MESSAGES}",
             "--runs=1",
+            "--archive-bytes=3000000",
             f"--json={found}",
             *argv,
         ],
@@ -73,7 +74,10 @@ def test_every_figure_is_taken_and_counts_are_exact(tmp_path: Path) -> None:
     assert rows["lines-zstd"]["peak_bytes"].keys() == {"broker", "archiver"}
     assert 0 < rows["lines-none"]["start_s"] < 5
     assert "many-nsqds / one-nsqd: " in shown
-    assert len(found["targets"]) == 14
+    assert len(found["targets"]) == 18
+    assert found["archive"]["archive_bytes"] >= 3_000_000
+    assert 0 < found["archive"]["read_share"] < 1
+    assert "\narchive verify " in shown
     assert all(target["measured"] is not None for target in found["targets"])
 
 

@@ -5,15 +5,12 @@ This is what `ls` shows and `verify` says; nothing is changed, and each file is 
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
-import stat
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING
 
-from nsqtools.archive.ahead import ahead
+from nsqtools.archive.files import PART_SUFFIX
 from nsqtools.archive.formats import (
     COMPRESSIONS,
     FRAMED,
@@ -31,15 +28,17 @@ from nsqtools.archive.reader import open_archive
 from nsqtools.archive.scan import Lost, Scan, Text
 from nsqtools.archive.stream import READ_BYTES, Records, Source
 from nsqtools.archive.zstd_frames import ANY_TIME
-from nsqtools.errors import DamagedArchive, StorageError
+from nsqtools.errors import DamagedArchive
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Callable
+    from typing import BinaryIO
 
     from nsqtools.archive.reader import ArchiveInfo, ArchiveReader
 
-PART_SUFFIX = ".part"
+# A thread that decompresses while this one checks what came out. Of two cores a second such thread takes
+# from the others more than it gives: 1.5 s instead of 1.1 s for 1.2 GB of lines.
+DECODERS = 1
 # Damages that are kept of one file; of more only the count.
 LOSSES_KEPT_MAX = 100
 _LOOK_BYTES = 4096
@@ -106,40 +105,6 @@ class Examined:
         if len(self.losses) < LOSSES_KEPT_MAX:
             self.losses.append(lost)
         self.state = State.DAMAGED
-
-
-@contextlib.contextmanager
-def open_file(path: Path | None, *, may_be_pipe: bool = False) -> Iterator[BinaryIO]:
-    """A file, or standard input for None, without a buffer and closed behind the block.
-
-    Raises `StorageError`, also for what is no regular file, unless it `may_be_pipe`.
-    """
-    if path is None:
-        # Not Python's buffered one, whose lock a thread that waits for a terminal would hold.
-        with open(0, "rb", buffering=0, closefd=False) as given:
-            yield cast("BinaryIO", given)
-        return
-    try:
-        # A pipe that took the file's name a moment ago must not make us wait for a writer.
-        flags = os.O_RDONLY | os.O_CLOEXEC | (0 if may_be_pipe else os.O_NONBLOCK)
-        fd = os.open(path, flags)
-        try:
-            _check_kind(os.fstat(fd).st_mode, may_be_pipe=may_be_pipe)
-            file = os.fdopen(fd, "rb", buffering=0)
-        except BaseException:
-            os.close(fd)
-            raise
-    except OSError as error:
-        raise StorageError("open", path, error) from error
-    with file:
-        yield cast("BinaryIO", file)
-
-
-def _check_kind(mode: int, *, may_be_pipe: bool) -> None:
-    if stat.S_ISDIR(mode):
-        raise OSError(errno.EISDIR, "a folder")
-    if not may_be_pipe and not stat.S_ISREG(mode):
-        raise OSError(errno.EINVAL, "not a regular file")
 
 
 def open_reader(file: BinaryIO, name: str, *, read_bytes: int = READ_BYTES) -> ArchiveReader:
@@ -232,11 +197,11 @@ def _read_whole(source: Source, found: Examined, on_read: Callable[[int], None])
     is_open = found.state is State.OPEN
     record_format = RECORD_FORMATS[found.record_format]
     compression = COMPRESSIONS[found.compression]
-    scan = Scan(source, record_format, compression, is_open=is_open)
+    scan = Scan(source, record_format, compression, is_open=is_open, threads=DECODERS)
     found.checked = True
     found.records = 0
     counter = _Counter(found)
-    for item in ahead(iter(scan)):
+    for item in scan:
         if not isinstance(item, Lost):
             counter.add(item)
             on_read(item.offset)

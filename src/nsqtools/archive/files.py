@@ -7,22 +7,25 @@ topic may begin with a dot); and whatever is no file.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import glob
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, cast
 
-from nsqtools import durable
-from nsqtools.archive.examination import PART_SUFFIX
-from nsqtools.archive.recovery import BAD_SUFFIX
 from nsqtools.errors import OptionsError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+PART_SUFFIX = ".part"
 STDIN = "-"
 STDIN_NAME = "standard input"
+# What recovery has set aside: `.part.bad`, `.part.bad.1` and so on.
+SET_ASIDE = f"{PART_SUFFIX}.bad"
 _ARCHIVE_SUFFIXES = (".log", ".gz", ".zst", ".jsonl")
 
 
@@ -44,8 +47,41 @@ class FoundFile:
     @property
     def is_finished(self) -> bool:
         """Whether its name is that of a finished file."""
-        name = self.name
-        return not name.endswith(PART_SUFFIX) and f"{PART_SUFFIX}{BAD_SUFFIX}" not in name
+        return not self.name.endswith(PART_SUFFIX) and SET_ASIDE not in self.name
+
+
+@contextlib.contextmanager
+def open_file(path: Path | None, *, may_be_pipe: bool = False) -> Iterator[BinaryIO]:
+    """A file, or standard input for None, without a buffer and closed behind the block.
+
+    Raises `StorageError`, also for what is no regular file, unless it `may_be_pipe`.
+    """
+    if path is None:
+        # Not Python's buffered one, whose lock a thread that waits for a terminal would hold.
+        with open(0, "rb", buffering=0, closefd=False) as given:
+            yield cast("BinaryIO", given)
+        return
+    try:
+        # A pipe that took the file's name a moment ago must not make us wait for a writer.
+        flags = os.O_RDONLY | os.O_CLOEXEC | (0 if may_be_pipe else os.O_NONBLOCK)
+        fd = os.open(path, flags)
+        try:
+            _check_kind(os.fstat(fd).st_mode, may_be_pipe=may_be_pipe)
+            file = os.fdopen(fd, "rb", buffering=0)
+        except BaseException:
+            os.close(fd)
+            raise
+    except OSError as error:
+        raise StorageError("open", path, error) from error
+    with file:
+        yield cast("BinaryIO", file)
+
+
+def _check_kind(mode: int, *, may_be_pipe: bool) -> None:
+    if stat.S_ISDIR(mode):
+        raise OSError(errno.EISDIR, "a folder")
+    if not may_be_pipe and not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "not a regular file")
 
 
 def find_files(names: Sequence[str]) -> list[FoundFile]:
@@ -108,7 +144,9 @@ def _below(folder: Path) -> Iterator[FoundFile]:
 
 
 def _may_be_archive(name: str) -> bool:
-    if durable.is_temporary(name):
+    from nsqtools.durable import is_temporary  # which a named file need not wait for
+
+    if is_temporary(name):
         return False
     plain = name.removesuffix(PART_SUFFIX)
     return not name.startswith(".") or plain.endswith(_ARCHIVE_SUFFIXES)

@@ -14,8 +14,8 @@ from nsqtools.archive import gzip_members, zstd_frames
 from nsqtools.archive.framed import MARK_BYTES, FramedDecoder
 from nsqtools.archive.header import MAGIC as HEADER_MAGIC
 from nsqtools.archive.stream import BODY_BYTES_MAX, VERIFIED_BYTES_MAX, Damage
+from nsqtools.archive.zstd_ahead import new_decompressor
 from nsqtools.archive.zstd_reading import DataFrame, decode_frame, next_frame
-from nsqtools.archive.zstd_walk import new_decompressor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

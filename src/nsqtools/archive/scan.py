@@ -88,7 +88,8 @@ class Scan:
     """The pass; iterate once. `source` stands at its start, and must be seekable for what lies behind
     damage to be found: of a stream all of that is lost.
 
-    `is_open`: the file is being written, so that a line without an end is no record yet.
+    `is_open`: the file is being written, so that a line without an end is no record yet. `threads`
+    decode ahead what can be.
     Iterating raises `StorageError`.
     """
 
@@ -99,11 +100,13 @@ class Scan:
         compression: Compression,
         *,
         is_open: bool = False,
+        threads: int = 0,
     ) -> None:
         self._source = source
         self._format = record_format
         self._compression = compression
         self._is_open = is_open
+        self._threads = threads
         self._header_frame_bytes = 0
         self._has_lost = False
         self._index: Index | None = None
@@ -157,15 +160,18 @@ class Scan:
     def _pass(self, *, is_first: bool) -> Iterator[Records | Text | Lost]:
         """Everything from where the source stands up to damage, which is raised."""
         if self._compression is ZSTD:
-            walk = ZstdWalk(self._source, header_frame_bytes=self._header_frame_bytes)
+            walk = ZstdWalk(
+                self._source, header_frame_bytes=self._header_frame_bytes, threads=self._threads
+            )
             try:
                 yield from self._decoded(self._zstd(walk), is_first=is_first)
             finally:
+                walk.close()
                 self._header_frame_bytes = walk.header_frame_bytes
                 self.is_sealed = walk.is_sealed
             late = walk.late
             if walk.header_frame_bytes and not walk.is_sealed and late is None:
-                late = Damage(self._source.position, NOT_SEALED, torn=True)
+                late = Damage(walk.committed_end, NOT_SEALED, torn=True)
         else:
             plain = self._compression.new_walk(self._source)
             blocks = plain.blocks() if not self._is_foreign_gzip() else self._unchecked()

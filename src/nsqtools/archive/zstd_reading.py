@@ -176,7 +176,7 @@ def decode_frame(
             break
     else:
         if frame.content_bytes is not None and frame.content_bytes <= VERIFIED_BYTES_MAX:
-            yield _decode_whole(frame, decompressor, b"".join(taken))
+            yield decode_whole(frame, decompressor, b"".join(taken))
             return
     yield from _decode_stream(frame, decompressor, _chain(taken, pieces), piece_bytes)
 
@@ -186,7 +186,8 @@ def _chain(taken: list[bytes], pieces: Iterator[bytes]) -> Iterator[bytes]:
     yield from pieces
 
 
-def _decode_whole(frame: DataFrame, decompressor: zstandard.ZstdDecompressor, data: bytes) -> bytes:
+def decode_whole(frame: DataFrame, decompressor: zstandard.ZstdDecompressor, data: bytes) -> bytes:
+    """The content of a frame that says its size, of all its bytes. Raises `Damage` at its offset."""
     try:
         content = decompressor.decompress(data)
     except zstandard.ZstdError as error:

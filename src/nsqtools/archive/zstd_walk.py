@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import zstandard
-
 from nsqtools.archive.header import MAGIC, HeaderError, decode_header
 from nsqtools.archive.stream import (
     BLOCK_BYTES_MAX,
@@ -13,6 +11,7 @@ from nsqtools.archive.stream import (
     Block,
     Damage,
 )
+from nsqtools.archive.zstd_ahead import Frames, new_decompressor
 from nsqtools.archive.zstd_frames import (
     INDEX_TAG,
     NOTE_FRAME_BYTES,
@@ -37,13 +36,6 @@ if TYPE_CHECKING:
 
     from nsqtools.archive.stream import Source
 
-# The largest window that the zstd tool decodes without being asked (`--long=27`).
-WINDOW_BYTES_MAX = 1 << 27
-
-
-def new_decompressor() -> zstandard.ZstdDecompressor:
-    return zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES_MAX)
-
 
 class ZstdWalk:
     """The frames of a file in order.
@@ -53,12 +45,17 @@ class ZstdWalk:
     """
 
     def __init__(
-        self, source: Source, *, strict: bool = False, header_frame_bytes: int = 0
+        self,
+        source: Source,
+        *,
+        strict: bool = False,
+        header_frame_bytes: int = 0,
+        threads: int = 0,
     ) -> None:
-        """With `header_frame_bytes` it begins within a file of ours that has such a header."""
-        self._source = source
+        """With `header_frame_bytes` it begins within a file of ours that has such a header. With
+        `threads` it decodes ahead, and its end is to be told by `close`."""
+        self._frames = Frames(source, threads)
         self._strict = strict
-        self._decompressor = new_decompressor()
         self._content_bytes = 0
         self._index_frame_bytes = 0
         self.header_frame_bytes = header_frame_bytes
@@ -72,7 +69,7 @@ class ZstdWalk:
 
     def blocks(self) -> Iterator[Block]:
         """Content in pieces; raises `Damage` behind the last commit that is whole."""
-        while (frame := next_frame(self._source)) is not None:
+        while (frame := self._frames.next()) is not None:
             if isinstance(frame, DataFrame):
                 yield from self._data(frame)
             elif frame.magic == SEEK_MAGIC:
@@ -80,12 +77,16 @@ class ZstdWalk:
             elif frame.is_ours:
                 self._take_ours(frame)
 
+    def close(self) -> None:
+        """Let go of the threads."""
+        self._frames.close()
+
     def _data(self, frame: DataFrame) -> Iterator[Block]:
         if self._index_frame_bytes:
             raise Damage(frame.offset, "data behind the index")
         parts: list[bytes] = []
         self._content_bytes = held = 0
-        for data in decode_frame(frame, self._decompressor, BLOCK_BYTES_MAX):
+        for data in self._frames.decoded(frame, BLOCK_BYTES_MAX):
             parts.append(data)
             held += len(data)
             self._content_bytes += len(data)
@@ -98,9 +99,9 @@ class ZstdWalk:
         yield from in_blocks(parts, frame.offset)
 
     def _take_note(self, frame: DataFrame) -> None:
-        end = self._source.position
+        end = self._frames.position
         try:
-            found = next_frame(self._source)
+            found = self._frames.next()
         except Damage as damage:
             reason = "a commit without its note"
             raise Damage(frame.offset, reason, torn=damage.torn) from damage
@@ -122,7 +123,7 @@ class ZstdWalk:
                 last_ts_ns=note.last_ts_ns,
             )
         )
-        self.committed_end = self._source.position
+        self.committed_end = self._frames.position
 
     def _take_ours(self, frame: Skippable) -> None:
         if frame.content.startswith(INDEX_TAG) and self.header_frame_bytes:
@@ -145,7 +146,7 @@ class ZstdWalk:
             self._blame(frame.offset, error.reason)
         self.header_frame_bytes = frame.size_bytes
         self.index = Index()
-        self.committed_end = self._source.position
+        self.committed_end = self._frames.position
         self._index_frame_bytes = 0
         self.is_sealed = False
 
@@ -157,7 +158,7 @@ class ZstdWalk:
         if table != sizes:
             self._blame(frame.offset, "a seek table that does not fit the data")
         self.is_sealed = True
-        self.committed_end = self._source.position
+        self.committed_end = self._frames.position
 
     def _blame(self, offset: int, reason: str) -> None:
         fault = Damage(offset, reason)

@@ -153,7 +153,10 @@ def run_plainly(program: Program, options: object) -> int:
     What ends it from outside is answered here, before click, which has other answers.
     """
     try:
-        code: int = resolve(program.run)(options)
+        run = resolve(program.run)
+        gc.freeze()
+        gc.enable()
+        code: int = run(options)
         return code
     except BrokenPipeError:
         drop_stdout()

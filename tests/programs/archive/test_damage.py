@@ -12,7 +12,8 @@ import pytest
 from tests.archive.helpers import PAIRS, batch_of, read_bodies
 from tests.programs.archive.helpers import Ran, archive_of
 
-from nsqtools.archive.examination import State, examine, open_file
+from nsqtools.archive.examination import State, examine
+from nsqtools.archive.files import open_file
 from nsqtools.errors import ArchiveError
 
 if TYPE_CHECKING:

@@ -6,8 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from nsqtools.archive.ahead import ahead
-from nsqtools.archive.examination import PART_SUFFIX, open_file
-from nsqtools.archive.files import find_files
+from nsqtools.archive.files import PART_SUFFIX, find_files, open_file
 from nsqtools.archive.reader import open_archive
 from nsqtools.archive.stream import Damage
 from nsqtools.errors import DamagedArchive

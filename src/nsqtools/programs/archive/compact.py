@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from nsqtools import durable
 from nsqtools.archive.claims import ClaimFacts
 from nsqtools.archive.compaction import NotCompacted, compact, is_worth_it
-from nsqtools.archive.examination import State, examine, open_file
-from nsqtools.archive.files import find_files
+from nsqtools.archive.examination import State, examine
+from nsqtools.archive.files import find_files, open_file
 from nsqtools.errors import ArchiveError, DamagedArchive, StorageError
 from nsqtools.options.shown import printable
 from nsqtools.programs.archive import shown

@@ -6,8 +6,8 @@ import os
 from typing import TYPE_CHECKING
 
 from nsqtools.archive.ahead import ahead
-from nsqtools.archive.examination import examine, open_file, open_reader
-from nsqtools.archive.files import find_files
+from nsqtools.archive.examination import examine, open_reader
+from nsqtools.archive.files import find_files, open_file
 from nsqtools.archive.rewriting import new_file, write_whole
 from nsqtools.archive.scan import NOT_SEALED
 from nsqtools.errors import DamagedArchive

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from nsqtools.archive.examination import Examined, State, examine, open_file
-from nsqtools.archive.files import find_files
+from nsqtools.archive.examination import Examined, State, examine
+from nsqtools.archive.files import find_files, open_file
 from nsqtools.errors import ArchiveError
 from nsqtools.options.shown import printable
 from nsqtools.programs.archive import shown

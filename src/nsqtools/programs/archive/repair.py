@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nsqtools.archive.ahead import ahead
-from nsqtools.archive.examination import Examined, State, examine, open_file
-from nsqtools.archive.files import find_files
+from nsqtools.archive.examination import Examined, State, examine
+from nsqtools.archive.files import find_files, open_file
 from nsqtools.archive.formats import COMPRESSIONS, RECORD_FORMATS
 from nsqtools.archive.rewriting import Form, Rewritten, new_file, place, write_whole
 from nsqtools.archive.scan import Scan

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nsqtools import durable
-from nsqtools.archive.examination import PART_SUFFIX
+from nsqtools.archive.files import PART_SUFFIX, SET_ASIDE
 from nsqtools.archive.formats import COMPRESSIONS
-from nsqtools.archive.recovery import BAD_SUFFIX
 from nsqtools.archive.rewriting import check_unchanged, place, replace
 from nsqtools.errors import OptionsError, StorageError
 
@@ -47,7 +46,7 @@ def target_of(options: RewriteOptions, path: Path, name: str) -> Path:
 
 def named(path: Path, word: str, compression: str) -> str:
     """The name of a file made of another: `a.log.zst` is `a.WORD.log.zst`."""
-    name = path.name.partition(PART_SUFFIX + BAD_SUFFIX)[0].removesuffix(PART_SUFFIX)
+    name = path.name.partition(SET_ASIDE)[0].removesuffix(PART_SUFFIX)
     for each in COMPRESSIONS.values():
         if each.suffix:
             name = name.removesuffix(each.suffix)
