@@ -85,16 +85,17 @@ def new_file(folder: Path) -> Iterator[tuple[int, Path]]:
 
 
 def write_whole(
-    items: Iterable[Records | Text | Lost], form: Form, writing: int, path: Path
+    items: Iterable[Records | Text | Lost], form: Form, writing: int, path: Path, *, name: str
 ) -> Rewritten:
-    """Write what is whole, durable and read back on return; what is `Lost` is noted.
+    """Write what is whole, durable and read back on return; what is `Lost` is noted. `name` is that of
+    the old file, for messages.
 
     Raises `StorageError`, and `ArchiveError` when what was read back is not what was written.
     """
     made = Rewritten()
     content = Content()
     container = COMPRESSIONS[form.compression].new_containers(form.header, form.level)()
-    groups = _Groups(form, made).of(items)
+    groups = _Groups(form, made, name).of(items)
     made.size_bytes = write_groups(groups, container, content, writing, path)
     try:
         if form.compression == NONE.name:
@@ -122,7 +123,8 @@ def _check_plain(fd: int, path: Path, content: Content) -> None:
 class _Groups:
     """What a scan gave as groups of the new file."""
 
-    def __init__(self, form: Form, made: Rewritten) -> None:
+    def __init__(self, form: Form, made: Rewritten, name: str) -> None:
+        self._name = name
         self._form = form
         self._made = made
         self._encoder = FramedEncoder(form.header)
@@ -172,7 +174,7 @@ class _Groups:
             self._held.append(text.data[cut:])
             self._held_bytes += len(text.data) - cut
         if self._held_bytes > BODY_BYTES_MAX:
-            raise ArchiveError(f"a line of more than {BODY_BYTES_MAX} bytes")
+            raise ArchiveError(f"{self._name}: a line of more than {BODY_BYTES_MAX} bytes")
 
     def _rest(self) -> Iterator[Group]:
         """A last line without an end is a record, and gets one."""

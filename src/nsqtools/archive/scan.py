@@ -238,14 +238,22 @@ class Scan:
             yield block, entry
 
     def _lines(self, blocks: Iterator[tuple[Block, IndexEntry | None]]) -> Iterator[Text | Lost]:
+        is_plain = self._compression is NONE
         line_start = end = 0
+        line_bytes = 0
         for block, entry in blocks:
             yield Text(data=block.data, offset=block.offset, entry=entry)
+            line_bytes += len(block.data)
+            if line_bytes > BODY_BYTES_MAX and block.data.find(NEWLINE) < 0:
+                # Told once, and no reader takes what stands behind it either.
+                start = line_start if is_plain else block.offset
+                raise Damage(start, f"a line of more than {BODY_BYTES_MAX} bytes")
             end = block.offset + len(block.data)
             newline = block.data.rfind(NEWLINE)
             if newline >= 0:
                 line_start = block.offset + newline + 1
-        if self._is_open and self._compression is NONE and line_start < end:
+                line_bytes = len(block.data) - newline - 1
+        if self._is_open and is_plain and line_start < end:
             yield Lost(start=line_start, end=end, reason="a cut line", torn=True)
 
     def _jsonl(self, blocks: Iterator[tuple[Block, IndexEntry | None]]) -> Iterator[Records | Lost]:

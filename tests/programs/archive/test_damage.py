@@ -6,9 +6,11 @@ front of it; `repair` writes a file that is whole, with nothing that was not in 
 
 from __future__ import annotations
 
+import gzip
 from typing import TYPE_CHECKING
 
 import pytest
+import zstandard
 from tests.archive.helpers import PAIRS, batch_of, read_bodies
 from tests.programs.archive.helpers import Ran, archive_of
 
@@ -66,7 +68,7 @@ def check_all(run: Run, path: Path, *, exact: bool = True) -> None:
         bodies, damage = read_bodies(target)
         assert damage is None
         assert not exact or is_subsequence(bodies, BODIES)
-        assert f"{len(bodies)} records are whole" in ran.text
+        assert f" {len(bodies)} record" in ran.text
         target.unlink()
 
 
@@ -213,3 +215,25 @@ def test_a_name_that_is_taken_is_left_alone(run: Run, tmp_path: Path) -> None:
     assert "there is a file of this name already" in ran.err
     assert not list(tmp_path.glob("*.tmp"))
     assert run("repair", f"--output={taken}", path, path.parent).code == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
+def test_a_line_without_an_end_is_damage_and_takes_no_memory(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str
+) -> None:
+    """A bomb: some kilobytes that are a line of 4 MB, where 1 MB is the most."""
+    for module in ("scan", "rewriting"):
+        monkeypatch.setattr(f"nsqtools.archive.{module}.BODY_BYTES_MAX", 1 << 20)
+    monkeypatch.setattr("nsqtools.programs.archive.convert.BODY_BYTES_MAX", 1 << 20)
+    data = b"one\n" + b"x" * (4 << 20)
+    path = tmp_path / "bomb"
+    packed = {"none": data, "gzip": gzip.compress(data), "zstd": zstandard.compress(data)}
+    path.write_bytes(packed[compression])
+    ran = run("verify", path)
+    assert ran.code == 4
+    assert "a line of more than 1048576 bytes at byte" in ran.text
+    for name in ("index", "cat"):
+        ran = run(name, *(["--grep=x"] if name == "cat" else []), path)
+        assert ran.code == (0 if (name, compression) == ("index", "none") else 4)
+    assert [one.name for one in tmp_path.iterdir()] == ["bomb"]

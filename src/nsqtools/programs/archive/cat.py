@@ -13,7 +13,7 @@ from nsqtools.errors import DamagedArchive
 from nsqtools.programs.archive.convert import FRAMED, JSONL, Wanted, converted
 from nsqtools.programs.archive.each import Each
 from nsqtools.programs.archive.grep import Grep
-from nsqtools.programs.archive.shown import warn, write
+from nsqtools.programs.archive.shown import count, warn, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,8 +35,10 @@ def run(options: CatOptions) -> int:
     files = find_files(options.files)
     kept = [file for file in files if file.is_named or file.is_finished or options.with_open]
     if len(kept) < len(files):
-        count = len(files) - len(kept)
-        warn(f"{PROGRAM}: {count} files left out that are not finished (--with-open prints them)")
+        left_out = len(files) - len(kept)
+        warn(
+            f"{PROGRAM}: left out: {count(left_out, 'file')} not finished (--with-open prints them)"
+        )
     each = Each(PROGRAM, kept, "never")
     cat = _Cat(options)
     for _ in each.results(cat.print_file):
@@ -100,6 +102,7 @@ class _Cat:
         """What is known at the end."""
         if self._ambiguous:
             warn(
-                f"{PROGRAM}: {self._ambiguous} bodies hold a newline, and look like several lines;"
+                f"{PROGRAM}: with a newline within, so that they look like several lines:"
+                f" {self._ambiguous} of the bodies;"
                 " --format=jsonl keeps them apart"
             )

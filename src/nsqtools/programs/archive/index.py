@@ -73,12 +73,12 @@ def _index(opened: BinaryIO, file: FoundFile, options: IndexOptions) -> str:
     folder = target_of(options, path, names.beside).parent
     with new_file(folder) as (fd, new):
         form = form_of(found, "zstd", options.zstd_level)
-        made = write_whole(ahead(iter(scan_of(opened, found))), form, fd, new)
+        made = write_whole(ahead(iter(scan_of(opened, found))), form, fd, new, name=file.name)
         _refuse_losses(file, made)
         target = put(options, new, fd, path, was, names)
     return (
-        f"{made.records} records in {printable(target.name)}, {shown.size(was.st_size)} before and"
-        f" {shown.size(made.size_bytes)} now"
+        f"{shown.count(made.records, 'record')} in {printable(target.name)},"
+        f" {shown.size(was.st_size)} before and {shown.size(made.size_bytes)} now"
     )
 
 

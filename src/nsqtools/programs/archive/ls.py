@@ -133,11 +133,12 @@ def _summary(files: Sequence[Examined], gaps: dict[str, float]) -> str:
     records = sum(found.records or 0 for found in files)
     stored = sum(found.stored_bytes for found in files)
     raw = sum(found.content_bytes or 0 for found in files)
-    parts = [f"{len(files)} files, {records} records, {shown.size(raw)} in {shown.size(stored)}"]
+    counts = f"{shown.count(len(files), 'file')}, {shown.count(records, 'record')}"
+    parts = [f"{counts}, {shown.size(raw)} in {shown.size(stored)}"]
     for state in (State.OPEN, State.SEALED, State.DAMAGED, State.FOREIGN):
         count = sum(found.state is state for found in files)
         if count:
             parts.append(f"{count} {state}")
     if gaps:
-        parts.append(f"{len(gaps)} gaps")
+        parts.append(shown.count(len(gaps), "gap"))
     return ", ".join(parts)

@@ -63,7 +63,9 @@ def _repair(
     if not found.records:
         raise ArchiveError(f"{file.name}: nothing in it is whole: no file was written")
     with new_file(target.parent) as (fd, new):
-        made = write_whole(ahead(iter(scan_of(opened, found))), form_of(found), fd, new)
+        made = write_whole(
+            ahead(iter(scan_of(opened, found))), form_of(found), fd, new, name=file.name
+        )
         place(new, target)
     return [*_losses(file, made), _result(file, target.name, made)]
 
@@ -103,6 +105,6 @@ def _losses(file: FoundFile, made: Rewritten) -> list[str]:
 def _result(file: FoundFile, target: str, made: Rewritten) -> str:
     lost = sum(one.size_bytes for one in made.losses)
     return (
-        f"{printable(file.name)}: {made.records} records are whole, and now in"
-        f" {printable(target)}; {lost} bytes of the old file are not"
+        f"{printable(file.name)}: whole, and now in {printable(target)}, are"
+        f" {shown.count(made.records, 'record')}; lost are {shown.count(lost, 'byte')}"
     )

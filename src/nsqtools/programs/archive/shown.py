@@ -86,6 +86,11 @@ def size(size_bytes: int | None) -> str:
     return f"{size_bytes} B" if unit == "B" else f"{value:.1f} {unit}"
 
 
+def count(value: int, what: str) -> str:
+    """`1 record`, `2 records`."""
+    return f"{value} {what}" if value == 1 else f"{value} {what}s"
+
+
 def number(value: int | None) -> str:
     return NOTHING if value is None else str(value)
 

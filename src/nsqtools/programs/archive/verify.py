@@ -66,8 +66,8 @@ class _Total:
     def line(self, *, failed: bool) -> str:
         states = ", ".join(f"{count} {state}" for state, count in sorted(self._states.items()))
         return (
-            f"{'FAILED' if failed else 'ok'}: {self._files} files ({states or 'none'}),"
-            f" {self._records} records, {self._content_bytes} bytes of content"
+            f"{'FAILED' if failed else 'ok'}: {shown.count(self._files, 'file')} ({states or 'none'}),"
+            f" {shown.count(self._records, 'record')}, {self._content_bytes} bytes of content"
         )
 
 
@@ -79,16 +79,21 @@ def _lines(found: Examined) -> Iterable[str]:
         left_out = found.losses_count - len(found.losses)
         if left_out:
             yield f"{name}: damaged: {left_out} times more"
-    what = f"{found.record_format} {found.compression}, {found.records} records are whole"
-    yield f"{name}: {found.state}: {what}{_note(found)}"
+    whole = f"whole are {shown.count(found.records or 0, 'record')}"
+    kind = f"{found.record_format} {found.compression}"
+    yield f"{name}: {found.state}: {kind}, {whole}{_note(found)}"
 
 
 def describe(start: int, end: int, reason: str, records: int | None) -> str:
     """One damage: what, where, and how much it takes with it."""
     where = f"{reason} at byte {start}"
     if end > start:
-        where += f": {end - start} bytes are lost"
-        where += f", {records} records" if records is not None else ", and the records in them"
+        where += f": lost are {shown.count(end - start, 'byte')}"
+        where += (
+            f", {shown.count(records, 'record')}"
+            if records is not None
+            else ", and the records in them"
+        )
     return where
 
 
