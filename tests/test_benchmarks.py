@@ -109,7 +109,7 @@ def test_an_unknown_figure_is_refused() -> None:
         check=False,
     )
     assert ended.returncode == 1
-    assert ended.stderr.startswith("bench: no figure nothing; there are delivery, framed-gzip")
+    assert ended.stderr.startswith("bench: no figure nothing; there are archive, delivery")
 
 
 def test_messages_are_what_the_header_says() -> None:

@@ -14,6 +14,7 @@ T = TypeVar("T")
 # What may wait: items of about a MiB, or one group of at most some.
 ITEMS_AHEAD = 4
 _WAIT_S = 0.1
+_END_S = 0.5
 
 
 class _End:
@@ -26,7 +27,8 @@ class _End:
 def ahead(items: Iterator[T], *, count: int = ITEMS_AHEAD) -> Iterator[T]:
     """The same items, of which up to `count` are made ahead; raises what making them raises.
 
-    Whoever stops early closes this iterator, and then the thread is gone: what it reads may be closed.
+    Whoever stops early closes this iterator. Then the thread ends with the item that it is at; it is
+    waited for a moment, and not longer: an item can be long in coming where most are filtered out.
     """
     made: queue.Queue[T | _End] = queue.Queue(count)
     stop = threading.Event()
@@ -63,4 +65,4 @@ def ahead(items: Iterator[T], *, count: int = ITEMS_AHEAD) -> Iterator[T]:
                 return
     finally:
         stop.set()
-        thread.join()
+        thread.join(_END_S)

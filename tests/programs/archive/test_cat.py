@@ -268,3 +268,21 @@ def test_no_thread_is_left(run: Run, tmp_path: Path) -> None:
     run("cat", path)
     run("verify", path)
     assert threading.active_count() == before
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_search_that_finds_nothing(tmp_path: Path) -> None:
+    line = b"y" * 999 + b"\n"
+    with subprocess.Popen(["zstd", "-q1", "-o", tmp_path / "x.zst"], stdin=subprocess.PIPE) as made:
+        assert made.stdin is not None
+        for _ in range(1000):
+            made.stdin.write(line * 1000)
+    process = subprocess.Popen(
+        command("cat", "--grep=(?-m)z", tmp_path / "x.zst"), stderr=subprocess.PIPE
+    )
+    time.sleep(0.6)
+    process.send_signal(signal.SIGINT)
+    began_s = time.monotonic()
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (130, b"archive-cat: interrupted\n")
+    assert time.monotonic() - began_s < 2

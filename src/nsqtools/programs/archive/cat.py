@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from nsqtools.archive.ahead import ahead
 from nsqtools.archive.files import PART_SUFFIX, find_files, open_file
 from nsqtools.archive.reader import open_archive
 from nsqtools.archive.stream import Damage
@@ -74,11 +73,11 @@ class _Cat:
             until_ns=options.until_ns,
             grep=self._grep,
             is_open=is_open,
+            reads_ahead=can_seek,
         )
         pieces = converted(reader, wanted, file.name)
         self._tell_of_commits(reader)
-        # A pipe may have nothing for long: nothing is to wait in a thread for it.
-        for data in ahead(pieces) if can_seek else pieces:
+        for data in pieces:
             write(data)
         self._ambiguous += wanted.ambiguous
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from nsqtools.archive.ahead import ahead
 from nsqtools.archive.framed import FramedEncoder
 from nsqtools.archive.header import encode_header
 from nsqtools.archive.jsonl import JsonlEncoder
@@ -27,7 +28,8 @@ LINES, RAW, JSONL, FRAMED = "lines", "raw", "jsonl", "framed"
 class Wanted:
     """What of a file, in which format; `ambiguous` counts bodies written as lines that hold a newline.
 
-    `is_open`: a last line without an end is not whole yet.
+    `is_open`: a last line without an end is not whole yet. `reads_ahead`: decompress in a thread, which a
+    pipe, where nothing may come for long, should not have.
     """
 
     record_format: str
@@ -35,6 +37,7 @@ class Wanted:
     until_ns: int | None
     grep: Grep | None
     is_open: bool = False
+    reads_ahead: bool = False
     ambiguous: int = 0
 
 
@@ -49,7 +52,8 @@ def converted(reader: ArchiveReader, wanted: Wanted, name: str) -> Iterator[byte
             hint="Leave --format out, or name --format=lines or --format=raw.",
         )
     if not keeps_ids:
-        return _text(reader.content(wanted.since_ns, wanted.until_ns), wanted, name)
+        blocks = reader.content(wanted.since_ns, wanted.until_ns)
+        return _text(ahead(blocks) if wanted.reads_ahead else blocks, wanted, name)
     return _records(reader, wanted)
 
 
@@ -90,7 +94,8 @@ def _records(reader: ArchiveReader, wanted: Wanted) -> Iterator[bytes | bytearra
     """Of formats that keep times and ids."""
     encode = _encoder(reader.info, wanted)
     is_first = True
-    for batch in reader.batches(wanted.since_ns, wanted.until_ns):
+    batches = reader.batches(wanted.since_ns, wanted.until_ns)
+    for batch in ahead(batches) if wanted.reads_ahead else batches:
         chosen = batch
         if wanted.grep is not None:
             keep = wanted.grep.positions(batch.bodies)
