@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from nsqtools.archive.formats import FRAMED, JSONL, LINES, NONE, ZSTD
 from nsqtools.archive.groups import GROUP_BYTES_MAX
-from nsqtools.archive.gzip_members import member_pieces, read_gzip_header
+from nsqtools.archive.gzip_members import INPUT_BYTES, member_pieces, read_gzip_header
 from nsqtools.archive.header import HeaderError
 from nsqtools.archive.jsonl import decode_lines, line_bytes_max
 from nsqtools.archive.lines import NEWLINE, LineSplitter
@@ -189,11 +189,18 @@ class Scan:
             return False
 
     def _unchecked(self) -> Iterator[Block]:
-        """Somebody else's gzip may be one member, which is not to be lost whole for its end."""
+        """Somebody else's gzip may be one member, which is not to be lost whole for its end.
+
+        Damage is named where it was met, give or take what is read at a time.
+        """
         while self._source.peek(1):
-            offset = self._source.position
-            for data in member_pieces(self._source):
-                yield Block(data=data, offset=offset)
+            start = self._source.position
+            try:
+                for data in member_pieces(self._source):
+                    yield Block(data=data, offset=start)
+            except Damage as damage:
+                met = self._source.position - (0 if damage.torn else INPUT_BYTES)
+                raise Damage(max(start, met), damage.reason, torn=damage.torn) from damage
 
     def _zstd(self, walk: ZstdWalk) -> Iterator[tuple[Block, IndexEntry | None]]:
         """Blocks; of our own files whole frames, each with what its note says."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import random
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -234,13 +235,15 @@ def test_repair_of_what_is_whole_or_open(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_cut_gzip_file_of_somebody_else(run: Run, tmp_path: Path) -> None:
-    lines = [os.urandom(20).hex().encode() for _ in range(3000)]
+    made = random.Random(3)
+    lines = [made.randbytes(20).hex().encode() for _ in range(3000)]
     data = gzip.compress(b"\n".join(lines) + b"\n")
     path = tmp_path / "x.log.gz"
     path.write_bytes(data[: len(data) // 2])
     assert run("verify", path).code == 4
     ran = run("repair", path)
     assert ran.code == 0
+    assert f"a cut gzip member at byte {path.stat().st_size}\n" in ran.text
     assert "a line whose rest is lost" in ran.text
     bodies, damage = read_bodies(tmp_path / "x.repaired.log.gz")
     assert damage is None
@@ -253,3 +256,33 @@ def test_as_a_process_of_its_own(tmp_path: Path) -> None:
     path = archive_of(tmp_path, "framed", "zstd", numbered(100))
     assert run_apart("compact", "--replace", path).code == 0
     assert run_apart("verify", path).code == 0
+
+
+def test_a_conversion_that_was_killed_between_its_two_steps_is_finished(
+    run: Run, tmp_path: Path
+) -> None:
+    path = archive_of(tmp_path, "jsonl", "gzip", COMMITS)
+    assert run("index", path).code == 0  # the new file is there, and the old one, too
+    assert run("index", "--replace", path).code == 0
+    assert names(tmp_path) == [path.with_suffix(".zst").name]
+    assert read_bodies(path.with_suffix(".zst")) == (BODIES, None)
+
+
+def test_a_file_without_its_index_gets_one(run: Run, tmp_path: Path) -> None:
+    path = archive_of(tmp_path, "lines", "zstd", COMMITS)
+    data = path.read_bytes()
+    path.write_bytes(data[: data.index(b"NSQI") - 8])
+    assert run("verify", path).code == 4
+    assert run("index", "--replace", path).code == 0
+    assert run("verify", path).code == 0
+    told = run("ls", "--json", path).json[0]
+    assert (told["records"], told["first_ts_ns"]) == (6, at_ms(0))
+
+
+def test_archives_that_were_put_together(run: Run, tmp_path: Path) -> None:
+    path = archive_of(tmp_path, "framed", "zstd", COMMITS)
+    path.write_bytes(path.read_bytes() * 3)
+    assert run("verify", "--json", path).json[0]["records"] == 18
+    assert run("index", "--replace", path).code == 0
+    assert read_bodies(path) == (BODIES * 3, None)
+    assert "has an index" in run("index", path).text
