@@ -29,6 +29,7 @@ def bench(tmp_path: Path, *argv: str, **environ: str) -> tuple[dict[str, Any], s
             "tests.benchmarks",
             f"--messages={MESSAGES}",
             "--runs=1",
+            "--archive-bytes=3000000",
             f"--json={found}",
             *argv,
         ],
@@ -74,7 +75,10 @@ def test_every_figure_is_taken_and_counts_are_exact(tmp_path: Path) -> None:
     assert rows["lines-zstd"]["peak_bytes"].keys() == {"broker", "archiver"}
     assert 0 < rows["lines-none"]["start_s"] < 5
     assert "many-nsqds / one-nsqd: " in shown
-    assert len(found["targets"]) == 14
+    assert len(found["targets"]) == 18
+    assert found["archive"]["archive_bytes"] >= 3_000_000
+    assert found["archive"]["read_share"] > 0
+    assert "\narchive verify " in shown
     assert all(target["measured"] is not None for target in found["targets"])
 
 
@@ -117,7 +121,7 @@ def test_an_unknown_figure_is_refused() -> None:
         check=False,
     )
     assert ended.returncode == 1
-    assert ended.stderr.startswith("bench: no figure nothing; there are delivery, framed-gzip")
+    assert ended.stderr.startswith("bench: no figure nothing; there are archive, delivery")
 
 
 def test_messages_are_what_the_header_says() -> None:

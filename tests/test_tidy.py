@@ -93,7 +93,7 @@ def test_the_webhook_example_runs() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", *(f"docs/{n}" for n in ("guarantees.md", "operations.md"))]
+    "page", ["README.md", *(f"docs/{n}" for n in ("archives.md", "guarantees.md", "operations.md"))]
 )
 def test_links_and_tests_that_are_named_exist(page: str) -> None:
     import re

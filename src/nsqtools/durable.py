@@ -4,8 +4,8 @@ Every function blocks: call it in a worker thread. What the rules are:
 
 - New content goes to a name that nobody else uses, is fsynced there, and only then gets its real
   name.
-- Nothing is ever overwritten, except by `replace_file`, which says so; `nsqtools.publish` gives
-  files their final names.
+- Nothing is ever overwritten, except by `replace_file` and `put_in_place`, which say so;
+  `nsqtools.publish` gives files their final names.
 - After a name was made or removed its directory is fsynced: the data alone is not enough.
 - An operation that fails leaves what was there before. One that is cut by a crash can be called
   again, and finishes.
@@ -388,6 +388,22 @@ def replace_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     fsync_directory(path.parent)
 
 
+def put_in_place(source: Path, path: Path) -> None:
+    """Let the file `source`, which is durable, take the place of `path`, whole or not at all."""
+    with storage("rename", path):
+        os.replace(source, path)
+    fsync_directory(path.parent)
+
+
+def take_after(fd: int, old: os.stat_result, path: Path) -> None:
+    """Give an open file of ours the mode and the times of another, as far as it is allowed."""
+    with storage("set the mode of", path):
+        os.fchmod(fd, stat.S_IMODE(old.st_mode))
+        os.utime(fd, ns=(old.st_atime_ns, old.st_mtime_ns))
+    with contextlib.suppress(OSError):  # only root may give files away
+        os.fchown(fd, old.st_uid, old.st_gid)
+
+
 def _fill(fd: int, data: bytes, path: Path) -> None:
     try:
         write_at(fd, data, 0, path)
@@ -402,6 +418,11 @@ def check_length(fd: int, size_bytes: int) -> None:
     """Raise `OSError` unless the open file is as long as what was written."""
     if os.fstat(fd).st_size != size_bytes:
         raise OSError(errno.EIO, "the file is not as long as what was written")
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is one of ours that had not got its real name yet."""
+    return name.startswith(TEMPORARY_PREFIX) and name.endswith(TEMPORARY_SUFFIX)
 
 
 def temporary_name(directory: Path) -> Path:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # typing itself is among what --version need not load
     from types import FrameType
 
 INTERRUPTED = 130
+# What a shell says of a process that SIGPIPE has ended.
+BROKEN_PIPE = 128 + signal.SIGPIPE
 THREAD_NAME = "the hard end"
 _remembered: list[int] = []
 _end: Callable[[], object] | None = None
@@ -33,6 +35,17 @@ def remember_signals() -> None:
     _remembered.clear()
     signal.signal(signal.SIGTERM, _remember)
     signal.signal(signal.SIGHUP, _pass_over)
+
+
+def interrupt_by_term() -> None:
+    """Let SIGTERM do what Ctrl-C does: raise KeyboardInterrupt, so that what was begun is taken back."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def die_of_broken_pipe() -> None:
+    """End the process as stock tools end that write into a pipe nobody reads: by SIGPIPE."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGPIPE)
 
 
 def take_signals() -> list[signal.Signals]:

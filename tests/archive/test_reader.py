@@ -312,7 +312,7 @@ def test_memory_is_bounded_by_what_a_bomb_declares(tmp_path: Path) -> None:
 def test_large_members_and_frames_are_streamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("gzip_members", "zstd_frames", "zstd_walk"):
+    for module in ("gzip_members", "zstd_reading", "zstd_walk"):
         monkeypatch.setattr(f"nsqtools.archive.{module}.VERIFIED_BYTES_MAX", 1000)
     lines = [b"%06d" % number for number in range(200_000)]
     data = b"\n".join(lines) + b"\n"

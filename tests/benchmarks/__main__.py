@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.benchmarks import data, figures, machine
+from tests.benchmarks import archives, data, figures, machine
 from tests.benchmarks.endpoint import server_name
 from tests.benchmarks.nsqd import Nsqd
 from tests.benchmarks.processes import BenchError, Children
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 QUICK_MESSAGES = 100_000
 MESSAGES_MAX = 100_000_000
 RUNS_MAX = 100
+ARCHIVE_BYTES_MAX = 100_000_000_000
 LOOPBACK = "loopback"
 ARCHIVES = ("lines-none", "lines-gzip", "lines-zstd", "framed-zstd")
 ARCHIVE_TARGET, BROKER_TARGET, REPLAY_TARGET = 250_000, 400_000, 250_000
@@ -41,13 +42,16 @@ VERSION_TARGET_S = 0.15
 
 @dataclass(slots=True, kw_only=True)
 class Plan:
-    """What is to be measured: for each broker its argv, the prefix of its rows, its figures."""
+    """What is to be measured: for each broker its argv, the prefix of its rows, its figures; and the
+    commands of `archive` on a file of `archive_bytes`, unless that is 0."""
 
     messages: int
     runs: int
     brokers: list[tuple[str, list[str], dict[str, Figure]]]
     machine: str
+    archive_bytes: int = 0
     samples: dict[str, list[Sample]] = field(default_factory=dict)
+    archive: archives.Measured | None = None
 
     def add(self, name: str, sample: Sample) -> None:
         self.samples.setdefault(name, []).append(sample)
@@ -68,10 +72,19 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--runs", type=_whole(RUNS_MAX), default=3)
     parser.add_argument("--only", type=lambda text: text.split(","), default=[])
     parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--quick", action="store_true", help="100,000 messages, one run")
+    parser.add_argument(
+        "--archive-bytes",
+        type=_whole(ARCHIVE_BYTES_MAX),
+        default=archives.ARCHIVE_BYTES,
+        help="size of the file that the commands of archive are measured on",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="100,000 messages, a file of 100 MB, one run"
+    )
     parsed = parser.parse_args(argv)
     if parsed.quick:
         parsed.messages, parsed.runs = QUICK_MESSAGES, 1
+        parsed.archive_bytes = archives.QUICK_ARCHIVE_BYTES
     return parsed
 
 
@@ -96,7 +109,7 @@ def make_plan(options: argparse.Namespace, folder: Path) -> Plan:
     brokers[-1][2].update(figures.EMBEDDED)
     if nsq_bin := os.environ.get("NSQ_BIN"):
         brokers[-1][2].update(figures.nsq_figures(Path(nsq_bin)))
-    known = {name for _, _, found in brokers for name in found}
+    known = {name for _, _, found in brokers for name in found} | {archives.NAME}
     if unknown := set(options.only) - known:
         raise BenchError(f"no figure {', '.join(unknown)}; there are {', '.join(sorted(known))}")
     if options.only:
@@ -108,12 +121,18 @@ def make_plan(options: argparse.Namespace, folder: Path) -> Plan:
         messages=options.messages,
         runs=options.runs,
         brokers=brokers,
+        archive_bytes=0
+        if options.only and archives.NAME not in options.only
+        else options.archive_bytes,
         machine=machine.description(folder),
     )
 
 
 def measure(plan: Plan, folder: Path) -> None:
     """Take every sample. Raises BenchError when a process fails or a count is not exact."""
+    if plan.archive_bytes:
+        tell(f"archive, {plan.archive_bytes / 1e6:,.0f} MB")
+        plan.archive = archives.measure(folder, plan.archive_bytes, plan.runs)
     messages = folder / "messages"
     data.write_messages(messages, plan.messages)
     for number in range(plan.runs):
@@ -139,8 +158,9 @@ def measure(plan: Plan, folder: Path) -> None:
             shutil.rmtree(run_folder)
 
 
-def targets(rows: list[Row], version_s: float) -> list[Target]:
+def targets(plan: Plan, version_s: float) -> list[Target]:
     """What the project set itself, beside what was measured."""
+    rows = plan.rows
     by_name = {row.name: row for row in rows}
     found = [
         at_least("broker ingest", BROKER_TARGET, by_name.get("ingest")),
@@ -161,7 +181,7 @@ def targets(rows: list[Row], version_s: float) -> list[Target]:
             met=version_s < VERSION_TARGET_S,
         )
     )
-    return found
+    return found + (plan.archive.targets() if plan.archive else [])
 
 
 def comparisons(rows: list[Row]) -> Iterator[str]:
@@ -193,11 +213,14 @@ def show(plan: Plan, version_s: float) -> None:
     print(f"{plan.messages:,} messages a figure, medians of {plan.runs} runs; {data.DESCRIPTION}")
     print(f"on {plan.machine} at the start")
     print(f"endpoint of http: {server_name()}\n")
-    print("\n".join(aligned([HEADS, *(row.cells() for row in rows)])))
+    if rows:
+        print("\n".join(aligned([HEADS, *(row.cells() for row in rows)])))
+    if plan.archive is not None:
+        print("\n" + "\n".join(plan.archive.lines()))
     if compared := list(comparisons(rows)):
         print("\none / the other\n" + "\n".join(compared))
     heads = ("target", "wanted", "measured", "")
-    print("\n" + "\n".join(aligned([heads, *(t.cells() for t in targets(rows, version_s))])))
+    print("\n" + "\n".join(aligned([heads, *(t.cells() for t in targets(plan, version_s))])))
     print("! above 150 MB. The floor of an archive is the slower of loopback and disk.")
 
 
@@ -210,7 +233,8 @@ def write_json(path: Path, plan: Plan, version_s: float) -> None:
         "endpoint": server_name(),
         "rows": [row.as_json() for row in plan.rows],
         "version_s": version_s,
-        "targets": [asdict(target) for target in targets(plan.rows, version_s)],
+        "archive": None if plan.archive is None else asdict(plan.archive),
+        "targets": [asdict(target) for target in targets(plan, version_s)],
     }
     path.write_text(json.dumps(found, indent=2) + "\n")
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nsqtools import errors
-from nsqtools.cli import demo, file_to_nsq, nsq_to_file, nsq_to_http, nsqd
+from nsqtools.cli import archive, demo, file_to_nsq, nsq_to_file, nsq_to_http, nsqd
 from nsqtools.cli.base import Program
 from nsqtools.cli.command import EXIT_STATUS, GC_THRESHOLD, execute, resolve
 from nsqtools.observe.log import configure
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PROGRAMS = [module.PROGRAM for module in (nsq_to_file, nsq_to_http, file_to_nsq, nsqd, demo)]
+PROGRAMS += archive.SUITE.commands.values()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,5 +217,7 @@ def test_the_examples_are_valid(program: Program) -> None:
     assert program.examples
     for _, command in program.examples:
         words = shlex.split(command.replace("\\\n", " "))
-        argv = words[words.index(program.name) + 1 :]
+        argv = words[words.index(program.usage.split()[-1]) + 1 :]
+        if "|" in argv or ">" in argv:
+            argv = argv[: min(at for at, word in enumerate(argv) if word in "|>")]
         load(resolve(program.options), program.name, argv, {})

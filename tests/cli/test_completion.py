@@ -12,7 +12,7 @@ import pytest
 
 from nsqtools.cli.command import resolve
 from nsqtools.cli.completion import SHELLS, script
-from nsqtools.cli.main import PROGRAMS
+from nsqtools.cli.main import PROGRAMS, SUITES
 from nsqtools.cli.parameters import parameters_of
 from nsqtools.options import options_of
 
@@ -106,9 +106,25 @@ def test_programs_and_their_flags_under_one_name() -> None:
     assert complete("completion", "f", name="nsqtools") == ["plain,fish"]
 
 
-@pytest.mark.parametrize("name", sorted(PROGRAMS))
+def test_commands_of_archive_and_their_flags() -> None:
+    assert complete("arch", name="nsqtools") == ["plain,archive"]
+    assert complete("archive", "ver", name="nsqtools") == ["plain,verify"]
+    assert complete("archive", "ls", "--js", name="nsqtools") == ["plain,--json"]
+    assert complete("archive", "cat", "--format", "j", name="nsqtools") == ["plain,jsonl"]
+    assert complete("archive", "cat", "/var/lo", name="nsqtools") == ["file,/var/lo"]
+    for shell in ("zsh", "fish"):
+        offered = complete("archive", "cat", "--sin", name="nsqtools", asked_by=shell)
+        assert any("--since" in word for word in offered)
+
+
+EVERY = PROGRAMS | {
+    program.name: program for suite in SUITES.values() for program in suite.commands.values()
+}
+
+
+@pytest.mark.parametrize("name", sorted(EVERY))
 def test_a_parameter_for_each_option(name: str) -> None:
-    options = options_of(resolve(PROGRAMS[name].options))
+    options = options_of(resolve(EVERY[name].options))
     named = {parameter.name for parameter in parameters_of(options)}
     assert named - {"config", "version", "help"} == {
         made.name for made in options if not made.is_secret

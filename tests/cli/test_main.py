@@ -11,7 +11,7 @@ import pytest
 
 import nsqtools
 from nsqtools import ending
-from nsqtools.cli.main import PROGRAMS, main, overview
+from nsqtools.cli.main import PROGRAMS, SUITES, main, overview
 
 # What `--version` must not wait for.
 HEAVY = ("asyncio", "aiohttp", "uvloop", "zstandard", "rich", "logging.handlers", "click", "ssl")
@@ -42,6 +42,36 @@ def test_alone_it_lists_the_programs(capsys: pytest.CaptureFixture[str]) -> None
         assert f"{name} " in shown
         assert program.headline in shown
     assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_a_suite_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["archive"])
+    shown = capsys.readouterr().out
+    assert shown == SUITES["archive"].overview()
+    for name, program in SUITES["archive"].commands.items():
+        assert f"  {name} " in shown
+        assert program.headline in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    main(["archive", "--version"])
+    assert capsys.readouterr().out == f"archive v{nsqtools.__version__}\n"
+
+
+def test_an_unknown_command_of_a_suite(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["archive", "verfy"])
+    assert caught.value.code == 2
+    assert "did you mean verify?" in capsys.readouterr().err
+
+
+def test_wrong_flags_of_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["archive", "cat", "--since=yesterday", "--no-such-flag"])
+    assert caught.value.code == 2
+    shown = capsys.readouterr().err
+    assert "archive-cat: unknown flag --no-such-flag" in shown
+    assert '"yesterday" for --since' in shown
+    assert "name at least one file" in shown
+    assert "hint: Read nsqtools archive cat --help." in shown
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

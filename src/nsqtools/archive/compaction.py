@@ -41,7 +41,7 @@ class NotCompacted(Exception):  # noqa: N818 - it is an answer: the file stays a
 
 
 @dataclass(slots=True)
-class _Content:
+class Content:
     """What was read from the source, to be found again in the rewrite."""
 
     size_bytes: int = 0
@@ -81,23 +81,37 @@ def _compact(
     container = _new_container(wanted)
     read_groups = COMPRESSIONS[wanted.compression].read_groups
     assert read_groups is not None, "asked whether it is worth it"  # noqa: S101
-    content = _Content()
-    end = 0
-    data: bytes | bytearray = container.file_header
+    content = Content()
     try:
         with os.fdopen(os.dup(fd), "rb", buffering=0) as file:
             file.seek(0)
-            for piece in _pieces(read_groups(Source(file, path)), content):
-                durable.write_at(writing, data, end, target)
-                end += len(data)
-                data = container.encode([piece])
-                container.keep()
+            end = write_groups(read_groups(Source(file, path)), container, content, writing, target)
     except OSError as error:
         raise StorageError("read", path, error) from error
+    record_format, compression = find_formats(wanted.record_format, wanted.compression)
+    if record_format.is_any_line and not compression.has_index:
+        records = content.lines  # a newline within a message cannot be told from its end
+    verify(writing, target, wanted.record_format, wanted.compression, content, records)
+    return end
+
+
+def write_groups(
+    groups: Iterator[Group], container: Container, content: Content, writing: int, target: Path
+) -> int:
+    """Write a file of these groups, neighbours joined; returns its size, when it is durable.
+
+    What was in the groups is added to `content`. Raises `StorageError`, and whatever `groups` does.
+    """
+    end = 0
+    data: bytes | bytearray = container.file_header
+    for piece in _pieces(groups, content):
+        durable.write_at(writing, data, end, target)
+        end += len(data)
+        data = container.encode([piece])
+        container.keep()
     data += container.trailer()
     durable.write_at(writing, data, end, target)
     durable.sync_data(writing, target)
-    _verify(writing, target, wanted, content, records)
     return end + len(data)
 
 
@@ -111,7 +125,7 @@ def _new_container(wanted: ClaimFacts) -> Container:
     return COMPRESSIONS[wanted.compression].new_rewrite(header, wanted.level)
 
 
-def _pieces(groups: Iterator[Group], content: _Content) -> Iterator[Group]:
+def _pieces(groups: Iterator[Group], content: Content) -> Iterator[Group]:
     """Neighbours joined up to `PIECE_BYTES`; a larger group stays by itself."""
     held: list[Group] = []
     held_bytes = 0
@@ -139,14 +153,13 @@ def _joined(groups: list[Group]) -> Group:
     )
 
 
-def _verify(fd: int, path: Path, wanted: ClaimFacts, content: _Content, records: int) -> None:
-    """Read the rewrite back, with every check; raises `Damage` when it is not the same content."""
-    record_format, compression = find_formats(wanted.record_format, wanted.compression)
-    found = survey(fd, path, record_format, compression)
+def verify(
+    fd: int, path: Path, record_format: str, compression: str, content: Content, records: int
+) -> None:
+    """Read a compressed file back, with every check; raises `Damage` when it is not the same content."""
+    found = survey(fd, path, *find_formats(record_format, compression))
     if found.damage is not None:
         raise found.damage
-    if record_format.is_any_line and not compression.has_index:
-        records = content.lines  # a newline within a message cannot be told from its end
     if (found.content_bytes, found.content_crc32) != (content.size_bytes, content.crc32):
         raise Damage(found.end, "the rewrite has another content than the file")
     if found.records != records or found.end != found.size_bytes or found.trailer:

@@ -41,7 +41,7 @@ _TRAILER = struct.Struct("<II")
 _RAW_DEFLATE = -15
 _GZIP_WINDOW = 31
 _MEMORY_LEVEL = 8
-_INPUT_BYTES = 64 << 10
+INPUT_BYTES = 64 << 10
 # zlib-ng's level 1 is a third larger than zlib's, and its level 2 no larger.
 REWRITE_LEVEL_MIN = 2
 # gzip's level to ISA-L's; higher ones are zlib-ng's.
@@ -147,7 +147,7 @@ def _inflate(source: Source, start: int) -> Iterator[bytes]:
     inflate = zlib_ng.decompressobj(_GZIP_WINDOW)
     data = b""
     while not inflate.eof:
-        data = inflate.unconsumed_tail or source.take(_INPUT_BYTES)
+        data = inflate.unconsumed_tail or source.take(INPUT_BYTES)
         try:
             piece = inflate.decompress(data, BLOCK_BYTES_MAX)
         except zlib_ng.error as error:  # type: ignore[misc]

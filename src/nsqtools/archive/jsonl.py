@@ -211,12 +211,12 @@ class JsonlDecoder:
     def feed(self, data: bytes, offset: int) -> Iterator[Records]:
         lines, start = self._splitter.feed(data, offset)
         if lines:
-            yield from _decode_lines(lines, start)
+            yield from decode_lines(lines, start)
 
     def finish(self) -> Iterator[Records]:
         line, start = self._splitter.rest()
         if line is not None:
-            yield from _decode_lines([line], start, torn=True)
+            yield from decode_lines([line], start, torn=True)
 
 
 class _Columns:
@@ -230,10 +230,11 @@ class _Columns:
         self.nsqds: list[str] = []
         self.failures: list[Failure | None] = []
 
-    def records(self, offset: int) -> Records:
+    def records(self, offset: int, lines: list[bytes]) -> Records:
         return Records(
             bodies=self.bodies,
             offset=offset,
+            lines=lines,
             nsqds=self.nsqds,
             failures=self.failures if any(self.failures) else None,
             make_messages=self._messages,
@@ -247,7 +248,9 @@ class _Columns:
         return Messages([head + body for head, body in zip(heads, self.bodies, strict=True)])
 
 
-def _decode_lines(lines: list[bytes], start: int, *, torn: bool = False) -> Iterator[Records]:
+def decode_lines(lines: list[bytes], start: int, *, torn: bool = False) -> Iterator[Records]:
+    """Records of lines without their ends, the first of which stands at `start`; raises `Damage` behind
+    those before the first that is none."""
     run = _decode_together(lines, start)
     if run is None:
         yield from _decode_one_by_one(lines, start, torn=torn)
@@ -264,7 +267,7 @@ def _decode_together(lines: list[bytes], start: int) -> Records | None:
             _decode_array(lines[done:] if done else lines, columns)
     except (ValueError, AttributeError, TypeError, KeyError):
         return None  # whatever it is, one of them is no record: which one is found one by one
-    return columns.records(start)
+    return columns.records(start, lines)
 
 
 def _decode_alike(lines: list[bytes], columns: _Columns) -> int:
@@ -391,7 +394,7 @@ def _decode_one_by_one(lines: list[bytes], start: int, *, torn: bool) -> Iterato
     if records:
         columns = _Columns()
         _add(records, columns)
-        yield columns.records(start)
+        yield columns.records(start, lines[: len(records)])
     if damage is not None:
         raise damage
 
@@ -450,3 +453,11 @@ def _decode_body(record: dict[str, Any]) -> bytes:
     if text is not None:
         return text.encode("utf-8")
     return b64decode(record["body_b64"], validate=True)
+
+
+def topic_of(start: bytes) -> str:
+    """The topic of the first line in the first bytes of a file; "" where that is no record."""
+    try:
+        return str(_decode(start.split(b"\n", 1)[0])["topic"])
+    except ValueError:
+        return ""

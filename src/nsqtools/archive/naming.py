@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 FILENAME_FORMAT = "<TOPIC>.<HOST><REV>.<DATETIME>.log"
 DATETIME_FORMAT = "%Y-%m-%d_%H"
 MISSING_REV = "missing <REV> in --filename-format when gzip, rotation, or work dir enabled"
-PART_SUFFIX = ".part"
 REV = "<REV>"
 REVISIONS_MAX = 10_000_000
 # Of a search whose steps all fell on taken names: so many in turn, then so many anywhere.

@@ -8,7 +8,6 @@ verified content.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Self, TypeVar
 
@@ -24,14 +23,21 @@ from nsqtools.archive.formats import (
 from nsqtools.archive.header import MAGIC, HeaderError, decode_header, looks_damaged
 from nsqtools.archive.jsonl import LINE_START, is_ours, line_bytes_max
 from nsqtools.archive.lines import NEWLINE
-from nsqtools.archive.stream import BODY_BYTES_MAX, Block, Damage, Records, Source
-from nsqtools.archive.zstd_walk import indexed_blocks, load_index
+from nsqtools.archive.stream import (
+    BODY_BYTES_MAX,
+    READ_BYTES,
+    Block,
+    Damage,
+    Records,
+    Source,
+)
+from nsqtools.archive.zstd_frames import knows_times
+from nsqtools.archive.zstd_walk import ZstdWalk, indexed_blocks, load_index, skim_index
 from nsqtools.errors import ArchiveError, DamagedArchive, StorageError
-from nsqtools.wire.messages import Messages
 
 if TYPE_CHECKING:
     import io
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
     from types import TracebackType
 
     from nsqtools.archive.formats import Compression, RecordFormat
@@ -65,6 +71,7 @@ class ArchiveInfo:
     records: int | None = None
     first_ts_ns: int | None = None
     last_ts_ns: int | None = None
+    content_bytes: int | None = None
 
 
 def open_archive(
@@ -74,10 +81,12 @@ def open_archive(
     compression: str | None = None,
     name: str = "",
     body_bytes_max: int = BODY_BYTES_MAX,
+    read_bytes: int = READ_BYTES,
 ) -> ArchiveReader:
     """Open a file, or a binary stream that need not be seekable (it is not closed).
 
     `record_format` and `compression` override what the bytes say. `name` stands in messages.
+    `read_bytes` is what is read at a time: little, for a look at `info` alone.
     Raises `StorageError`, `ArchiveError` for a version or an override that is not known, and
     `DamagedArchive` where the start of a file of ours is damaged beyond recognition.
     """
@@ -95,7 +104,7 @@ def open_archive(
         file = source
     label = name or (str(source) if owned else getattr(source, "name", "stream"))
     try:
-        opened = Source(file, str(label))
+        opened = Source(file, str(label), read_bytes=read_bytes)
         return ArchiveReader(opened, *wanted, body_bytes_max, owned=owned)
     except BaseException as error:
         if owned:
@@ -133,6 +142,7 @@ class ArchiveReader:
         self._compression = compression or self._recognise_compression(record_format)
         self._meta = self._read_meta()
         self._index: Index | None = None
+        self._index_ends: Damage | None = None
         if self._compression.has_index and source.seekable:
             self._index = load_index(source)
             source.seek(0)
@@ -171,37 +181,81 @@ class ArchiveReader:
         seek this may be called once. Raises `DamagedArchive` after everything whole,
         `ArchiveError` when the range cannot be applied, `StorageError`.
         """
-        if since_ns is None and until_ns is None:
+        wanted = _range_of(since_ns, until_ns)
+        if wanted is None:
             return self._read(self._start(), 0, None)
-        wanted = range(max(since_ns or 0, 0), _TIMESTAMPS if until_ns is None else until_ns)
-        if self._index is None:
-            if not self._record_format.keeps_ids:
-                raise ArchiveError(
-                    f"{self._name}: lines keep no time, and there is no index to select by",
-                    hint="Read the whole file, or archive as framed, jsonl, or with zstd.",
-                )
+        index = self._index_for_times()
+        if index is None:
             return self._read(self._start(), 0, wanted)
-        return self._select(self._index, wanted)
+        return self._select(index, wanted)
+
+    def content(self, since_ns: int | None = None, until_ns: int | None = None) -> Iterator[Block]:
+        """What `batches` gives of `lines`, as it stands in the file and not cut into records.
+
+        A last line may lack its end. Raises as `batches` does; for `lines` only.
+        """
+        assert not self._record_format.keeps_ids, "selected by the record"  # noqa: S101
+        wanted = _range_of(since_ns, until_ns)
+        index = None if wanted is None else self._index_for_times()
+        if wanted is None or index is None:
+            blocks = self._start()
+            notes = self._walk.index if self._meta and isinstance(self._walk, ZstdWalk) else None
+            return self._checked(blocks, 0, notes)
+        return self._select_content(index, wanted)
+
+    def _select_content(self, index: Index, wanted: range) -> Iterator[Block]:
+        self._primed = None
+        for stretch, first_record in _stretches(index, wanted):
+            yield from self._checked(indexed_blocks(self._source, stretch), first_record, index)
+        if self._index_ends is not None:
+            raise self._damaged(self._index_ends) from self._index_ends
+
+    def _checked(
+        self, blocks: Iterator[Block], first_record: int, notes: Index | None
+    ) -> Iterator[Block]:
+        """The blocks; what `notes` say is not counted here, which would cost half as much again."""
+        self._records = first_record
+        try:
+            for block in blocks:
+                yield block
+                if notes is None:
+                    self._records += block.data.count(NEWLINE)
+            if self._walk.late is not None:
+                raise self._walk.late
+        except Damage as damage:
+            if notes is not None:
+                pairs = zip(notes.offsets, notes.records, strict=True)
+                self._records = sum(count for at, count in pairs if at < damage.offset)
+            raise self._damaged(damage) from damage
+
+    def _index_for_times(self) -> Index | None:
+        """The index; of a file that was not sealed, what its notes say.
+
+        None where records have times of their own; raises `ArchiveError` where nothing has.
+        """
+        keeps_ids = self._record_format.keeps_ids
+        can_skim = self._compression.has_index and self._source.seekable and not keeps_ids
+        if self._index is None and can_skim:
+            self._source.seek(0)
+            self._index, self._index_ends = skim_index(self._source)
+        index = self._index
+        if index is not None and len(index) and knows_times(index):
+            return index
+        if keeps_ids:
+            return None
+        raise ArchiveError(
+            f"{self._name}: lines keep no time, and there is no index to select by",
+            hint="Read the whole file, or archive as framed, jsonl, or with zstd.",
+        )
 
     def _select(self, index: Index, wanted: range) -> Iterator[Records]:
         """Batches of the frames that overlap, each stretch of neighbours with its own count."""
         self._primed = None
-        first_record = 0
-        stretch: list[IndexEntry] = []
-        stretch_first = 0
         kept = wanted if self._record_format.keeps_ids else None
-        for at in range(len(index)):
-            entry = index[at]
-            if entry.last_ts_ns >= wanted.start and entry.first_ts_ns < wanted.stop:
-                if not stretch:
-                    stretch_first = first_record
-                stretch.append(entry)
-            elif stretch:
-                yield from self._read(indexed_blocks(self._source, stretch), stretch_first, kept)
-                stretch = []
-            first_record += entry.records
-        if stretch:
-            yield from self._read(indexed_blocks(self._source, stretch), stretch_first, kept)
+        for stretch, first_record in _stretches(index, wanted):
+            yield from self._read(indexed_blocks(self._source, stretch), first_record, kept)
+        if self._index_ends is not None:
+            raise self._damaged(self._index_ends) from self._index_ends
 
     def _read(
         self, blocks: Iterator[Block], first_record: int, wanted: range | None
@@ -316,12 +370,38 @@ class ArchiveReader:
             sealed=True,
             frames=len(index),
             records=sum(index.records),
-            first_ts_ns=min(index.first_ts_ns, default=None),
-            last_ts_ns=max(index.last_ts_ns, default=None),
+            first_ts_ns=min(index.first_ts_ns) if knows_times(index) else None,
+            last_ts_ns=max(index.last_ts_ns) if knows_times(index) else None,
+            content_bytes=sum(index.content_sizes),
         )
 
     def _damaged(self, damage: Damage) -> DamagedArchive:
         return DamagedArchive(self._name, damage.offset, self._records, damage.reason)
+
+
+def _range_of(since_ns: int | None, until_ns: int | None) -> range | None:
+    if since_ns is None and until_ns is None:
+        return None
+    return range(max(since_ns or 0, 0), _TIMESTAMPS if until_ns is None else until_ns)
+
+
+def _stretches(index: Index, wanted: range) -> Iterator[tuple[list[IndexEntry], int]]:
+    """Neighbouring frames that overlap the range, and the number of the first record in each."""
+    first_record = 0
+    stretch: list[IndexEntry] = []
+    stretch_first = 0
+    times = zip(index.first_ts_ns, index.last_ts_ns, index.records, strict=True)
+    for at, (first_ts_ns, last_ts_ns, records) in enumerate(times):
+        if last_ts_ns >= wanted.start and first_ts_ns < wanted.stop:
+            if not stretch:
+                stretch_first = first_record
+            stretch.append(index[at])
+        elif stretch:
+            yield stretch, stretch_first
+            stretch = []
+        first_record += records
+    if stretch:
+        yield stretch, stretch_first
 
 
 def _again(first: list[Block], rest: Iterator[Block], damage: Damage | None) -> Iterator[Block]:
@@ -365,10 +445,10 @@ def _batches_of(run: Records, first_record: int) -> Iterator[Records]:
     start = size = 0
     for at, body in enumerate(run.bodies):
         if at > start and (size + len(body) > BATCH_BYTES_MAX or at - start >= BATCH_RECORDS_MAX):
-            yield _part(run, range(start, at), first_record)
+            yield replace(run, first_record=first_record).pick(range(start, at))
             start, size = at, 0
         size += len(body)
-    yield _part(run, range(start, len(run.bodies)), first_record)
+    yield replace(run, first_record=first_record).pick(range(start, len(run.bodies)))
 
 
 def _within(batch: Records, wanted: range) -> Records | None:
@@ -379,21 +459,4 @@ def _within(batch: Records, wanted: range) -> Records | None:
     keep = [at for at, timestamp in enumerate(timestamps) if timestamp in wanted]
     if len(keep) == len(timestamps):
         return batch
-    return _part(batch, keep, batch.first_record) if keep else None
-
-
-def _part(run: Records, keep: Sequence[int], first_record: int) -> Records:
-    """The records at these positions, of which there is one at least."""
-    return Records(
-        bodies=[run.bodies[at] for at in keep],
-        offset=run.offset,
-        nsqds=None if run.nsqds is None else [run.nsqds[at] for at in keep],
-        failures=None if run.failures is None else [run.failures[at] for at in keep],
-        make_messages=None if run.make_messages is None else partial(_pick, run, keep),
-        first_record=first_record + keep[0],
-    )
-
-
-def _pick(run: Records, keep: Sequence[int]) -> Messages:
-    payloads = [] if run.messages is None else run.messages.payloads
-    return Messages([payloads[at] for at in keep])
+    return batch.pick(keep) if keep else None

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from nsqtools.errors import StorageError
 from nsqtools.wire.frames import BODY_SIZE_MAX_BYTES
+from nsqtools.wire.messages import Messages
 
 if TYPE_CHECKING:
     import io
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from nsqtools.archive.failures import Failure
-    from nsqtools.wire.messages import Messages
 
 READ_BYTES = 256 << 10
 # A frame or member of up to this much content is checked whole before any of it is handed out.
@@ -49,7 +49,8 @@ class Records:
 
     `first_record` counts from 0 in the file (of a selection by time: the number of the first of
     these). `offset` is a byte position in the file: of the first record or its group; when
-    compressed, of the first frame or member.
+    compressed, of the first frame or member. `lines` are the lines that the records were, without
+    their ends, where the format is one of lines and the body is not the line.
     """
 
     bodies: list[bytes]
@@ -58,10 +59,29 @@ class Records:
     failures: list[Failure | None] | None = None
     make_messages: Callable[[], Messages] | None = None
     first_record: int = 0
+    lines: list[bytes] | None = None
 
     @cached_property
     def messages(self) -> Messages | None:
         return None if self.make_messages is None else self.make_messages()
+
+    def pick(self, keep: Sequence[int]) -> Records:
+        """The records at these positions, which ascend, and of which there is one at least."""
+        return Records(
+            bodies=[self.bodies[at] for at in keep],
+            offset=self.offset,
+            nsqds=None if self.nsqds is None else [self.nsqds[at] for at in keep],
+            failures=None if self.failures is None else [self.failures[at] for at in keep],
+            make_messages=None
+            if self.make_messages is None
+            else partial(self._pick_messages, keep),
+            first_record=self.first_record + keep[0],
+            lines=None if self.lines is None else [self.lines[at] for at in keep],
+        )
+
+    def _pick_messages(self, keep: Sequence[int]) -> Messages:
+        payloads = [] if self.messages is None else self.messages.payloads
+        return Messages([payloads[at] for at in keep])
 
 
 class RecordDecoder(Protocol):
@@ -99,8 +119,12 @@ class Source:
     shorter than it was: its end would otherwise look like an ordinary one.
     """
 
-    def __init__(self, file: BinaryIO | io.RawIOBase, name: Path | str) -> None:
+    def __init__(
+        self, file: BinaryIO | io.RawIOBase, name: Path | str, *, read_bytes: int = READ_BYTES
+    ) -> None:
+        """`read_bytes` is what is read at a time, and more where more is asked for."""
         self._file = file
+        self._read_bytes = read_bytes
         self.name = name
         self._buffer = b""
         self._at = 0
@@ -135,13 +159,21 @@ class Source:
 
     def peek(self, count: int) -> bytes:
         """The next `count` bytes without taking them; fewer only at the end of the file."""
+        self._fill(count)
+        return self._buffer[self._at : self._at + count]
+
+    def _fill(self, count: int) -> None:
         while len(self._buffer) - self._at < count:
-            data = self._read(max(READ_BYTES, count))
+            data = self._read(max(self._read_bytes, count))
             if not data:
                 break
             self._buffer = self._buffer[self._at :] + data
             self._at = 0
-        return self._buffer[self._at : self._at + count]
+
+    def look(self, count: int) -> memoryview:
+        """What `peek` gives and what else was read already, not copied; valid until the next call."""
+        self._fill(count)
+        return memoryview(self._buffer)[self._at :]
 
     def take(self, count: int) -> bytes:
         """The next `count` bytes; fewer only at the end of the file."""
@@ -155,7 +187,7 @@ class Source:
             data = self._buffer[self._at :] if self._at else self._buffer
             self._buffer, self._at = b"", 0
             return data
-        return self._read(READ_BYTES)
+        return self._read(self._read_bytes)
 
     def rewind(self, count: int) -> None:
         """Give back the last `count` bytes of the last `take`."""

@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING
 from nsqtools import durable
 from nsqtools.archive.claims import ClaimFacts
 from nsqtools.archive.destination import DIRECTORY_MODE, FolderDestination
+from nsqtools.archive.files import PART_SUFFIX
 from nsqtools.archive.finishing import SealedFile, SealedFiles
 from nsqtools.archive.formats import COMPRESSIONS, RECORD_FORMATS
 from nsqtools.archive.groups import GROUP_BYTES_MAX, Group, payload_bytes, split
 from nsqtools.archive.header import encode_header
 from nsqtools.archive.keys import Keys
-from nsqtools.archive.naming import PART_SUFFIX, first_free, needs_revision, path_of
+from nsqtools.archive.naming import first_free, needs_revision, path_of
 from nsqtools.archive.once import OnceOnly
 from nsqtools.archive.part_file import PartFile
 from nsqtools.archive.rotation import FileState, RotationPolicy, next_rotation, reason_to_rotate

@@ -2,8 +2,7 @@
 
     header frame, (data frame, commit note)*, index frame, seek table
 
-All little-endian. Frames are walked by their block headers, so that the extent of each is known
-without decoding it, and decoding is always of exactly one frame.
+All little-endian.
 """
 
 from __future__ import annotations
@@ -12,18 +11,17 @@ import struct
 import threading
 from array import array
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import eq
 from typing import TYPE_CHECKING
 
 import zstandard
 from zlib_ng.zlib_ng import crc32
 
-from nsqtools.archive.stream import VERIFIED_BYTES_MAX, Damage
-
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from nsqtools.archive.groups import Group
-    from nsqtools.archive.stream import Source
 
 DATA_MAGIC = b"\x28\xb5\x2f\xfd"
 OUR_MAGIC = b"\x5a\x2a\x4d\x18"
@@ -36,27 +34,22 @@ FRAMES_PER_FILE = 1 << 17
 # What a reader takes: a file may exceed the above by the groups of one commit.
 FRAMES_MAX = 1 << 18
 
-_SKIPPABLE = struct.Struct("<4sI")
+SKIPPABLE = struct.Struct("<4sI")
 _NOTE = struct.Struct("<4sIQQ")
 _CRC = struct.Struct("<I")
 _INDEX_HEAD = struct.Struct("<4sI")
 _INDEX_ENTRY = struct.Struct("<QIIIQQ")
 _SEEK_ENTRY = struct.Struct("<II")
 SEEK_FOOTER = struct.Struct("<IBI")
-SKIPPABLE_BYTES = _SKIPPABLE.size
+SKIPPABLE_BYTES = SKIPPABLE.size
 NOTE_FRAME_BYTES = SKIPPABLE_BYTES + _NOTE.size + _CRC.size
 # Room for header, data frame and note of each group, and the index.
 SEEK_ENTRIES_MAX = 2 * FRAMES_MAX + 2
-_SKIPPABLE_KEPT_MAX = SEEK_ENTRIES_MAX * _INDEX_ENTRY.size
-_BLOCK_BYTES_MAX = 128 << 10
+SKIPPABLE_KEPT_MAX = SEEK_ENTRIES_MAX * _INDEX_ENTRY.size
 # The levels that are all about speed, the size of content their tables are made for, and their window.
 _TABLES_LEVEL_MAX = 3
 _TABLES_SOURCE_BYTES = 128 << 10
 _WINDOW_LOG = 21
-_FRAME_HEADER_BYTES_MAX = 18
-_CHECKSUM_BYTES = 4
-_RLE_BLOCK, _RESERVED_BLOCK = 1, 3
-_SKIP_BYTES = 256 << 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,21 +105,38 @@ class Index:
         self.first_ts_ns.append(entry.first_ts_ns)
         self.last_ts_ns.append(entry.last_ts_ns)
 
-    def columns(self) -> Iterator[tuple[int, int, int, int, int, int]]:
-        """The entries as tuples in the order of the index frame."""
-        return zip(
+    def all_columns(self) -> tuple[array[int], ...]:
+        """In the order of an entry of the index frame."""
+        return (
             self.offsets,
             self.sizes,
             self.content_sizes,
             self.records,
             self.first_ts_ns,
             self.last_ts_ns,
-            strict=True,
         )
+
+    def columns(self) -> Iterator[tuple[int, ...]]:
+        """The entries as tuples in the order of the index frame."""
+        return zip(*self.all_columns(), strict=True)
+
+
+# What a note says of a group whose times nobody knows: it overlaps every range.
+ANY_TIME = (0, 2**64 - 1)
+
+
+def knows_times(index: Index) -> bool:
+    """Whether any frame has a range of time."""
+    times = zip(index.first_ts_ns, index.last_ts_ns, strict=True)
+    return any(found != ANY_TIME for found in times)
+
+
+def is_skippable_magic(magic: bytes) -> bool:
+    return len(magic) == 4 and 0x50 <= magic[0] <= 0x5F and magic[1:] == OUR_MAGIC[1:]
 
 
 def skippable(content: bytes, magic: bytes = OUR_MAGIC) -> bytes:
-    return _SKIPPABLE.pack(magic, len(content)) + content
+    return SKIPPABLE.pack(magic, len(content)) + content
 
 
 def encode_note(group: Group) -> bytes:
@@ -162,18 +172,10 @@ def decode_index(content: bytes) -> Index | None:
     if count > FRAMES_MAX or len(body) != _INDEX_HEAD.size + count * _INDEX_ENTRY.size:
         return None
     index = Index()
-    for columns in _INDEX_ENTRY.iter_unpack(body[_INDEX_HEAD.size :]):
-        offset, size, content_bytes, records, first, last = columns
-        index.append(
-            IndexEntry(
-                offset=offset,
-                size_bytes=size,
-                content_bytes=content_bytes,
-                records=records,
-                first_ts_ns=first,
-                last_ts_ns=last,
-            )
-        )
+    # A column at a time: a search by time waits for this, and large files have some 20,000 frames.
+    columns = zip(*_INDEX_ENTRY.iter_unpack(body[_INDEX_HEAD.size :]), strict=True)
+    for column, values in zip(index.all_columns(), columns, strict=False):
+        column.extend(values)
     return index
 
 
@@ -257,21 +259,17 @@ def frame_sizes(
     header_frame_bytes: int, index: Index, index_frame_bytes: int
 ) -> list[tuple[int, int]]:
     """What the seek table of such a file holds."""
-    sizes = [(header_frame_bytes, 0)]
-    for size, content_bytes in zip(index.sizes, index.content_sizes, strict=True):
-        sizes += ((size, content_bytes), (NOTE_FRAME_BYTES, 0))
-    sizes.append((index_frame_bytes, 0))
+    sizes = [(NOTE_FRAME_BYTES, 0)] * (2 * len(index) + 2)
+    sizes[0], sizes[-1] = (header_frame_bytes, 0), (index_frame_bytes, 0)
+    sizes[1:-1:2] = zip(index.sizes, index.content_sizes, strict=True)
     return sizes
 
 
 def offsets_agree(header_frame_bytes: int, index: Index) -> bool:
     """Whether the offsets are what the sizes add up to."""
-    offset = header_frame_bytes
-    for at, size in zip(index.offsets, index.sizes, strict=True):
-        if at != offset:
-            return False
-        offset += size + NOTE_FRAME_BYTES
-    return True
+    steps = [size + NOTE_FRAME_BYTES for size in index.sizes]
+    offsets = accumulate(steps, initial=header_frame_bytes)
+    return all(map(eq, index.offsets, offsets))
 
 
 _compressors = threading.local()
@@ -302,172 +300,3 @@ def _new_compressor(level: int) -> zstandard.ZstdCompressor:
         write_content_size=True,
     )
     return zstandard.ZstdCompressor(compression_params=parameters)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Skippable:
-    """A skippable frame; `content` is empty when it was too large to be one of ours."""
-
-    magic: bytes
-    offset: int
-    size_bytes: int
-    content: bytes
-
-    @property
-    def is_ours(self) -> bool:
-        return self.magic == OUR_MAGIC
-
-
-class DataFrame:
-    """A data frame at the source's position; `pieces` takes its bytes."""
-
-    def __init__(self, source: Source) -> None:
-        self.offset = source.position
-        self._source = source
-        start = source.peek(_FRAME_HEADER_BYTES_MAX)
-        try:
-            self._header_bytes = zstandard.frame_header_size(start)
-            parameters = zstandard.get_frame_parameters(start)
-        except zstandard.ZstdError as error:
-            torn = len(start) < _FRAME_HEADER_BYTES_MAX
-            reason = "a cut zstd frame" if torn else f"a damaged zstd frame header ({error})"
-            raise Damage(self.offset, reason, torn=torn) from error
-        self._has_checksum = parameters.has_checksum
-        unknown = parameters.content_size == zstandard.CONTENTSIZE_UNKNOWN
-        self.content_bytes: int | None = None if unknown else parameters.content_size
-
-    def pieces(self) -> Iterator[bytes]:
-        """The frame's bytes, all of them and no more; raises `Damage` when they end too early."""
-        yield self._take(self._header_bytes)
-        last = False
-        while not last:
-            head = self._take(3)
-            word = int.from_bytes(head, "little")
-            last, kind, size = bool(word & 1), word >> 1 & 3, word >> 3
-            if kind == _RESERVED_BLOCK or (kind != _RLE_BLOCK and size > _BLOCK_BYTES_MAX):
-                raise Damage(self.offset, "a damaged zstd block header")
-            yield head
-            yield self._take(1 if kind == _RLE_BLOCK else size)
-        if self._has_checksum:
-            yield self._take(_CHECKSUM_BYTES)
-
-    def _take(self, count: int) -> bytes:
-        data = self._source.take(count)
-        if len(data) < count:
-            raise Damage(self.offset, "a cut zstd frame", torn=True)
-        return data
-
-
-def next_frame(source: Source) -> Skippable | DataFrame | None:
-    """What stands at the source's position; None at the end of the file.
-
-    A skippable frame is taken; a data frame is to be taken by its `pieces`. Raises `Damage`.
-    """
-    head = source.peek(SKIPPABLE_BYTES)
-    if not head:
-        return None
-    magic = head[:4]
-    if magic == DATA_MAGIC:
-        return DataFrame(source)
-    offset = source.position
-    if len(head) < SKIPPABLE_BYTES:
-        raise Damage(offset, "a cut zstd frame", torn=True)
-    if not is_skippable_magic(magic):
-        raise Damage(offset, "bytes that begin no zstd frame")
-    size = _SKIPPABLE.unpack(source.take(SKIPPABLE_BYTES))[1]
-    content = _take_skippable(source, offset, size, kept=magic in (OUR_MAGIC, SEEK_MAGIC))
-    return Skippable(magic=magic, offset=offset, size_bytes=SKIPPABLE_BYTES + size, content=content)
-
-
-def is_skippable_magic(magic: bytes) -> bool:
-    return len(magic) == 4 and 0x50 <= magic[0] <= 0x5F and magic[1:] == OUR_MAGIC[1:]
-
-
-def _take_skippable(source: Source, offset: int, size: int, *, kept: bool) -> bytes:
-    if kept and size <= _SKIPPABLE_KEPT_MAX:
-        content = source.take(size)
-        if len(content) < size:
-            raise Damage(offset, "a cut skippable zstd frame", torn=True)
-        return content
-    left = size
-    while left:
-        data = source.take(min(left, _SKIP_BYTES))
-        if not data:
-            raise Damage(offset, "a cut skippable zstd frame", torn=True)
-        left -= len(data)
-    return b""
-
-
-class _Pieces:
-    """A frame's pieces as the file object that a stream reader wants."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
-        self._rest = b""
-
-    def read(self, count: int) -> bytes:
-        data = self._rest or next(self._pieces, b"")
-        self._rest = data[count:]
-        return data[:count]
-
-
-def decode_frame(
-    frame: DataFrame, decompressor: zstandard.ZstdDecompressor, piece_bytes: int
-) -> Iterator[bytes]:
-    """A frame's content. The first piece has the whole content, when that is of moderate size;
-    otherwise pieces of `piece_bytes` come before the frame's checksum was seen.
-
-    Raises `Damage` at the frame's offset.
-    """
-    pieces = frame.pieces()
-    taken: list[bytes] = []
-    held = 0
-    for piece in pieces:
-        taken.append(piece)
-        held += len(piece)
-        if held > VERIFIED_BYTES_MAX:
-            break
-    else:
-        if frame.content_bytes is not None and frame.content_bytes <= VERIFIED_BYTES_MAX:
-            yield _decode_whole(frame, decompressor, b"".join(taken))
-            return
-    yield from _decode_stream(frame, decompressor, _chain(taken, pieces), piece_bytes)
-
-
-def _chain(taken: list[bytes], pieces: Iterator[bytes]) -> Iterator[bytes]:
-    yield from taken
-    yield from pieces
-
-
-def _decode_whole(frame: DataFrame, decompressor: zstandard.ZstdDecompressor, data: bytes) -> bytes:
-    try:
-        content = decompressor.decompress(data)
-    except zstandard.ZstdError as error:
-        raise Damage(frame.offset, f"a zstd frame that does not decode ({error})") from error
-    if len(content) != frame.content_bytes:
-        raise Damage(frame.offset, "a zstd frame of another length than it says")
-    return content
-
-
-def _decode_stream(
-    frame: DataFrame,
-    decompressor: zstandard.ZstdDecompressor,
-    pieces: Iterator[bytes],
-    piece_bytes: int,
-) -> Iterator[bytes]:
-    parts: list[bytes] = []
-    held = 0
-    verified = False
-    with decompressor.stream_reader(_Pieces(pieces), closefd=False) as reader:  # type: ignore[arg-type]
-        while not verified:
-            try:
-                piece = reader.read(piece_bytes)
-            except zstandard.ZstdError as error:
-                reason = f"a zstd frame that does not decode ({error})"
-                raise Damage(frame.offset, reason) from error
-            verified = not piece
-            parts.append(piece)
-            held += len(piece)
-            if verified or held > VERIFIED_BYTES_MAX:
-                yield from parts
-                parts.clear()

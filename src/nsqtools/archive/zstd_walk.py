@@ -6,16 +6,15 @@ from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-import zstandard
-
 from nsqtools.archive.groups import Group
-from nsqtools.archive.header import HeaderError, decode_header
+from nsqtools.archive.header import MAGIC, HeaderError, decode_header
 from nsqtools.archive.stream import (
     BLOCK_BYTES_MAX,
     VERIFIED_BYTES_MAX,
     Block,
     Damage,
 )
+from nsqtools.archive.zstd_ahead import Frames, new_decompressor
 from nsqtools.archive.zstd_frames import (
     INDEX_TAG,
     NOTE_FRAME_BYTES,
@@ -25,30 +24,20 @@ from nsqtools.archive.zstd_frames import (
     SEEK_MAGIC,
     SEEKABLE_MAGIC,
     SKIPPABLE_BYTES,
-    DataFrame,
     Index,
     IndexEntry,
-    Skippable,
-    decode_frame,
     decode_index,
     decode_note,
     decode_seek_table,
     frame_sizes,
-    next_frame,
     offsets_agree,
 )
+from nsqtools.archive.zstd_reading import DataFrame, Skippable, decode_frame, next_frame
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from nsqtools.archive.stream import Source
-
-# The largest window that the zstd tool decodes without being asked (`--long=27`).
-WINDOW_BYTES_MAX = 1 << 27
-
-
-def new_decompressor() -> zstandard.ZstdDecompressor:
-    return zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES_MAX)
 
 
 class ZstdWalk:
@@ -58,13 +47,21 @@ class ZstdWalk:
     alone does not stop the reading: it is kept in `late`, for after the end; unless `strict`.
     """
 
-    def __init__(self, source: Source, *, strict: bool = False) -> None:
-        self._source = source
+    def __init__(
+        self,
+        source: Source,
+        *,
+        strict: bool = False,
+        header_frame_bytes: int = 0,
+        threads: int = 0,
+    ) -> None:
+        """With `header_frame_bytes` it begins within a file of ours that has such a header. With
+        `threads` it decodes ahead, and its end is to be told by `close`."""
+        self._frames = Frames(source, threads)
         self._strict = strict
-        self._decompressor = new_decompressor()
         self._content_bytes = 0
         self._index_frame_bytes = 0
-        self.header_frame_bytes = 0
+        self.header_frame_bytes = header_frame_bytes
         """Of the header frame last met; 0 outside our own files."""
         self.index = Index()
         """The frames since then."""
@@ -75,7 +72,7 @@ class ZstdWalk:
 
     def blocks(self) -> Iterator[Block]:
         """Content in pieces; raises `Damage` behind the last commit that is whole."""
-        while (frame := next_frame(self._source)) is not None:
+        while (frame := self._frames.next()) is not None:
             if isinstance(frame, DataFrame):
                 yield from self._data(frame)
             elif frame.magic == SEEK_MAGIC:
@@ -83,12 +80,16 @@ class ZstdWalk:
             elif frame.is_ours:
                 self._take_ours(frame)
 
+    def close(self) -> None:
+        """Let go of the threads."""
+        self._frames.close()
+
     def _data(self, frame: DataFrame) -> Iterator[Block]:
         if self._index_frame_bytes:
             raise Damage(frame.offset, "data behind the index")
         parts: list[bytes] = []
         self._content_bytes = held = 0
-        for data in decode_frame(frame, self._decompressor, BLOCK_BYTES_MAX):
+        for data in self._frames.decoded(frame, BLOCK_BYTES_MAX):
             parts.append(data)
             held += len(data)
             self._content_bytes += len(data)
@@ -101,8 +102,12 @@ class ZstdWalk:
         yield from in_blocks(parts, frame.offset)
 
     def _take_note(self, frame: DataFrame) -> None:
-        end = self._source.position
-        found = next_frame(self._source)
+        end = self._frames.position
+        try:
+            found = self._frames.next()
+        except Damage as damage:
+            reason = "a commit without its note"
+            raise Damage(frame.offset, reason, torn=damage.torn) from damage
         if found is None:
             raise Damage(frame.offset, "a commit without its note", torn=True)
         if not isinstance(found, Skippable) or found.size_bytes != NOTE_FRAME_BYTES:
@@ -121,7 +126,7 @@ class ZstdWalk:
                 last_ts_ns=note.last_ts_ns,
             )
         )
-        self.committed_end = self._source.position
+        self.committed_end = self._frames.position
 
     def _take_ours(self, frame: Skippable) -> None:
         if frame.content.startswith(INDEX_TAG) and self.header_frame_bytes:
@@ -144,7 +149,7 @@ class ZstdWalk:
             self._blame(frame.offset, error.reason)
         self.header_frame_bytes = frame.size_bytes
         self.index = Index()
-        self.committed_end = self._source.position
+        self.committed_end = self._frames.position
         self._index_frame_bytes = 0
         self.is_sealed = False
 
@@ -156,7 +161,7 @@ class ZstdWalk:
         if table != sizes:
             self._blame(frame.offset, "a seek table that does not fit the data")
         self.is_sealed = True
-        self.committed_end = self._source.position
+        self.committed_end = self._frames.position
 
     def _blame(self, offset: int, reason: str) -> None:
         fault = Damage(offset, reason)
@@ -217,6 +222,50 @@ def _load_index(source: Source) -> Index | None:
     if index is None or sizes != frame_sizes(sizes[0][0], index, sizes[-1][0]):
         return None
     return index if offsets_agree(sizes[0][0], index) else None
+
+
+def skim_index(source: Source) -> tuple[Index | None, Damage | None]:
+    """What the notes say, from the start of `source` on, without decoding anything between them: the
+    index of a file that has none, or none that can be trusted.
+
+    None where there is no header of ours. The index ends at the first damage, which is returned, too:
+    the end of a file that is being written looks like that.
+    """
+    index = Index()
+    try:
+        first = next_frame(source)
+        if not isinstance(first, Skippable) or not first.is_ours:
+            return None, None
+        while (frame := next_frame(source)) is not None:
+            if isinstance(frame, DataFrame):
+                _skim(source, frame, index)
+            elif frame.content.startswith(INDEX_TAG):
+                return index, Damage(frame.offset, "an index that does not fit the data")
+            elif frame.content.startswith(MAGIC):
+                return None, None  # files put together: whose notes count from here on is not asked
+    except Damage as damage:
+        return index, damage
+    return index, None
+
+
+def _skim(source: Source, frame: DataFrame, index: Index) -> None:
+    for _ in frame.pieces():
+        pass
+    end = source.position
+    found = next_frame(source)
+    note = decode_note(found.content) if isinstance(found, Skippable) else None
+    if note is None or frame.content_bytes is None:
+        raise Damage(frame.offset, "a commit without its note", torn=found is None)
+    index.append(
+        IndexEntry(
+            offset=frame.offset,
+            size_bytes=end - frame.offset,
+            content_bytes=frame.content_bytes,
+            records=note.records,
+            first_ts_ns=note.first_ts_ns,
+            last_ts_ns=note.last_ts_ns,
+        )
+    )
 
 
 def _skippable_at(source: Source, offset: int) -> Skippable | None:

@@ -106,6 +106,8 @@ class OptionsCommand(click.Command):
         )
 
     def _run(self, options: object) -> int:
+        if not self.program.on_loop:
+            return run_plainly(self.program, options)
         return run_on_loop(resolve(self.program.run), options)
 
 
@@ -145,6 +147,30 @@ def raise_file_limit() -> None:
         )
 
 
+def run_plainly(program: Program, options: object) -> int:
+    """Runs a program's `run(options)` to its end, without a loop.
+
+    What ends it from outside is answered here, before click, which has other answers.
+    """
+    try:
+        run = resolve(program.run)
+        gc.freeze()
+        gc.enable()
+        code: int = run(options)
+        return code
+    except BrokenPipeError:
+        drop_stdout()
+        return ending.BROKEN_PIPE
+    except KeyboardInterrupt:
+        print(f"{program.name}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def drop_stdout() -> None:
+    """Whoever read our output has gone. Python would complain once more when it flushes."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run_on_loop(run: Callable[[Any], Awaitable[int]], options: object) -> int:
     """Runs `run(options)` to its end, on uvloop where there is one."""
     import asyncio
@@ -178,8 +204,7 @@ def execute(program: Program, argv: Sequence[str]) -> int:
         print(f"{program.name}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has gone. Python would complain once more when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_stdout()
         return FAILED
     except Exception as error:  # noqa: BLE001 - the outermost place: every error ends here
         return report(program, error)

@@ -23,7 +23,7 @@ from nsqtools.cli.command import OptionsCommand, completion_variable
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from nsqtools.cli.base import Program
+    from nsqtools.cli.base import Program, Suite
 
 NAME = "nsqtools"
 COMMAND = "completion"
@@ -61,12 +61,29 @@ class Fish(WholeWords, FishComplete):
 SHELLS: Mapping[str, type[ShellComplete]] = {"bash": Bash, "zsh": Zsh, "fish": Fish}
 
 
+class Commands(click.Group):
+    """`nsqtools archive COMMAND ...` as a shell completes it."""
+
+    def __init__(self, suite: Suite) -> None:
+        super().__init__(suite.name, add_help_option=False, short_help=suite.headline)
+        self.suite = suite
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.suite.commands)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        program = self.suite.commands.get(cmd_name)
+        return OptionsCommand(program) if program else None
+
+
 class Programs(click.Group):
     """`nsqtools NAME ...` as a shell completes it."""
 
-    def __init__(self, programs: Mapping[str, Program]) -> None:
+    def __init__(self, programs: Mapping[str, Program], suites: Mapping[str, Suite]) -> None:
         super().__init__(NAME, add_help_option=False)
         self.programs = programs
+        for suite in suites.values():
+            self.add_command(Commands(suite))
         shells = click.Argument(["shell"], type=click.Choice(list(SHELLS)))
         help_text = "print what makes a shell complete words"
         self.add_command(click.Command(COMMAND, params=[shells], short_help=help_text))
@@ -79,9 +96,9 @@ class Programs(click.Group):
         return OptionsCommand(program) if program else super().get_command(ctx, cmd_name)
 
 
-def complete(programs: Mapping[str, Program]) -> None:
+def complete(programs: Mapping[str, Program], suites: Mapping[str, Suite]) -> None:
     """Answers the shell that asks, and exits."""
-    Programs(programs).main([], prog_name=NAME, complete_var=completion_variable(NAME))
+    Programs(programs, suites).main([], prog_name=NAME, complete_var=completion_variable(NAME))
 
 
 def script(shell: str, programs: Sequence[Program]) -> str:

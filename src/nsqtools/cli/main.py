@@ -6,7 +6,7 @@ import os
 import sys
 
 from nsqtools import __version__
-from nsqtools.cli import demo, file_to_nsq, nsq_to_file, nsq_to_http, nsqd
+from nsqtools.cli import archive, demo, file_to_nsq, nsq_to_file, nsq_to_http, nsqd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # as in base.py
@@ -17,6 +17,7 @@ PROGRAMS = {
     module.PROGRAM.name: module.PROGRAM
     for module in (nsq_to_file, nsq_to_http, file_to_nsq, nsqd, demo)
 }
+SUITES = {archive.SUITE.name: archive.SUITE}
 _OPTIONS_EXIT_CODE = 2
 
 
@@ -27,11 +28,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if "_NSQTOOLS_COMPLETE" in os.environ:
         from nsqtools.cli.completion import complete
 
-        complete(PROGRAMS)
+        complete(PROGRAMS, SUITES)
     elif name == "completion":
         print_completion(words[1:])
     elif name in PROGRAMS:
         PROGRAMS[name].main(words[1:])
+    elif name in SUITES:
+        SUITES[name].main(words[1:])
     elif name in ("--version", "-version"):
         print(f"nsqtools v{__version__}")
     elif name in ("--help", "-help", "-h", "help"):
@@ -40,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from nsqtools.options.arguments import nearest
         from nsqtools.options.shown import quoted
 
-        near = nearest(name, PROGRAMS, prefix="")
+        near = nearest(name, [*PROGRAMS, *SUITES], prefix="")
         refuse(f"no program {quoted(name)}{near}", "Run nsqtools alone for the list of programs.")
 
 
@@ -66,9 +69,10 @@ def refuse(problem: str, hint: str) -> NoReturn:
 
 def overview() -> str:
     """Every program with one line."""
-    width = max(map(len, PROGRAMS))
+    listed = {**PROGRAMS, **SUITES}
+    width = max(map(len, listed))
     lines = ["usage: nsqtools PROGRAM [flags]", "", "Programs:"]
-    for name, program in PROGRAMS.items():
+    for name, program in listed.items():
         lines.append(f"  {name:<{width}}  {program.headline}")
     lines += ["", "Run nsqtools PROGRAM --help for its flags."]
     lines += ['Words are completed after: eval "$(nsqtools completion bash)" (or zsh, fish).']

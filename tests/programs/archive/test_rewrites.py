@@ -1,0 +1,288 @@
+"""`archive repair`, `index` and `compact`: what the new file holds, what it is called, what is kept."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import random
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+import zstandard
+from tests.archive.failing_os import FailingOs
+from tests.archive.helpers import read_bodies, read_payloads
+from tests.programs.archive.helpers import (
+    BODIES,
+    COMMITS,
+    Ran,
+    archive_of,
+    at_ms,
+    numbered,
+    run_apart,
+)
+
+from nsqtools import durable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    Run = Callable[..., Ran]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_file())
+
+
+@pytest.mark.parametrize("record_format", ["lines", "jsonl", "framed"])
+def test_gzip_becomes_zstd_with_an_index(run: Run, tmp_path: Path, record_format: str) -> None:
+    path = archive_of(tmp_path, record_format, "gzip", COMMITS)
+    ran = run("index", tmp_path)
+    assert (ran.code, ran.err) == (0, "")
+    assert names(tmp_path) == [path.name, path.name.replace(".gz", ".zst")]
+    made = path.with_suffix(".zst")
+    assert read_bodies(made) == (BODIES, None)
+    assert run("verify", made).code == 0
+    (told,) = run("ls", "--json", made).json
+    assert (told["records"], told["topic"], told["channel"]) == (6, "topic", "channel")
+    if record_format == "lines":
+        assert told["first_ts_ns"] is None
+        ran = run("cat", f"--since={at_ms(0)}", made)
+        assert (ran.code, ran.out) == (4, b"")
+        assert "lines keep no time" in ran.err
+    else:
+        assert read_payloads(made) == read_payloads(path)
+        assert (told["first_ts_ns"], told["last_ts_ns"]) == (at_ms(0), at_ms(5))
+    assert made.stat().st_mode == path.stat().st_mode
+    assert made.stat().st_mtime_ns == path.stat().st_mtime_ns
+    assert run("index", path).code == 0  # the same file is there already
+    made.write_bytes(b"mine")
+    again = run("index", path)
+    assert (again.code, made.read_bytes()) == (5, b"mine")
+    assert "there is a file of this name already" in again.err
+
+
+def test_files_of_nsqs_own_tool(run: Run, tmp_path: Path) -> None:
+    lines = [b"line %d" % number for number in range(300_000)]
+    text = b"\n".join(lines) + b"\n"
+    (tmp_path / "one.log.gz").write_bytes(gzip.compress(text))
+    many = [gzip.compress(text[at : at + 1001]) for at in range(0, 50_000, 1001)]
+    (tmp_path / "many.log.gz").write_bytes(b"".join(many))
+    assert run("index", "--replace", tmp_path).code == 0
+    assert names(tmp_path) == ["many.log.zst", "one.log.zst"]
+    assert read_bodies(tmp_path / "one.log.zst") == (lines, None)
+    (told,) = run("ls", "--json", tmp_path / "one.log.zst").json
+    assert (told["state"], told["records"], told["raw_bytes"]) == ("published", 300_000, len(text))
+    bodies, _ = read_bodies(tmp_path / "many.log.zst")
+    assert b"\n".join(bodies) == text[: 50 * 1001].removesuffix(b"\n")
+    subprocess.run(["zstd", "-tq", *tmp_path.iterdir()], check=True)
+
+
+def test_a_zstd_file_of_somebody_else(run: Run, tmp_path: Path) -> None:
+    text = b"".join(b"%d\n" % number for number in range(500_000))
+    path = tmp_path / "x.log.zst"
+    path.write_bytes(zstandard.compress(text))
+    assert run("index", path).code == 0
+    assert names(tmp_path) == ["x.indexed.log.zst", "x.log.zst"]
+    assert zstandard.ZstdDecompressor().stream_reader(
+        (tmp_path / "x.indexed.log.zst").read_bytes(), read_across_frames=True
+    ).read() == text  # fmt: skip
+    assert run("index", "--replace", path).code == 0
+    assert path.read_bytes() == (tmp_path / "x.indexed.log.zst").read_bytes()
+    assert "has an index" in run("index", path).text
+
+
+def test_a_last_line_without_an_end_gets_one(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "x.gz"
+    path.write_bytes(gzip.compress(b"one\ntwo"))
+    assert run("index", "--replace", path).code == 0
+    assert run("cat", tmp_path).out == b"one\ntwo\n"
+
+
+def test_what_index_leaves_alone(run: Run, tmp_path: Path) -> None:
+    archive_of(tmp_path, "lines", "none", COMMITS)
+    damaged = archive_of(tmp_path / "b", "lines", "gzip", COMMITS)
+    damaged.write_bytes(damaged.read_bytes()[:-5])
+    (tmp_path / "x.zst.part").write_bytes(b"")
+    ran = run("index", "--replace", tmp_path)
+    assert ran.code == 4
+    assert "it is not compressed" in ran.text
+    assert "it is not finished" in ran.text
+    assert "a cut gzip member at byte" in ran.err
+    assert "hint: Run nsqtools archive repair" in ran.err
+    assert names(damaged.parent) == [damaged.name]
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+@pytest.mark.parametrize("record_format", ["lines", "jsonl", "framed"])
+def test_small_commits_become_large(
+    run: Run, tmp_path: Path, record_format: str, compression: str
+) -> None:
+    path = archive_of(tmp_path, record_format, compression, numbered(300))
+    before = read_bodies(path)
+    size, mode = path.stat().st_size, path.stat().st_mode
+    os.utime(path, ns=(1_000_000_001, 2_000_000_002))
+    ran = run("compact", tmp_path)
+    assert (ran.code, ran.err) == (0, "")
+    beside = tmp_path / path.name.replace(".log", ".compact.log")
+    assert names(tmp_path) == sorted([path.name, beside.name])
+    assert path.stat().st_size == size
+    ran = run("compact", "--replace", path)
+    assert ran.code == 0
+    assert path.stat().st_size < size * 0.6
+    assert path.stat().st_mode == mode
+    assert path.stat().st_mtime_ns == 2_000_000_002
+    assert read_bodies(path) == before
+    assert path.read_bytes() == beside.read_bytes()
+    assert run("verify", path).code == 0
+    assert "left alone" in run("compact", "--replace", path).text
+
+
+def test_what_compact_leaves_alone(run: Run, tmp_path: Path) -> None:
+    archive_of(tmp_path, "lines", "none", numbered(30))
+    (tmp_path / "x.gz").write_bytes(gzip.compress(b"one\n") * 30)
+    damaged = archive_of(tmp_path / "b", "lines", "zstd", numbered(30))
+    damaged.write_bytes(damaged.read_bytes()[:-5])
+    ran = run("compact", "--replace", tmp_path)
+    assert ran.code == 4
+    assert ran.text.count("left alone") == 2
+    assert "hint: Run nsqtools archive repair" in ran.err
+    assert names(tmp_path / "b") == [damaged.name]
+
+
+def test_a_link_is_kept_and_its_file_replaced(run: Run, tmp_path: Path) -> None:
+    path = archive_of(tmp_path / "real", "lines", "zstd", numbered(300))
+    size = path.stat().st_size
+    link = tmp_path / "link.zst"
+    link.symlink_to(path)
+    assert run("compact", "--replace", link).code == 0
+    assert link.is_symlink()
+    assert path.stat().st_size < size
+
+
+def test_a_file_that_is_written_to_meanwhile_is_not_replaced(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = archive_of(tmp_path, "lines", "zstd", numbered(300))
+    data = path.read_bytes()
+    put_in_place = durable.take_after
+
+    def write_first(*args: object) -> None:
+        with path.open("ab") as file:
+            file.write(data)
+        put_in_place(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(durable, "take_after", write_first)
+    ran = run("compact", "--replace", path)
+    assert ran.code == 5
+    assert "somebody changed the file meanwhile" in ran.err
+    assert path.read_bytes() == data + data
+    assert names(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("name", ["index", "compact"])
+def test_a_disk_that_fails_at_any_call_loses_nothing(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The old file or the new one is there, whole, whatever call fails."""
+    compression = "gzip" if name == "index" else "zstd"
+    wanted = numbered(40)
+    number = 0
+    while True:
+        folder = tmp_path / str(number)
+        path = archive_of(folder, "jsonl", compression, wanted)
+        failing = FailingOs(fail_at=number)
+        with monkeypatch.context() as patch:
+            patch.setattr("nsqtools.durable.os", failing)
+            patch.setattr("nsqtools.publish.os", failing)
+            code = run(name, "--replace", path).code
+        assert code in (0, 4, 5)
+        found = [one for one in folder.iterdir() if one.is_file() and not one.name.startswith(".")]
+        assert found
+        for one in found:
+            bodies, damage = read_bodies(one)
+            assert (len(bodies), damage) == (400, None)
+        if not failing.failed:
+            break
+        number += 1
+    assert number > 8
+
+
+def test_output_dir_and_output(run: Run, tmp_path: Path) -> None:
+    path = archive_of(tmp_path / "a", "jsonl", "gzip", COMMITS)
+    assert run("index", f"--output-dir={tmp_path}/new/deep", path).code == 0
+    assert names(tmp_path / "new/deep") == [path.with_suffix(".zst").name]
+    assert run("index", f"--output={tmp_path}/x", path).code == 0
+    assert read_bodies(tmp_path / "x") == (BODIES, None)
+    for words in (
+        (f"--output={tmp_path}/y", path, tmp_path),
+        (f"--output={tmp_path}/y", f"--output-dir={tmp_path}", path),
+        ("--replace", f"--output={tmp_path}/y", path),
+        ("-",),
+        (),
+    ):
+        assert run("index", *words).code == 2
+
+
+def test_repair_of_what_is_whole_or_open(run: Run, tmp_path: Path) -> None:
+    path = archive_of(tmp_path, "jsonl", "zstd", COMMITS)
+    assert "is whole: nothing to repair" in run("repair", tmp_path).text
+    part = tmp_path / "y.zst.part"
+    part.write_bytes(path.read_bytes()[:-170])
+    assert "is being written, and whole as far as it goes" in run("repair", part).text
+    assert names(tmp_path) == [path.name, part.name]
+
+
+def test_a_cut_gzip_file_of_somebody_else(run: Run, tmp_path: Path) -> None:
+    made = random.Random(3)
+    lines = [made.randbytes(20).hex().encode() for _ in range(3000)]
+    data = gzip.compress(b"\n".join(lines) + b"\n")
+    path = tmp_path / "x.log.gz"
+    path.write_bytes(data[: len(data) // 2])
+    assert run("verify", path).code == 4
+    ran = run("repair", path)
+    assert ran.code == 0
+    assert f"a cut gzip member at byte {path.stat().st_size}\n" in ran.text
+    assert "a line whose rest is lost" in ran.text
+    bodies, damage = read_bodies(tmp_path / "x.repaired.log.gz")
+    assert damage is None
+    assert 1400 < len(bodies) < 1600
+    assert bodies == lines[: len(bodies)]
+
+
+@pytest.mark.slow
+def test_as_a_process_of_its_own(tmp_path: Path) -> None:
+    path = archive_of(tmp_path, "framed", "zstd", numbered(100))
+    assert run_apart("compact", "--replace", path).code == 0
+    assert run_apart("verify", path).code == 0
+
+
+def test_a_conversion_that_was_killed_between_its_two_steps_is_finished(
+    run: Run, tmp_path: Path
+) -> None:
+    path = archive_of(tmp_path, "jsonl", "gzip", COMMITS)
+    assert run("index", path).code == 0  # the new file is there, and the old one, too
+    assert run("index", "--replace", path).code == 0
+    assert names(tmp_path) == [path.with_suffix(".zst").name]
+    assert read_bodies(path.with_suffix(".zst")) == (BODIES, None)
+
+
+def test_a_file_without_its_index_gets_one(run: Run, tmp_path: Path) -> None:
+    path = archive_of(tmp_path, "lines", "zstd", COMMITS)
+    data = path.read_bytes()
+    path.write_bytes(data[: data.index(b"NSQI") - 8])
+    assert run("verify", path).code == 4
+    assert run("index", "--replace", path).code == 0
+    assert run("verify", path).code == 0
+    told = run("ls", "--json", path).json[0]
+    assert (told["records"], told["first_ts_ns"]) == (6, at_ms(0))
+
+
+def test_archives_that_were_put_together(run: Run, tmp_path: Path) -> None:
+    path = archive_of(tmp_path, "framed", "zstd", COMMITS)
+    path.write_bytes(path.read_bytes() * 3)
+    assert run("verify", "--json", path).json[0]["records"] == 18
+    assert run("index", "--replace", path).code == 0
+    assert read_bodies(path) == (BODIES * 3, None)
+    assert "has an index" in run("index", path).text
