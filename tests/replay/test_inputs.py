@@ -193,8 +193,9 @@ def test_what_is_left_out_of_a_folder_is_told(
 ) -> None:
     for name in ("a.log", ".hid.log", "b.log.part", "c.part.bad", ".DS_Store"):
         (tmp_path / name).write_text("x\n")
+    (tmp_path / "shadow.log").symlink_to("/etc/passwd")
     found = [source.path.name for source in find_inputs([str(tmp_path)]) if source.path]
     assert found == [".hid.log", "a.log"]
     (record,) = caplog.records
-    assert "left out: not finished, or hidden" in record.getMessage()
-    assert "files=3" in record.getMessage()
+    assert "left out: not finished, hidden, or links" in record.getMessage()
+    assert "files=4" in record.getMessage()

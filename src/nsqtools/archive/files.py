@@ -1,7 +1,7 @@
 """From names on a command line to archive files: a file, a folder, a glob, or `-` for standard input.
 
 What cannot be read is told in its turn and ends nothing. In folders are left out: hidden folders, where
-claims are; files that a writer makes on the way; hidden files that do not end as an archive does (a
+claims are; files that a writer makes on the way; links; hidden files that do not end as an archive does (a
 topic may begin with a dot); and whatever is no file.
 """
 
@@ -138,7 +138,8 @@ def _below(folder: Path) -> Iterator[FoundFile]:
         failed.clear()
         for name in sorted(filter(_may_be_archive, files)):
             path = Path(above, name)
-            if path.is_file():
+            # A link may lead to what somebody else must not show by our hand.
+            if path.is_file() and not path.is_symlink():
                 yield FoundFile(path=path)
     yield from failed
 

@@ -118,8 +118,9 @@ def _expand(name: str) -> Iterator[Input]:
 def _below(folder: Path) -> Iterator[Input]:
     """Every finished file; a folder that cannot be read raises OSError.
 
-    Left out, and told: what is not finished, hidden folders, and hidden files that do not end as an
-    archive does (a topic may begin with a dot).
+    Left out, and told: what is not finished, links, hidden folders, and hidden files that do not end
+    as an archive does (a topic may begin with a dot). Where others may write, a link would have us
+    publish what only we may read.
     """
     paths: list[Path] = []
     left_out: list[Path] = []
@@ -127,9 +128,12 @@ def _below(folder: Path) -> Iterator[Input]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         for path in (Path(above, name) for name in files):
             hidden = path.name.startswith(".") and path.suffix not in _ARCHIVES
-            (left_out if hidden or path.suffix in _NOT_FINISHED else paths).append(path)
+            is_out = hidden or path.suffix in _NOT_FINISHED or path.is_symlink()
+            (left_out if is_out else paths).append(path)
     if left_out:
-        log.warning("left out: not finished, or hidden", files=len(left_out), first=min(left_out))
+        log.warning(
+            "left out: not finished, hidden, or links", files=len(left_out), first=min(left_out)
+        )
     for path in sorted(paths):
         if path.is_file():
             yield Input(path=path, size_bytes=path.stat().st_size)

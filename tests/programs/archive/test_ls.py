@@ -120,6 +120,7 @@ def test_what_is_left_out_of_a_folder(run: Run, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "dangling").symlink_to("nowhere")
     (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "link.log").symlink_to("/etc/passwd")
     assert [told["name"] for told in run("ls", "--json", tmp_path).json] == [str(kept)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from nsqtools.programs.archive.each import Each
 from nsqtools.programs.archive.gaps import find_gaps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from nsqtools.archive.files import FoundFile
     from nsqtools.programs.archive.options import LsOptions
@@ -34,6 +35,8 @@ HEADS = (
     "gap",
 )
 _TEXT_COLUMNS = 5
+# Columns that go first where the terminal is narrow.
+_DISPENSABLE = ("ratio", "raw", "topic", "compression", "first", "gap")
 
 
 def run(options: LsOptions) -> int:
@@ -124,9 +127,22 @@ def _show(files: Sequence[Examined], gaps: dict[str, float]) -> None:
         ]
         row[11] = shown.span(gaps.get(found.name))
         rows.append(row)
-    for line in shown.table(HEADS, rows, _TEXT_COLUMNS):
+    dropped = {"gap"} if not gaps else set()
+    width = shutil.get_terminal_size().columns
+    for head in ("", *_DISPENSABLE):  # what is too wide wraps, and is no table any more
+        dropped.add(head)
+        table = _table(rows, dropped)
+        if max(map(len, table)) <= width:
+            break
+    for line in table:
         shown.say(line)
     shown.say(_summary(files, gaps))
+
+
+def _table(rows: Sequence[Sequence[str]], dropped: Collection[str]) -> list[str]:
+    kept = [at for at, head in enumerate(HEADS) if head not in dropped]
+    left = sum(at < _TEXT_COLUMNS for at in kept)
+    return shown.table([HEADS[at] for at in kept], [[row[at] for at in kept] for row in rows], left)
 
 
 def _summary(files: Sequence[Examined], gaps: dict[str, float]) -> str:
