@@ -1,8 +1,8 @@
 """From names on a command line to archive files: a file, a folder, a glob, or `-` for standard input.
 
 What cannot be read is told in its turn and ends nothing. In folders are left out: hidden folders, where
-claims are; files that a writer makes on the way; links; hidden files that do not end as an archive does (a
-topic may begin with a dot); and whatever is no file.
+claims are; files that a writer makes on the way; links; hidden files that do not end as an archive
+does (a topic may begin with a dot); and whatever is no file.
 """
 
 from __future__ import annotations
