@@ -184,7 +184,7 @@ def many(bench: Bench, brokers: int) -> Sample:
     wait_until(lambda: "ports" in served.stdout, served, REPLAY_TIMEOUT_S, "a backlog is there")
     ports = json.loads(served.stdout.splitlines()[0])["ports"]
     addresses = [f"127.0.0.1:{port}" for port in ports]
-    flags = [*_archive_flags(CHANNEL, addresses, folder), "--compress=none", _FAST]
+    flags = [*_archive_flags(CHANNEL, addresses, folder), "--compress=none"]
     archiver = bench.children.start("archiver", [*our_program("nsq_to_file"), *flags])
     used = served.wait(REPLAY_TIMEOUT_S)
     usage = archiver.terminate()
@@ -364,7 +364,7 @@ OURS: dict[str, Callable[[Bench], Sample]] = {
         for record_format in FORMATS
         for compression in COMPRESSIONS
     },
-    "two-connections": _archive_of("lines", "none", _FAST, "--connections-per-nsqd=2"),
+    "two-connections": _archive_of("lines", "none", "--connections-per-nsqd=2"),
     **{f"replay-{each}": functools.partial(replay, record_format=each) for each in FORMATS},
     "http": _delivered(),
     "http-100": _delivered("--batch-size=100"),

@@ -6,7 +6,7 @@ import asyncio
 from contextlib import AsyncExitStack
 
 import pytest
-from tests.client.helpers import consumer_of, ids, receive
+from tests.client.helpers import consumer_of, ids, last_rdy, receive
 from tests.support.clients import consumer_options, until
 from tests.support.nsqd import PATIENCE_S
 from tests.support.peer import Peer, fins, frame, ids_of, message, messages
@@ -463,6 +463,17 @@ async def test_rdy_asks_for_no_more_than_may_be_held(peer: Peer) -> None:
                 asked.append(int(told.removeprefix(b"RDY ")))
         assert asked == sorted(asked)
         assert asked[-1] == 100
+
+
+async def test_with_many_nsqds_more_is_in_flight(peer: Peer) -> None:
+    """With a few of each the way there and back would cost more than the messages."""
+    async with Peer() as other, consumer_of(peer, other, max_in_flight_per_nsqd="80") as consumer:
+        one = await peer.subscribed()
+        two = await other.subscribed()
+        assert await last_rdy(one) == await last_rdy(two) == b"RDY 80"
+        assert consumer.max_in_flight == 160
+        two.cut()
+        assert await last_rdy(one) == b"RDY 100"
 
 
 async def test_few_messages_of_unknown_size_are_asked_for(peer: Peer) -> None:

@@ -61,6 +61,7 @@ def test_nsq_names_and_defaults() -> None:
     assert ours == {
         "tls_min_version": "tls1.2",
         "max_in_flight": "200",
+        "max_in_flight_per_nsqd": "0",
         "max_attempts": "0",
         # Flags of the programs.
         "connections_per_nsqd": "1",

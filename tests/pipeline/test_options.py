@@ -22,7 +22,7 @@ NSQ_DEFAULTS = {
     "nsqd_tcp_address": "",
     "lookupd_http_address": "",
     "consumer_opt": "",
-    "max_in_flight": "2500",  # NSQ: 200
+    "max_in_flight": "",  # NSQ: 200
     "http_client_connect_timeout": "2s",
     "http_client_request_timeout": "5s",
     "log_prefix": "[nsq_to_file] ",
@@ -54,6 +54,20 @@ def problems(*argv: str) -> tuple[str, ...]:
 def test_nsq_flags_keep_their_names_and_defaults() -> None:
     settings = settings_of(NsqToFileOptions())
     assert {key: settings[key] for key in NSQ_DEFAULTS} == NSQ_DEFAULTS
+
+
+@pytest.mark.parametrize(
+    ("flags", "together", "of_each"),
+    [
+        ((), 2500, 200),
+        (("--connections-per-nsqd=2",), 5000, 200),
+        (("--max-in-flight=100",), 100, 0),
+        (("--max-in-flight=100", "--connections-per-nsqd=2"), 100, 0),
+    ],
+)
+def test_how_much_may_be_in_flight(flags: tuple[str, ...], together: int, of_each: int) -> None:
+    consumer = read("--topic=t", "--nsqd-tcp-address=127.0.0.1:1", *flags).consumer()
+    assert (consumer.max_in_flight, consumer.max_in_flight_per_nsqd) == (together, of_each)
 
 
 def test_every_default_is_what_the_class_itself_has() -> None:

@@ -107,7 +107,7 @@ class Consumer:
             connect_once=self._connect_once,
             rng=self._rng,
         )
-        self._allowance = options.max_in_flight
+        self._allowed: int | None = None
         self._paused = False
         self._held_bytes = 0
         self._message_bytes = MESSAGE_ASSUMED_BYTES
@@ -221,7 +221,7 @@ class Consumer:
 
     def allow(self, messages: int) -> None:
         """At most so many in flight from now on, up to max-in-flight: what backoff decides."""
-        self._allowance = min(messages, self.options.max_in_flight)
+        self._allowed = messages
         self._share()
 
     async def stop(self, timeout_s: float) -> bool:
@@ -396,7 +396,7 @@ class Consumer:
         interval_s = self.options.rdy_redistribute_interval_s
         while True:
             await asyncio.sleep(min(interval_s, PROBE_S))
-            is_crowded = len(self._subscriptions) > self.options.max_in_flight
+            is_crowded = len(self._subscriptions) > self.max_in_flight
             if is_crowded or self._loop.time() - self._shared_s >= interval_s:
                 self._share()
 
@@ -418,16 +418,28 @@ class Consumer:
             by_key[key].set_rdy(rdy, now_s)
         self.inbox.window = sum(shares.values())
 
+    @property
+    def max_in_flight(self) -> int:
+        """How many messages may be held at a time, with as many nsqds as are connected now. A few of each
+        would have the way there and back cost more than the messages."""
+        options = self.options
+        return max(options.max_in_flight, options.max_in_flight_per_nsqd * len(self._subscriptions))
+
+    @property
+    def _allowance(self) -> int:
+        limit = self.max_in_flight
+        return limit if self._allowed is None else min(self._allowed, limit)
+
     def _limit(self) -> int:
         """How many messages to ask for: what is allowed, and fits in memory."""
         if self._paused or self._is_full:
             return 0
-        share_bytes = self._memory.share_bytes
-        if self._allowance * self._message_bytes <= share_bytes:
-            return self._allowance
+        share_bytes, allowance = self._memory.share_bytes, self._allowance
+        if allowance * self._message_bytes <= share_bytes:
+            return allowance
         # Nobody has to wait for his turn before there was anything to weigh.
         least = 1 if self.counts["received"] else max(1, len(self._subscriptions))
-        return min(self._allowance, max(least, int(share_bytes / self._message_bytes)))
+        return min(allowance, max(least, int(share_bytes / self._message_bytes)))
 
     def _weigh(self, batch: Batch) -> None:
         """Learn what a message costs, at once from the first and when it is more than was thought,

@@ -154,6 +154,11 @@ class ConsumerOptions(ConnectionOptions):
     max_in_flight: int = option(
         Int(minimum=1, maximum=MAX_IN_FLIGHT_MAX), default="200", help="messages held at a time"
     )
+    max_in_flight_per_nsqd: int = option(
+        Int(minimum=0, maximum=MAX_IN_FLIGHT_MAX),
+        default="0",
+        help="with many nsqds as many more as it takes to have so many of each, on average",
+    )
     msg_timeout_s: float = option(
         Duration(), default="0s", help="time to answer a message, 0 for the server's"
     )
@@ -234,6 +239,7 @@ class ProducerOptions(ConnectionOptions):
 # Settings of NSQ's library that cannot be honoured, or have a flag: saying nothing would be worse.
 _REFUSED = {
     "max_in_flight": "use --max-in-flight",
+    "max_in_flight_per_nsqd": "use --max-in-flight",
     "connections_per_nsqd": "use --connections-per-nsqd",
     "lookupd_connect_timeout": "use --http-client-connect-timeout",
     "local_addr": "not supported",

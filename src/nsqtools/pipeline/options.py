@@ -46,6 +46,10 @@ if TYPE_CHECKING:
 POSITIVE = Duration(minimum="1ns")
 SHOULD_BE_POSITIVE = "{flag} should be positive"
 
+# A commit of NSQ's 200 is mostly waiting for its fsync.
+MAX_IN_FLIGHT = 2500
+# With fewer of each a batch costs more than what is in it.
+MAX_IN_FLIGHT_PER_NSQD = 200
 _WHAT = "What to consume"
 _WHERE = "Where messages come from"
 
@@ -94,11 +98,11 @@ class ConsumingOptions(LogOptions, StatusOptions):
     lookupd_http_address: tuple[str, ...] = repeated(
         HTTP_ADDRESS, help="nsqlookupd that knows the nsqds; host:port or a URL", group=_WHERE
     )
-    max_in_flight: int = option(
+    max_in_flight: int | None = option(
         Int(minimum=1, maximum=MAX_IN_FLIGHT_MAX),
-        default="2500",  # a commit of NSQ's 200 is mostly waiting for its fsync
         help="messages held at a time, over all nsqds of a topic; also the most that one sync"
-        " makes durable",
+        f" makes durable (default {MAX_IN_FLIGHT}, and {MAX_IN_FLIGHT_PER_NSQD} for each nsqd"
+        " where that is more; as many for each of several connections to an nsqd)",
         group=_WHERE,
     )
     connections_per_nsqd: int = option(
@@ -167,13 +171,19 @@ class ConsumingOptions(LogOptions, StatusOptions):
             raise OptionsError(problems)
         return options
 
+    @property
+    def effective_max_in_flight(self) -> int:
+        """With one nsqd, whether named or not."""
+        return self.max_in_flight or MAX_IN_FLIGHT * self.connections_per_nsqd
+
     def _consumer(self) -> tuple[ConsumerOptions, list[str]]:
         return consumer_options(
             self.consumer_opt,
             auth_secret=self.auth_secret,
             user_agent=f"{self.program}/{__version__} nsqtools/{__version__}",
             refused=HANDLER_SETTINGS,
-            max_in_flight=self.max_in_flight,
+            max_in_flight=self.effective_max_in_flight,
+            max_in_flight_per_nsqd=MAX_IN_FLIGHT_PER_NSQD if self.max_in_flight is None else 0,
             connections_per_nsqd=self.connections_per_nsqd,
             lookupd_connect_timeout_s=self.http_client_connect_timeout_s,
         )

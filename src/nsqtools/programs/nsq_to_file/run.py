@@ -115,7 +115,7 @@ def archive_spec(options: NsqToFileOptions, topic: str) -> ArchiveSpec:
         compression=options.compression,
         compact=not options.no_compact,
         # As many FINs may be on their way as messages are in flight; twice, because RDY moves.
-        keys_max=0 if options.no_dedupe else 2 * options.max_in_flight,
+        keys_max=0 if options.no_dedupe else 2 * options.effective_max_in_flight,
         level=options.compression_level if options.compression != "none" else None,
         rotation=RotationPolicy(
             rotate_interval_s=options.rotate_interval_s,
