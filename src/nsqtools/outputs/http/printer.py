@@ -61,6 +61,7 @@ class Printer:
     def _print(self) -> None:
         while (line := self._lines.get()) is not None:
             try:
-                print(line, flush=True)
+                sys.stdout.write(f"{line}\n")  # at once: stderr may go to the same place
+                sys.stdout.flush()
             except (OSError, ValueError):  # nobody reads them any more
                 self.left_out += 1
