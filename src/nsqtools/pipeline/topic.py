@@ -216,7 +216,7 @@ class TopicPipeline:
 
     def _forget_lost(self) -> None:
         """What waits to come again, and whose connection is gone, takes memory for nothing."""
-        self.counts.lost += self._waiting.drop_lost()
+        self.counts.disconnected += self._waiting.drop_lost()
 
     # Delivering
 
