@@ -318,6 +318,7 @@ class Sender:
         endpoint = self.endpoints[job.endpoint]
         endpoint.last_error = error = error_of(reply)
         self.counts[f"status_{reply.status // 100}xx" if reply.status else "network_errors"] += 1
+        pause_s = 0.0
         if reply.status in _PAUSING and reply.retry_after:
             pause_s = retry_after_s(reply.retry_after, SystemClock().time())
             endpoint.circuit.pause(now_s, pause_s)
@@ -330,7 +331,10 @@ class Sender:
                 endpoint.trouble.failed(error, url=endpoint.label)
             elif not endpoint.circuit.is_open:
                 endpoint.failures.failed(error, url=endpoint.label)
-        elif endpoint.circuit.answered():
+            return
+        if outcome is Outcome.RETRY and pause_s < PAUSE_TOLD_S:
+            endpoint.failures.failed(error, url=endpoint.label)
+        if endpoint.circuit.answered():
             endpoint.trouble.recovered("endpoint works again", url=endpoint.label)
 
 
