@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 POSITIVE = Duration(minimum="1ns")
 SHOULD_BE_POSITIVE = "{flag} should be positive"
+LEFT_NO_TOPIC = "--topic-pattern and --topic-exclude leave no --topic"
 
 _WHAT = "What to consume"
 _WHERE = "Where messages come from"
@@ -201,4 +202,4 @@ class ConsumingOptions(LogOptions, StatusOptions):
             yield "--lookupd-http-address must be specified when no --topic specified"
         filtered = [topic for topic in self.topic if not self.wants_topic(topic)]
         if self.topic and len(filtered) == len(self.topic):
-            yield "--topic-pattern and --topic-exclude leave no --topic"
+            yield LEFT_NO_TOPIC
