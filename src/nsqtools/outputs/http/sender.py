@@ -19,6 +19,7 @@ from nsqtools.outputs.http.health import Circuit
 from nsqtools.outputs.http.limit import AdaptiveLimit
 from nsqtools.outputs.http.outcome import Outcome, Rules, retry_after_s
 from nsqtools.outputs.http.pool import Pool
+from nsqtools.outputs.http.redirects import REDIRECTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -345,6 +346,8 @@ def error_of(reply: Reply) -> str:
     text = f"got status code {reply.status}"
     if reply.error:
         text += f" ({reply.error})"
+    elif reply.status in REDIRECTS:
+        text += " (a redirect, not followed)"
     if reply.excerpt:
         text += f": {printable(reply.excerpt.decode('utf-8', 'replace'))}"
     return text
