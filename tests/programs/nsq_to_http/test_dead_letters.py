@@ -125,13 +125,16 @@ async def test_what_is_too_old_is_given_up_when_it_fails(nsqd: Nsqd, folder: Pat
     assert [one["status"] for one in letters(folder)] == [429]
 
 
-async def test_without_a_dead_letter_it_stays_with_nsqd(nsqd: Nsqd) -> None:
+async def test_without_a_dead_letter_it_stays_with_nsqd(
+    nsqd: Nsqd, caplog: pytest.LogCaptureFixture
+) -> None:
     async with serving(by_body) as endpoint:
         async with delivering(nsqd, f"--post={endpoint.url()}", "--max-attempts=2") as run:
             await publish(nsqd, b"429 busy")
             await until_stats(nsqd, lambda now: now["deferred_count"] == 1)
             assert counted(run, "rejected") == 1
         assert endpoint.bodies == [b"429 busy"] * 2
+    assert "there is no dead letter: they stay with nsqd" in caplog.text
 
 
 async def test_an_outage_empties_no_topic_into_the_dead_letter(

@@ -111,9 +111,10 @@ class HttpOutput:
         self._tries = KnownTries(policy.tries_kept_max)
         self._late = LateJobs(policy.tries_kept_max)
         self._latency_s = CHUNK_S
-        self._trouble = Repeated(
-            get_log("http"), "an endpoint refused messages", clock=SystemClock()
-        )
+        refused = "an endpoint refused messages"
+        if dead_letter is None:
+            refused += ", there is no dead letter: they stay with nsqd"
+        self._trouble = Repeated(get_log("http"), refused, clock=SystemClock())
         self._counts = dict.fromkeys(_OWN_COUNTS, 0)
 
     @property
