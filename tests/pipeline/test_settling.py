@@ -338,7 +338,7 @@ async def test_what_comes_again_by_a_lost_connection_is_not_delivered_twice(
         await until(lambda: len(output.got) > 2)
         for connection in list(pipeline.consumer._subscriptions):
             connection.abort(StorageError("test", "cut", OSError(0, "cut")))
-        await until(lambda: pipeline.counts.lost == 10)
+        await until(lambda: pipeline.counts.disconnected == 10)
         await consumed(nsqd)
         works.set()
         await until_stats(
@@ -477,7 +477,7 @@ async def test_what_waits_and_cannot_be_settled_any_more_is_forgotten(nsqd: Nsqd
     await until(lambda: len(pipeline._waiting) == 10)
     for connection in list(pipeline.consumer._subscriptions):
         connection.abort(StorageError("test", "cut", OSError(0, "cut")))
-    await until(lambda: pipeline.counts.lost == 10)
+    await until(lambda: pipeline.counts.disconnected == 10)
     await until(lambda: len(output.got) == 20)
     assert len(pipeline._waiting) == 10
     task.cancel()

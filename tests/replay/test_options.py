@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nsqtools.errors import OptionsError
-from nsqtools.options import load
+from nsqtools.options import help_text, load, options_of
 from nsqtools.replay.options import FileToNsqOptions
 
 SOUND = ["--topic=t", "--nsqd-tcp-address=127.0.0.1:4150", "a.log"]
@@ -67,3 +67,8 @@ def test_the_producer_gets_its_options() -> None:
     producer = read(*SOUND, "--producer-opt=dial_timeout,3s").producer()
     assert producer.dial_timeout_s == 3.0
     assert producer.user_agent.startswith("file_to_nsq/")
+
+
+def test_a_long_name_of_a_value_stands_apart_from_what_it_means() -> None:
+    text = help_text("file_to_nsq", "", options_of(FileToNsqOptions), examples=(), exit_status={})
+    assert "NAME=VALUE status=502" in text

@@ -141,6 +141,7 @@ def test_only_the_documented_error_escapes(pieces: list[bytes]) -> None:
     ("raw", "text"),
     [
         (struct.pack(">ii", 3, 0), "frame size 3 out of range"),
+        (b"HTTP/1.1 400 Bad Request\r\n", "is this the HTTP port?"),
         (struct.pack(">ii", -1, 0), "frame size -1 out of range"),
         (struct.pack(">ii", FRAME_SIZE_MAX_BYTES + 1, 0), "out of range"),
         (struct.pack(">ii", FRAME_SIZE_MAX_BYTES + 1, 1), "out of range"),

@@ -108,7 +108,10 @@ def _explained(options: Iterable[Option], width: int) -> list[str]:
     lines = []
     for metavar, explain in sorted(kinds.items()):
         lines += textwrap.wrap(
-            f"  {metavar:<10}{explain}", width, subsequent_indent=" " * 12, break_on_hyphens=False
+            f"  {metavar + ' ':<10}{explain}",
+            width,
+            subsequent_indent=" " * 12,
+            break_on_hyphens=False,
         )
     return lines
 

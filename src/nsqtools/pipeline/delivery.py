@@ -31,7 +31,7 @@ class Counts:
     again: int = 0
     refused: int = 0
     requeued: int = 0
-    lost: int = 0
+    disconnected: int = 0
     unsettled: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     """Of the refused, by reason."""
@@ -163,7 +163,7 @@ class Settlement:
         kept = []
         for held in delivery:
             if held.is_lost:
-                self._counts.lost += len(held)
+                self._counts.disconnected += len(held)
                 held.let_go()
             elif held.expires_s < now_s:
                 self._counts.requeued += len(held)

@@ -31,11 +31,16 @@ class LiveText:
         self._told_s: float | None = None
 
     def say(self, total: Counter[str], pipelines: Collection[TopicPipeline], now_s: float) -> str:
-        """The line of this moment; rates are since the one before. `now_s` is of a steady clock."""
+        """The line of this moment; rates are since the one before. `now_s` is of a steady clock.
+
+        What is wrong stands near the beginning: a narrow terminal cuts the end.
+        """
         passed_s = now_s - self._told_s if self._told_s is not None else 0.0
         rate = (total["messages"] - self._told) / passed_s if passed_s > 0 else 0.0
         self._told, self._told_s = total["messages"], now_s
         parts = [f"{total['messages']:,} {self._done}", f"{rate:,.0f}/s"]
+        troubles = [one.trouble or one.output_trouble() for one in pipelines]
+        parts += [printable(trouble)[:_TROUBLE_MAX] for trouble in troubles if trouble][:1]
         parts.append(f"{sum(one.consumer.in_flight for one in pipelines):,} in flight")
         parts += self._more(total)
         if len(pipelines) > 1:
@@ -43,6 +48,4 @@ class LiveText:
         lag_s = max((one.lag_s for one in pipelines), default=0.0)
         if rate and lag_s >= LAG_TOLD_S:
             parts.append(f"{lag_s:,.0f} s behind")
-        troubles = [one.trouble or one.output_trouble() for one in pipelines]
-        parts += [printable(trouble)[:_TROUBLE_MAX] for trouble in troubles if trouble][:1]
         return " · ".join(parts)

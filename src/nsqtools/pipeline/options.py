@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 POSITIVE = Duration(minimum="1ns")
 SHOULD_BE_POSITIVE = "{flag} should be positive"
+LEFT_NO_TOPIC = "--topic-pattern and --topic-exclude leave no --topic"
 
 # A commit of NSQ's 200 is mostly waiting for its fsync.
 MAX_IN_FLIGHT = 2500
@@ -211,4 +212,4 @@ class ConsumingOptions(LogOptions, StatusOptions):
             yield "--lookupd-http-address must be specified when no --topic specified"
         filtered = [topic for topic in self.topic if not self.wants_topic(topic)]
         if self.topic and len(filtered) == len(self.topic):
-            yield "--topic-pattern and --topic-exclude leave no --topic"
+            yield LEFT_NO_TOPIC

@@ -23,7 +23,7 @@ _TOTALS = {
     "deliveries": ("pipeline_finished_deliveries", "deliveries that an output has answered"),
     "again": ("pipeline_held_messages", "messages that an output wanted again later"),
     "requeued": ("pipeline_requeued_messages", "messages that were given back to nsqd"),
-    "lost": ("pipeline_disconnected_messages", "messages forgotten with their connection"),
+    "disconnected": ("pipeline_disconnected_messages", "messages forgotten with their connection"),
     "unsettled": (
         "pipeline_unsettled_messages",
         "done, but their connection was gone: may be double",

@@ -229,7 +229,7 @@ class TopicPipeline:
 
     def _connection_lost(self, nsqd: str) -> None:
         """What waits to come again, and whose connection is gone, takes memory for nothing."""
-        self.counts.lost += self._waiting.drop_lost()
+        self.counts.disconnected += self._waiting.drop_lost()
         self._may_come_again(nsqd, None)
 
     def _may_come_again(self, nsqd: str, message_id: bytes | None) -> None:

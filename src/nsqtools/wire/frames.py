@@ -47,6 +47,8 @@ ERROR_CODES = (
 
 _HEADER = struct.Struct(">ii")
 _SIZE_FIELD_BYTES = 4
+# The size that a frame would have of which the first bytes are those of a reply by HTTP.
+_HTTP_SIZE = int.from_bytes(b"HTTP")
 # What a client accepts from a server. nsqd's own limit is its --max-msg-size (1 MiB by default), which
 # a client is not told; this bounds what a broken or hostile peer can make us hold.
 BODY_SIZE_MAX_BYTES = 64 << 20
@@ -183,6 +185,8 @@ class FrameDecoder:
 
     def _check(self, size: int, frame_type: int) -> None:
         size_max = _PASSED_OVER_MAX if frame_type == MESSAGE else self._frame_size_max
+        if size == _HTTP_SIZE:
+            self._fail("an answer by HTTP: is this the HTTP port? nsqd's TCP port is wanted")
         if not _SIZE_FIELD_BYTES <= size <= size_max:
             self._fail(f"frame size {size} out of range {_SIZE_FIELD_BYTES}-{self._frame_size_max}")
         if frame_type not in (RESPONSE, ERROR, MESSAGE):

@@ -20,6 +20,8 @@ from nsqtools.outputs.http.dead_letter import DeadLetterTopic
 from nsqtools.wire.messages import Messages, encode_payload
 
 if TYPE_CHECKING:
+    import pytest
+
     from nsqtools.client.producer import Producer
 
 
@@ -29,7 +31,7 @@ def note(breaker: Breaker, failed: int, done: int) -> None:
 
 
 def test_a_few_bad_messages_are_no_outage() -> None:
-    breaker = Breaker(0.5)
+    breaker = Breaker(0.5, "t")
     note(breaker, BREAKER_MIN - 1, 0)
     assert not breaker.is_open, "too few to tell"
     note(breaker, 0, 500)
@@ -38,7 +40,7 @@ def test_a_few_bad_messages_are_no_outage() -> None:
 
 
 def test_when_most_fail_it_is_an_outage_until_they_do_not() -> None:
-    breaker = Breaker(0.5)
+    breaker = Breaker(0.5, "t")
     seen = []
     for failed, done in (
         (BREAKER_MIN, 0),
@@ -51,14 +53,26 @@ def test_when_most_fail_it_is_an_outage_until_they_do_not() -> None:
     assert seen == [True, False, True, False]
 
 
+def test_an_outage_is_told_with_its_topic_and_what_failed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    breaker = Breaker(0.5, "orders")
+    breaker.last_error = "got status code 401"
+    note(breaker, BREAKER_MIN, BREAKER_MIN)
+    assert breaker.why == "most messages fail: an outage: got status code 401"
+    assert caplog.text.count("topic=orders") == 2, "its begin, and its end"
+    assert 'error="got status code 401"' in caplog.text
+
+
 def test_a_ratio_of_one_gives_everything_up() -> None:
-    breaker = Breaker(1.0)
+    breaker = Breaker(1.0, "t")
     note(breaker, 1000, 0)
     assert not breaker.is_open
 
 
 def test_in_an_outage_one_delivery_at_a_time_is_sent() -> None:
-    breaker = Breaker(0.5)
+    breaker = Breaker(0.5, "t")
     assert breaker.wait_s(10.0) == 0
     note(breaker, BREAKER_WINDOW, 0)
     assert breaker.wait_s(10.0) == 0, "the first probe"

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from nsqtools.outputs.http.printer import LINES_MAX, Printer
@@ -22,6 +23,16 @@ def test_lines_come_in_order(capsys: pytest.CaptureFixture[str]) -> None:
             printer(f"{at}")
     assert capsys.readouterr().out.split() == [f"{at}" for at in range(100)]
     assert printer.left_out == 0
+
+
+def test_a_line_is_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a buffer (PYTHONUNBUFFERED) a log line could come between it and its end."""
+    written: list[str] = []
+    stream = SimpleNamespace(write=written.append, flush=lambda: None)
+    monkeypatch.setattr(sys, "stdout", stream)
+    with Printer() as printer:
+        printer("200 1.0ms t")
+    assert [text for text in written if text] == ["200 1.0ms t\n"]
 
 
 def test_a_reader_that_stands_still_holds_nothing() -> None:

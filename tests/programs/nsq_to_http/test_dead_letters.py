@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
     from tests.support.nsqd import Nsqd
 
+    from nsqtools.outputs.contract import Answer
+    from nsqtools.outputs.http.dead_letter import DeadLetterTopic
+
 GOOD = [b"good %d" % number for number in range(60)]
 
 
@@ -122,13 +125,16 @@ async def test_what_is_too_old_is_given_up_when_it_fails(nsqd: Nsqd, folder: Pat
     assert [one["status"] for one in letters(folder)] == [429]
 
 
-async def test_without_a_dead_letter_it_stays_with_nsqd(nsqd: Nsqd) -> None:
+async def test_without_a_dead_letter_it_stays_with_nsqd(
+    nsqd: Nsqd, caplog: pytest.LogCaptureFixture
+) -> None:
     async with serving(by_body) as endpoint:
         async with delivering(nsqd, f"--post={endpoint.url()}", "--max-attempts=2") as run:
             await publish(nsqd, b"429 busy")
             await until_stats(nsqd, lambda now: now["deferred_count"] == 1)
             assert counted(run, "rejected") == 1
         assert endpoint.bodies == [b"429 busy"] * 2
+    assert "there is no dead letter: they stay with nsqd" in caplog.text
 
 
 async def test_an_outage_empties_no_topic_into_the_dead_letter(
@@ -215,6 +221,32 @@ async def test_nothing_is_finished_before_its_dead_letter_is_there(
             assert counted(run, "dead_lettered") == 0
         now = await stats(nsqd)
         assert now["depth"] + now["deferred_count"] == 1
+
+
+async def test_a_dead_letter_that_cannot_be_kept_is_one_failure(
+    nsqd: Nsqd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it is tried: that its nsqd is down is no outage of the endpoint."""
+    monkeypatch.setattr(dead_letter_module, "TOPIC_RETRY_S", 0.01)
+    kept: list[bytes] = []
+    keep_one = dead_letter_module.DeadLetterTopic._keep_one
+
+    async def noted(self: DeadLetterTopic, body: bytes) -> Answer:
+        kept.append(body)
+        return await keep_one(self, body)
+
+    monkeypatch.setattr(dead_letter_module.DeadLetterTopic, "_keep_one", noted)
+    async with serving(by_body) as endpoint:
+        flags = (
+            *(f"--post={endpoint.url()}", "--dead-letter-topic=dead"),
+            "--dead-letter-nsqd-tcp-address=127.0.0.1:1",
+        )
+        async with delivering(nsqd, *flags) as run:
+            await publish(nsqd, *GOOD[:10], *[b"400 %d" % at for at in range(9)])
+            await until(lambda: len(kept) > 11)
+            assert counted(run, "rejected") == 9
+            assert not run._pipelines["t"].output.trouble()
+        assert len(endpoint.received) == 19
 
 
 async def test_dead_letters_of_a_status_are_published_again(

@@ -54,6 +54,13 @@ def test_what_is_needed_is_enough() -> None:
             "--http-client-request-timeout should be positive",
         ),
         ("", ("--tls-key=k",), "--tls-key needs --tls-cert"),
+        ("", ("--batch-format=json",), "--batch-format needs --batch-size"),
+        ("", ("--hmac-header=X-Sign",), "--hmac-header needs --hmac-key-file"),
+        (
+            "",
+            ("--dead-letter-nsqd-tcp-address=127.0.0.1:4150",),
+            "--dead-letter-nsqd-tcp-address needs --dead-letter-topic",
+        ),
     ],
 )
 def test_mistakes_have_nsqs_words(without: str, flags: tuple[str, ...], problem: str) -> None:
@@ -153,3 +160,12 @@ def test_the_scheme_of_tls_in_any_case_means_tls() -> None:
     origin = Origin(is_tls=True, host="h", port=443)
     with pytest.raises(ValueError, match="TLS is wanted"):
         Pool(origin, ClientOptions(connect_timeout_s=1, request_timeout_s=1))
+
+
+def test_a_topic_that_is_its_own_dead_letter_is_no_matter_of_patterns() -> None:
+    same = problems("--dead-letter-topic=t")
+    assert same == ["--dead-letter-topic of t would be t, which cannot be"]
+    dead = problems("--topic=t.dead", "--dead-letter-topic={topic}.dead", without="topic")
+    assert dead == ["--dead-letter-topic leaves no --topic: they are dead letters themselves"]
+    filtered = problems("--topic-exclude=^t$")
+    assert filtered == ["--topic-pattern and --topic-exclude leave no --topic"]

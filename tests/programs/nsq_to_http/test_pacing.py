@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -130,6 +131,25 @@ async def test_a_dry_run_shows_the_first_request_and_sends_nothing(
     assert shown.endswith("Content-Length: 6\n\nbody \ufffd\n")
     now = await stats(nsqd)
     assert (now["depth"], now["in_flight_count"]) == (2, 0)
+
+
+async def test_a_dry_run_on_a_terminal_leaves_it_as_it_is(
+    nsqd: Nsqd,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    await publish(nsqd, b"\x1b]0;title\x07 \x1b[31mred\tand\nmore")
+    argv = ["--topic=t", f"--nsqd-tcp-address={nsqd.tcp_address}", "--post=http://h/", "--dry-run"]
+    assert await run(load(NsqToHttpOptions, "nsq_to_http", argv, {})) == 0
+    assert capsys.readouterr().out.endswith("\n\\x1b]0;title\\x07 \\x1b[31mred\tand\nmore\n")
+
+
+async def test_a_dry_run_says_that_it_waits(nsqd: Nsqd, capsys: pytest.CaptureFixture[str]) -> None:
+    await publish(nsqd, b"x")
+    argv = ["--topic=t", f"--nsqd-tcp-address={nsqd.tcp_address}", "--post=http://h/", "--dry-run"]
+    assert await run(load(NsqToHttpOptions, "nsq_to_http", argv, {})) == 0
+    assert "a dry run waits for a message" in capsys.readouterr().err
 
 
 async def test_a_dry_run_shows_what_a_batch_would_be_and_leaves_no_trace(

@@ -395,3 +395,15 @@ async def test_sent_on_by_way_of_a_proxy(nsqd: Nsqd) -> None:
         assert asked == [endpoint.url("/"), endpoint.url("/again"), other.url("/new")]
         everywhere = [*endpoint.received, *other.received]
         assert len({one.headers["Proxy-Authorization"] for one in everywhere}) == 1
+
+
+async def test_a_redirect_is_told_as_one_where_none_is_followed(
+    nsqd: Nsqd, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        serving(status=307) as endpoint,
+        delivering(nsqd, f"--post={endpoint.url()}") as run,
+    ):
+        await publish(nsqd, b"x")
+        await until(lambda: counted(run, "rejected") == 1)
+    assert "got status code 307 (a redirect, not followed)" in caplog.text

@@ -330,14 +330,17 @@ async def test_a_clean_stop_gives_back_what_waits_for_another_try(nsqd: Nsqd) ->
         assert (await stats(nsqd))["in_flight_count"] == 0
 
 
-async def test_the_first_failure_is_told(nsqd: Nsqd, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("status", [408, 429, 503])
+async def test_the_first_failure_is_told(
+    nsqd: Nsqd, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
     """One in a hundred opens no circuit, and somebody wants to know all the same."""
 
     def answer(_: Received) -> web.Response:
-        return web.Response(status=503 if len(endpoint.received) == 1 else 200)
+        return web.Response(status=status if len(endpoint.received) == 1 else 200)
 
     async with serving(answer) as endpoint, delivering(nsqd, f"--post={endpoint.url()}"):
         await publish(nsqd, b"1")
         await until_settled(nsqd, 1)
     assert "a request failed, it will be tried again" in caplog.text
-    assert "503" in caplog.text
+    assert f"{status}" in caplog.text

@@ -24,17 +24,19 @@ HELD_MAX_S = 60.0
 OUTAGE = "most messages fail: an outage"
 
 
-def held(tries: int) -> Again:
+def held(tries: int, why: str = OUTAGE) -> Again:
     """The answer for a message that failed in an outage, and was tried so often."""
-    return Again(min(HELD_S * max(1, tries), HELD_MAX_S), OUTAGE)
+    return Again(min(HELD_S * max(1, tries), HELD_MAX_S), why)
 
 
 class Breaker:
     """Open while more than `ratio` of the last messages failed. Times are seconds of the caller's
-    clock."""
+    clock. `last_error` is what a message failed by."""
 
-    def __init__(self, ratio: float) -> None:
+    def __init__(self, ratio: float, topic: str) -> None:
+        self.last_error = ""
         self._ratio = ratio
+        self._topic = topic
         self._failed: deque[bool] = deque(maxlen=BREAKER_WINDOW)
         self._count = 0
         self._was_open = self._is_probing = self._went_well = False
@@ -46,6 +48,11 @@ class Breaker:
         """Whether nothing may go to the dead letter now."""
         seen = len(self._failed)
         return seen >= BREAKER_MIN and self._count > self._ratio * seen
+
+    @property
+    def why(self) -> str:
+        """What an open breaker is told by."""
+        return f"{OUTAGE}: {self.last_error}" if self.last_error else OUTAGE
 
     def wait_s(self, now_s: float) -> float:
         """How long to wait before a delivery may be sent; 0: it may be, and is the probe while the
@@ -79,8 +86,12 @@ class Breaker:
         if self._was_open:
             self._log.error(
                 "most messages fail, this is taken for an outage: nothing goes to the dead letter",
+                topic=self._topic,
                 failed=self._count,
                 of=len(self._failed),
+                error=self.last_error,
             )
         else:
-            self._log.info("messages are taken again, the dead letter is in use again")
+            self._log.info(
+                "messages are taken again, the dead letter is in use again", topic=self._topic
+            )

@@ -47,6 +47,7 @@ MODE: Kind[Mode] = Choice(("round-robin", "hostpool", "epsilon-greedy", "all"))
 JSON = "application/json"
 JSON_LINES = "application/x-ndjson"
 CONTENT_TYPE = "application/octet-stream"
+HMAC_HEADER = "X-Nsq-Signature"
 # Each of them can be a connection, and so a file descriptor.
 CONCURRENCY_MAX = 1000
 # Whoever is sent on more often is sent in a circle.
@@ -263,7 +264,7 @@ class HttpOptions:
     )
     hmac_key_file: Path | None = option(PATH, help="file that holds it", group=_SECRETS)
     hmac_header: str = option(
-        HEADER_NAME, default="X-Nsq-Signature", help="header of the signature", group=_SECRETS
+        HEADER_NAME, default=HMAC_HEADER, help="header of the signature", group=_SECRETS
     )
 
     ok_status: tuple[range, ...] = repeated(
@@ -386,6 +387,8 @@ class HttpOptions:
             yield "--body-template needs --post"
         if self.compress != "none" and not self.post:
             yield "--compress needs --post"
+        if self.batch_format != "lines" and self.batching is None:
+            yield "--batch-format needs --batch-size"
         if self.batch_size > 1 and self._names_messages():
             yield "--batch-size: a URL or --header with {id}, {timestamp}, {attempts} or {nsqd}"
         yield from self._check_secrets()
@@ -393,6 +396,8 @@ class HttpOptions:
             yield "use --dead-letter-dir or --dead-letter-topic not both"
         if self.dead_letter_topic:
             yield from self._check_dead_letter_topic()
+        elif self.dead_letter_nsqd_tcp_address:
+            yield "--dead-letter-nsqd-tcp-address needs --dead-letter-topic"
         if self.tls_key and not self.tls_cert:
             yield "--tls-key needs --tls-cert"
         if self.proxy and self.no_proxy:
@@ -411,6 +416,8 @@ class HttpOptions:
             yield "use --basic-auth-file or --bearer-token-file not both"
         if (self.proxy_auth or self.proxy_auth_file) and not self.proxy:
             yield "--proxy-auth-file needs --proxy"
+        if self.hmac_header != HMAC_HEADER and not (self.hmac_key or self.hmac_key_file):
+            yield "--hmac-header needs --hmac-key-file"
 
     def _names_messages(self) -> bool:
         """Whether a template has fields that differ between messages."""

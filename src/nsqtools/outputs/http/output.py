@@ -23,7 +23,7 @@ from nsqtools.clock import SystemClock
 from nsqtools.observe.log import Repeated, get_log
 from nsqtools.options import printable
 from nsqtools.outputs.contract import DONE, Again, Feeding, Refused
-from nsqtools.outputs.http.breaker import OUTAGE, Breaker, held
+from nsqtools.outputs.http.breaker import Breaker, held
 from nsqtools.outputs.http.connection import Reply
 from nsqtools.outputs.http.delivery import LATE, LATE_S, Delivery
 from nsqtools.outputs.http.health import PAUSE_MAX_S
@@ -97,7 +97,8 @@ class HttpOutput:
         """Gets a line for each request."""
         self._bodies = bodies
         self._dead_letter = dead_letter
-        self._breaker = Breaker(policy.dead_letter_max_ratio if dead_letter is not None else 1.0)
+        ratio = policy.dead_letter_max_ratio if dead_letter is not None else 1.0
+        self._breaker = Breaker(ratio, topic)
         self._topic = topic
         self._sender = sender
         self._policy = policy
@@ -110,9 +111,10 @@ class HttpOutput:
         self._tries = KnownTries(policy.tries_kept_max)
         self._late = LateJobs(policy.tries_kept_max)
         self._latency_s = CHUNK_S
-        self._trouble = Repeated(
-            get_log("http"), "an endpoint refused messages", clock=SystemClock()
-        )
+        refused = "an endpoint refused messages"
+        if dead_letter is None:
+            refused += ", there is no dead letter: they stay with nsqd"
+        self._trouble = Repeated(get_log("http"), refused, clock=SystemClock())
         self._counts = dict.fromkeys(_OWN_COUNTS, 0)
 
     @property
@@ -146,7 +148,7 @@ class HttpOutput:
     def trouble(self) -> str:
         """Endpoints that are not asked now, an outage, or dead letters that cannot be finished."""
         if self._breaker.is_open:
-            return "most messages fail: nothing goes to the dead letter"
+            return self._breaker.why
         dead_letter = self._dead_letter
         return self._sender.trouble() or (dead_letter.trouble() if dead_letter is not None else "")
 
@@ -161,7 +163,7 @@ class HttpOutput:
             return await self._deliver(messages)
         now_s = self._loop.time()
         if wait_s := self._breaker.wait_s(now_s):
-            return Again(wait_s, OUTAGE, stands=True)
+            return Again(wait_s, self._breaker.why, stands=True)
         self._breaker.probe_began()
         try:
             return await self._deliver(messages)
@@ -380,7 +382,6 @@ class HttpOutput:
         """Keep what was refused as dead letters, when that is allowed."""
         dead_letter = self._dead_letter
         places = self._refused(delivery)
-        self._counts["rejected"] += len(places)
         if not places or dead_letter is None:
             return
         dead = [(*delivery.rows[place], delivery.failures[place]) for place in places]
@@ -401,13 +402,27 @@ class HttpOutput:
                 self._breaker.note(failed=False)
             elif not isinstance(answer, Refused):
                 pass
-            elif self._breaker.is_open:
+            elif self._holds(delivery, place):
                 tries = self._tries.get(delivery.rows[place])
-                delivery.answers[place] = held(tries.count if tries else 1)
+                why = self._breaker.why
+                delivery.answers[place] = held(tries.count if tries else 1, why)
             else:
-                self._breaker.note(failed=True)
                 places.append(place)
         return places
+
+    def _holds(self, delivery: Delivery, place: int) -> bool:
+        """Whether this is an outage; if not, a message that is refused has failed. One that was refused
+        before, and of which only the dead letter is missing, does not fail again."""
+        tries = self._tries.get(delivery.rows[place])
+        is_new = tries is None or tries.given_up is None
+        if is_new:
+            self._breaker.last_error = delivery.failures[place].error
+        if self._breaker.is_open:
+            return True
+        if is_new:
+            self._breaker.note(failed=True)
+            self._counts["rejected"] += 1
+        return False
 
     def _note_done(self, delivery: Delivery) -> None:
         """Forget what was tried for messages that are done; note who has those that are not."""

@@ -61,6 +61,7 @@ class Printer:
     def _print(self) -> None:
         while (line := self._lines.get()) is not None:
             try:
-                print(line, flush=True)
+                # With its end in one write: stderr may go to the same place.
+                print(f"{line}\n", end="", flush=True)
             except (OSError, ValueError):  # nobody reads them any more
                 self.left_out += 1

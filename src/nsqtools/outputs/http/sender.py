@@ -19,6 +19,7 @@ from nsqtools.outputs.http.health import Circuit
 from nsqtools.outputs.http.limit import AdaptiveLimit
 from nsqtools.outputs.http.outcome import Outcome, Rules, retry_after_s
 from nsqtools.outputs.http.pool import Pool
+from nsqtools.outputs.http.redirects import REDIRECTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -318,6 +319,7 @@ class Sender:
         endpoint = self.endpoints[job.endpoint]
         endpoint.last_error = error = error_of(reply)
         self.counts[f"status_{reply.status // 100}xx" if reply.status else "network_errors"] += 1
+        pause_s = 0.0
         if reply.status in _PAUSING and reply.retry_after:
             pause_s = retry_after_s(reply.retry_after, SystemClock().time())
             endpoint.circuit.pause(now_s, pause_s)
@@ -330,7 +332,10 @@ class Sender:
                 endpoint.trouble.failed(error, url=endpoint.label)
             elif not endpoint.circuit.is_open:
                 endpoint.failures.failed(error, url=endpoint.label)
-        elif endpoint.circuit.answered():
+            return
+        if outcome is Outcome.RETRY and pause_s < PAUSE_TOLD_S:
+            endpoint.failures.failed(error, url=endpoint.label)
+        if endpoint.circuit.answered():
             endpoint.trouble.recovered("endpoint works again", url=endpoint.label)
 
 
@@ -341,6 +346,8 @@ def error_of(reply: Reply) -> str:
     text = f"got status code {reply.status}"
     if reply.error:
         text += f" ({reply.error})"
+    elif reply.status in REDIRECTS:
+        text += " (a redirect, not followed)"
     if reply.excerpt:
         text += f": {printable(reply.excerpt.decode('utf-8', 'replace'))}"
     return text

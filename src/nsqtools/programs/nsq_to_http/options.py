@@ -10,7 +10,12 @@ from nsqtools.client.options import MAX_IN_FLIGHT_MAX, ProducerOptions, producer
 from nsqtools.errors import OptionsError
 from nsqtools.options import NAME_VALUE, Int, Setting, option, repeated
 from nsqtools.outputs.http.options import HttpOptions
-from nsqtools.pipeline.options import ConsumingOptions, channel_option, log_prefix_option
+from nsqtools.pipeline.options import (
+    LEFT_NO_TOPIC,
+    ConsumingOptions,
+    channel_option,
+    log_prefix_option,
+)
 from nsqtools.wire.names import is_valid_name
 
 if TYPE_CHECKING:
@@ -78,7 +83,12 @@ class NsqToHttpOptions(HttpOptions, ConsumingOptions):
 
     def _check_sources(self) -> Iterator[str]:
         """In the words of NSQ's tool, where they differ from those of nsq_to_file."""
+        filters = self.topic_pattern is not None or self.topic_exclude is not None
         for problem in super()._check_sources():
+            if problem == LEFT_NO_TOPIC and not filters:
+                if self.dead_letter_topic_of(self.topic[0]) == self.topic[0]:
+                    continue  # which is told elsewhere
+                problem = "--dead-letter-topic leaves no --topic: they are dead letters themselves"
             yield {
                 "--topic or --topic-pattern required": "--topic and --channel are required",
                 "--nsqd-tcp-address or --lookupd-http-address required.": (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
@@ -13,7 +14,7 @@ from nsqtools.ending import INTERRUPTED
 from nsqtools.errors import OptionsError
 from nsqtools.lifecycle import Lifecycle
 from nsqtools.observe.live import LiveLine
-from nsqtools.observe.log import configure
+from nsqtools.observe.log import configure, get_log
 from nsqtools.outputs.http.bodies import Bodies
 from nsqtools.outputs.http.body_template import BodyTemplate
 from nsqtools.outputs.http.credentials import Credentials, Secret, basic_of, credentials
@@ -101,7 +102,7 @@ async def dry_run(options: NsqToHttpOptions, shared: Shared, life: Lifecycle) ->
     """Print the request of the first message, and give it back; whether that ended in order."""
 
     def show(request: str) -> None:
-        print(request, flush=True)
+        print(_for_terminal(request) if sys.stdout.isatty() else request, flush=True)
         life.stop("dry run")
 
     one = replace(options, max_in_flight=1)
@@ -116,8 +117,14 @@ async def dry_run(options: NsqToHttpOptions, shared: Shared, life: Lifecycle) ->
             encoding=options.compress,
         )
 
+    get_log("http").info("a dry run waits for a message of which it can show the request")
     trial = Run(one, output_of)
     return await trial.run(life)
+
+
+def _for_terminal(text: str) -> str:
+    """What a message says must not move a cursor or set a title."""
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
 class Shared:
