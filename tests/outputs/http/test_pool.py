@@ -250,6 +250,20 @@ async def test_nobody_there_is_a_failure_with_its_reason(make_pool: MakePool) ->
     assert (reply.status, "onnect" in reply.error) == (0, True), reply
 
 
+async def test_a_fault_in_connecting_is_a_failure_with_its_reason(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it is: a host name is looked up in a thread, and the system may give none."""
+
+    async def no_thread(*_args: object, **_kwargs: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", no_thread)
+    async with asyncio.timeout(5.0):
+        reply = await ask(make_pool("localhost:80"), REQUEST)
+    assert reply == Reply(0, "not connected: can't start new thread")
+
+
 async def test_an_old_connection_is_replaced(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -124,10 +124,7 @@ class Pool(Owner):
             timeout_s = self._options.connect_timeout_s
             way = f" through proxy {self.proxy}" if self.proxy else ""
             exchange.done(exchange, Reply(0, f"no connection within {timeout_s:g} s{way}"))
-        except (
-            OSError,
-            ValueError,
-        ) as failure:  # ssl's errors are OSErrors; ValueError: a host name
+        except Exception as failure:  # noqa: BLE001 - a request without an end is held for ever
             error = f"not connected: {reason_of(failure)}"
             if self.proxy is not None and not isinstance(failure, ProxyFailure):
                 error += f" through proxy {self.proxy}"
