@@ -377,7 +377,6 @@ class HttpOutput:
         """Keep what was refused as dead letters, when that is allowed."""
         dead_letter = self._dead_letter
         places = self._refused(delivery)
-        self._counts["rejected"] += len(places)
         if not places or dead_letter is None:
             return
         dead = [(*delivery.rows[place], delivery.failures[place]) for place in places]
@@ -402,9 +401,16 @@ class HttpOutput:
                 tries = self._tries.get(delivery.rows[place])
                 delivery.answers[place] = held(tries.count if tries else 1)
             else:
-                self._breaker.note(failed=True)
                 places.append(place)
+                if not self._is_given_up(delivery.rows[place]):
+                    self._counts["rejected"] += 1
+                    self._breaker.note(failed=True)
         return places
+
+    def _is_given_up(self, row: Row) -> bool:
+        """Whether it was before, and only its dead letter was missing."""
+        tries = self._tries.get(row)
+        return tries is not None and tries.given_up is not None
 
     def _note_done(self, delivery: Delivery) -> None:
         """Forget what was tried for messages that are done; note who has those that are not."""
