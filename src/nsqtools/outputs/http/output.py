@@ -108,7 +108,9 @@ class HttpOutput:
             self._needs_values or policy.to_all or policy.sample < 1.0
         )
         self._tries = KnownTries(policy.tries_kept_max)
-        self._late = LateJobs(policy.tries_kept_max)
+        # Where each goes to all endpoints, a message can wait for each of them.
+        jobs_max = len(sender.endpoints) if policy.to_all else 1
+        self._late = LateJobs(policy.tries_kept_max * jobs_max)
         self._latency_s = CHUNK_S
         self._trouble = Repeated(
             get_log("http"), "an endpoint refused messages", clock=SystemClock()
@@ -228,7 +230,7 @@ class HttpOutput:
                 timer.cancel()
         for job in delivery.unfinished():
             place = job.places[0]
-            delivery.answers[place] = LATE
+            delivery.wait_for(place)
             self._late.leave(job, delivery.rows[place])
         if fresh and (sent_s := jobs[-1].sent_s) > 0:
             took_s = self._loop.time() - sent_s
