@@ -164,6 +164,19 @@ async def test_retry_after_is_heeded(nsqd: Nsqd) -> None:
     assert times[1] - times[0] >= 0.95
 
 
+async def test_one_endpoint_asks_for_a_pause_and_another_takes_its_messages(nsqd: Nsqd) -> None:
+    busy = web.Response
+    async with (
+        serving(lambda _: busy(status=503, headers={"Retry-After": "60"})) as one,
+        serving() as two,
+        delivering(nsqd, f"--post={one.url()}", f"--post={two.url()}"),
+    ):
+        await publish(nsqd, *BODIES)
+        await until_settled(nsqd, len(BODIES))
+        assert sorted(two.bodies) == sorted(BODIES)
+        assert 0 < len(one.bodies) < len(BODIES) / 2
+
+
 async def test_a_long_pause_is_told(nsqd: Nsqd, caplog: pytest.LogCaptureFixture) -> None:
     def answer(_: Received) -> web.Response:
         return web.Response(status=429, headers={"Retry-After": "86400"})

@@ -39,7 +39,7 @@ HURRY_WAIT_S = 0.1
 # How much of an endpoint's text is told.
 TOLD_BYTES_MAX = 200
 # Statuses by which an endpoint says when it wants to be asked again.
-_PAUSING = frozenset({429, 503})
+PAUSING = frozenset({429, 503})
 NO_VALUES: Mapping[str, str] = {}
 # A pause that an endpoint asks for is told when it is as long as this.
 PAUSE_TOLD_S = 10.0
@@ -318,7 +318,7 @@ class Sender:
         endpoint = self.endpoints[job.endpoint]
         endpoint.last_error = error = error_of(reply)
         self.counts[f"status_{reply.status // 100}xx" if reply.status else "network_errors"] += 1
-        if reply.status in _PAUSING and reply.retry_after:
+        if reply.status in PAUSING and reply.retry_after:
             pause_s = retry_after_s(reply.retry_after, SystemClock().time())
             endpoint.circuit.pause(now_s, pause_s)
             if pause_s >= PAUSE_TOLD_S:
