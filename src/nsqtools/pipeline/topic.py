@@ -89,6 +89,8 @@ class TopicPipeline:
         self._failed = Repeated(self._log, "output failed", clock=self._clock)
         self._ended_s = 0.0
         self._under_way: dict[asyncio.Task[Any] | None, float] = {}
+        self._workers: list[asyncio.Task[None]] = []
+        self._free_workers = 0
         self.consumer = Consumer(
             spec.topic,
             spec.channel,
@@ -186,11 +188,9 @@ class TopicPipeline:
         try:
             async with asyncio.TaskGroup() as tasks:
                 ender = tasks.create_task(self._end_in_order())
-                workers = [
-                    tasks.create_task(self._work())
-                    for _ in range(self.output.feeding.deliveries_max)
-                ]
-                await asyncio.wait(workers)
+                self._begin_worker(tasks)
+                while workers := [one for one in self._workers if not one.done()]:
+                    await asyncio.wait(workers)
                 ender.cancel()
             self._give_back(self._waiting.take_all())
             await self.consumer.close()
@@ -220,9 +220,19 @@ class TopicPipeline:
 
     # Delivering
 
-    async def _work(self) -> None:
+    def _begin_worker(self, tasks: asyncio.TaskGroup) -> None:
+        """One more: there are never more than were needed at once, so that quiet topics cost little."""
+        self._free_workers += 1
+        self._workers.append(tasks.create_task(self._work(tasks)))
+
+    async def _work(self, tasks: asyncio.TaskGroup) -> None:
+        workers_max = self.output.feeding.deliveries_max
         while delivery := await self._next():
+            self._free_workers -= 1
+            if not self._free_workers and len(self._workers) < workers_max:
+                self._begin_worker(tasks)
             await self._deliver(delivery)
+            self._free_workers += 1
 
     async def _next(self) -> Sequence[Batch | Part]:
         """What is to be delivered next: what waited for its time, or what has come. One worker at a
