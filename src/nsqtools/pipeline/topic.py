@@ -279,11 +279,13 @@ class TopicPipeline:
             return
         self._note_success()
         self._ended_s = now_s = self._clock.monotonic()
-        self.last_delivery_time_s = wall_s = self._clock.time()
-        self.lag_s = max(0.0, wall_s - delivery[0].messages.first_timestamp_ns / 1e9)
+        done = self.counts.messages
         used = self.consumer.in_flight / (self.consumer.inbox.window or 1)
         waiting_s = self._waiting.due_s
         self._settlement.settle(delivery, answer, now_s)
+        if self.counts.messages > done:
+            self.last_delivery_time_s = wall_s = self._clock.time()
+            self.lag_s = max(0.0, wall_s - delivery[0].messages.first_timestamp_ns / 1e9)
         if self._waiting.due_s != waiting_s:
             self._look_again()
         self.counts.deliveries += 1
