@@ -195,7 +195,7 @@ class TopicPipeline:
             self._give_back(self._waiting.take_all())
             await self.consumer.close()
         except BaseException:
-            self.consumer.give_back()
+            self.counts.requeued += self.consumer.give_back()
             raise
 
     async def _end_in_order(self) -> None:
