@@ -46,6 +46,8 @@ RETRY_FIRST_S = 0.5
 RETRY_MAX_S = 30.0
 # Part of the deadline that waiting for CLOSE_WAIT may take.
 CLOSE_WAIT_S = 5.0
+# So long after its time is over what stands is given back for certain.
+_EXPIRED_S = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,7 +274,7 @@ class TopicPipeline:
             if self._stop.is_set() and self.output.feeding.gives_back:
                 self._give_back(delivery)
                 return
-            await self._stand(answer)
+            await self._stand(answer, delivery)
         else:
             # Nothing is left of it: let something come, to see whether the output works again.
             self._flow()
@@ -290,7 +292,7 @@ class TopicPipeline:
             self._look_again()
         self.counts.deliveries += 1
         if standing := longest_stand(answer):
-            await self._stand(standing)
+            await self._stand(standing, delivery)
             self._note_success()
         self._pace.delivered(took_s=now_s - began_s, gathered_s=gathered_s, used=used)
 
@@ -308,16 +310,19 @@ class TopicPipeline:
             return Again(RETRY_MAX_S, f"{type(failure).__name__}: {failure}", stands=True)
         return answer
 
-    async def _stand(self, answer: Again) -> None:
-        """Let time pass until the output is to be asked again; nsqd is asked for nothing."""
+    async def _stand(self, answer: Again, delivery: Sequence[Batch | Part]) -> None:
+        """Let time pass until the output is to be asked again, or `delivery` cannot be kept any longer;
+        nsqd is asked for nothing."""
+        kept_s = min(held.expires_s for held in delivery) - self._clock.monotonic()
+        after_s = min(answer.after_s, max(0.0, kept_s) + _EXPIRED_S)
         self.trouble = answer.reason
         self._flows.clear()
         self.consumer.pause()
         if not self.output.feeding.gives_back:
-            await self._clock.sleep(answer.after_s)
+            await self._clock.sleep(after_s)
             return
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(answer.after_s):
+            async with asyncio.timeout(after_s):
                 await self._stop.wait()
 
     def _note_failure(self, failure: Exception) -> None:
