@@ -354,3 +354,24 @@ async def test_the_first_failure_is_told(nsqd: Nsqd, caplog: pytest.LogCaptureFi
         await until_settled(nsqd, 1)
     assert "a request failed, it will be tried again" in caplog.text
     assert "503" in caplog.text
+
+
+async def test_what_is_told_of_an_endpoint_says_which_topic(
+    nsqd: Nsqd, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(status=503) as endpoint:
+        flags = ("--topic=orders", "--topic=clicks", f"--post={endpoint.url('/{topic}/{id}')}")
+        await publish(nsqd, b"1", topic="orders")
+        await publish(nsqd, b"1", topic="clicks")
+        async with delivering(nsqd, *flags):
+            wanted = {
+                (what, f"topic={topic} url={endpoint.url(f'/{topic}/{{id}}')} ")
+                for what in ("a request failed", "endpoint is in trouble")
+                for topic in ("orders", "clicks")
+            }
+            await until(
+                lambda: all(
+                    any(what in one and which in one for one in caplog.messages)
+                    for what, which in wanted
+                )
+            )

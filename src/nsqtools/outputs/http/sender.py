@@ -60,11 +60,13 @@ class Pacing:
 
 
 class Endpoint:
-    """One URL: its requests, its connections and its health."""
+    """One URL of a topic: its requests, its connections and its health."""
 
-    def __init__(self, maker: RequestMaker, options: ClientOptions, label: str) -> None:
+    def __init__(self, maker: RequestMaker, options: ClientOptions, label: str, topic: str) -> None:
         """`label` stands for it in messages, without what could be secret."""
         self.label = label
+        self.which = {"topic": topic, "url": label}
+        """In log lines."""
         self.maker = maker
         self.pool = Pool(maker.origin, options, maker.proxy)
         self.circuit = Circuit()
@@ -310,7 +312,7 @@ class Sender:
     def _well(self, job: Job, latency_s: float, now_s: float) -> None:
         endpoint = self.endpoints[job.endpoint]
         if endpoint.circuit.answered():
-            endpoint.trouble.recovered("endpoint works again", url=endpoint.label)
+            endpoint.trouble.recovered("endpoint works again", **endpoint.which)
         if len(self._everywhere) > 1:
             self._picker.succeeded(job.endpoint, latency_s, now_s)
 
@@ -322,16 +324,16 @@ class Sender:
             pause_s = retry_after_s(reply.retry_after, SystemClock().time())
             endpoint.circuit.pause(now_s, pause_s)
             if pause_s >= PAUSE_TOLD_S:
-                endpoint.pauses.failed(error, url=endpoint.label, seconds=round(pause_s))
+                endpoint.pauses.failed(error, **endpoint.which, seconds=round(pause_s))
         if outcome is Outcome.RETRY and (not reply.status or reply.status >= _SERVER_ERROR):
             self._picker.failed(job.endpoint, now_s)
             if endpoint.circuit.failed(now_s):
                 self.counts["circuits_opened"] += 1
-                endpoint.trouble.failed(error, url=endpoint.label)
+                endpoint.trouble.failed(error, **endpoint.which)
             elif not endpoint.circuit.is_open:
-                endpoint.failures.failed(error, url=endpoint.label)
+                endpoint.failures.failed(error, **endpoint.which)
         elif endpoint.circuit.answered():
-            endpoint.trouble.recovered("endpoint works again", url=endpoint.label)
+            endpoint.trouble.recovered("endpoint works again", **endpoint.which)
 
 
 def error_of(reply: Reply) -> str:

@@ -222,7 +222,7 @@ def _tls(options: NsqToHttpOptions) -> ssl.SSLContext:
 def output_of(options: NsqToHttpOptions, topic: str, shared: Shared) -> HttpOutput:
     """The delivery of one topic. Raises OptionsError for what is no URL with this topic in it."""
     makers = makers_of(options, topic, shared)
-    endpoints = [Endpoint(maker, shared.client, label=maker.label) for maker in makers]
+    endpoints = [Endpoint(maker, shared.client, maker.label, topic) for maker in makers]
     sender = sender_of(options, topic, endpoints, shared)
     policy = DeliveryPolicy(
         concurrency=options.n,
