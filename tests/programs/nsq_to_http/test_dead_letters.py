@@ -317,3 +317,26 @@ async def test_a_file_of_a_run_that_was_killed_is_finished_at_the_next_start(
             await until(lambda: letters(left))
     assert [one["body"] for one in letters(left)] == ["400 x"]
     assert not list(left.glob("*.part"))
+
+
+async def test_a_dead_letter_that_has_to_wait_is_one_failure(
+    nsqd: Nsqd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it is tried to keep it: that says nothing of what is sent."""
+    monkeypatch.setattr(dead_letter_module, "TOPIC_RETRY_S", 0.01)
+    async with serving(by_body) as endpoint:
+        flags = (
+            f"--post={endpoint.url()}",
+            "--dead-letter-topic=dead",
+            "--dead-letter-nsqd-tcp-address=127.0.0.1:1",
+        )
+        async with delivering(nsqd, *flags) as run:
+            await publish(nsqd, *GOOD)
+            await until_settled(nsqd, len(GOOD))
+            await publish(nsqd, b"400 bad")
+            await until(lambda: b"400 bad" in endpoint.bodies)
+            await asyncio.sleep(1.0)
+            assert counted(run, "rejected") == 1
+            (pipeline,) = run._pipelines.values()
+            assert "dead letter topic dead" in pipeline.trouble
+            assert endpoint.bodies.count(b"400 bad") == 1

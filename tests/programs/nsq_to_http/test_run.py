@@ -164,6 +164,19 @@ async def test_retry_after_is_heeded(nsqd: Nsqd) -> None:
     assert times[1] - times[0] >= 0.95
 
 
+async def test_one_endpoint_asks_for_a_pause_and_another_takes_its_messages(nsqd: Nsqd) -> None:
+    busy = web.Response
+    async with (
+        serving(lambda _: busy(status=503, headers={"Retry-After": "60"})) as one,
+        serving() as two,
+        delivering(nsqd, f"--post={one.url()}", f"--post={two.url()}"),
+    ):
+        await publish(nsqd, *BODIES)
+        await until_settled(nsqd, len(BODIES))
+        assert sorted(two.bodies) == sorted(BODIES)
+        assert 0 < len(one.bodies) < len(BODIES) / 2
+
+
 async def test_a_long_pause_is_told(nsqd: Nsqd, caplog: pytest.LogCaptureFixture) -> None:
     def answer(_: Received) -> web.Response:
         return web.Response(status=429, headers={"Retry-After": "86400"})
@@ -344,3 +357,24 @@ async def test_the_first_failure_is_told(
         await until_settled(nsqd, 1)
     assert "a request failed, it will be tried again" in caplog.text
     assert f"{status}" in caplog.text
+
+
+async def test_what_is_told_of_an_endpoint_says_which_topic(
+    nsqd: Nsqd, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(status=503) as endpoint:
+        flags = ("--topic=orders", "--topic=clicks", f"--post={endpoint.url('/{topic}/{id}')}")
+        await publish(nsqd, b"1", topic="orders")
+        await publish(nsqd, b"1", topic="clicks")
+        async with delivering(nsqd, *flags):
+            wanted = {
+                (what, f"topic={topic} url={endpoint.url(f'/{topic}/{{id}}')} ")
+                for what in ("a request failed", "endpoint is in trouble")
+                for topic in ("orders", "clicks")
+            }
+            await until(
+                lambda: all(
+                    any(what in one and which in one for one in caplog.messages)
+                    for what, which in wanted
+                )
+            )

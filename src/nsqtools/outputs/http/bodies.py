@@ -42,6 +42,8 @@ class Bodies:
         self._template = template
         self._strand = strand
         self.compress = compressor(encoding)
+        # Its own: a compressor that is used on the loop and in a thread at once breaks its memory.
+        self._compress_in_thread = compressor(encoding)
         self.are_looked_at = batching is not None or template is not None
         self.are_plain = not self.are_looked_at and self.compress is None
 
@@ -98,12 +100,12 @@ class Bodies:
 
     async def compressed(self, body: bytes) -> bytes:
         """On the loop what is small; what is not in a thread."""
-        compress = self.compress
-        if compress is None:
+        compress, compress_in_thread = self.compress, self._compress_in_thread
+        if compress is None or compress_in_thread is None:
             return body
         if len(body) <= COMPRESSED_ON_LOOP_BYTES:
             return compress(body)
-        return await self._strand.call(lambda: compress(body))
+        return await self._strand.call(lambda: compress_in_thread(body))
 
 
 _NOT_JSON = Unfit("the body is no JSON, and cannot stand in an array", "not JSON")

@@ -25,11 +25,11 @@ from nsqtools.options import printable
 from nsqtools.outputs.contract import DONE, Again, Feeding, Refused
 from nsqtools.outputs.http.breaker import Breaker, held
 from nsqtools.outputs.http.connection import Reply
-from nsqtools.outputs.http.delivery import LATE, LATE_S, Delivery
+from nsqtools.outputs.http.delivery import LATE_S, Delivery
 from nsqtools.outputs.http.health import PAUSE_MAX_S
 from nsqtools.outputs.http.outcome import Outcome, backoff_s, retry_after_s
 from nsqtools.outputs.http.request import values_of
-from nsqtools.outputs.http.sender import NO_VALUES, Job, error_of
+from nsqtools.outputs.http.sender import NO_VALUES, PAUSING, Job, error_of
 from nsqtools.outputs.http.tries import GivenUp, KnownTries, LateJobs, Tries, key_of
 
 if TYPE_CHECKING:
@@ -109,7 +109,9 @@ class HttpOutput:
             self._needs_values or policy.to_all or policy.sample < 1.0
         )
         self._tries = KnownTries(policy.tries_kept_max)
-        self._late = LateJobs(policy.tries_kept_max)
+        # Where each goes to all endpoints, a message can wait for each of them.
+        jobs_max = len(sender.endpoints) if policy.to_all else 1
+        self._late = LateJobs(policy.tries_kept_max * jobs_max)
         self._latency_s = CHUNK_S
         refused = "an endpoint refused messages"
         if dead_letter is None:
@@ -233,7 +235,7 @@ class HttpOutput:
                 timer.cancel()
         for job in delivery.unfinished():
             place = job.places[0]
-            delivery.answers[place] = LATE
+            delivery.wait_for(place)
             self._late.leave(job, delivery.rows[place])
         if fresh and (sent_s := jobs[-1].sent_s) > 0:
             took_s = self._loop.time() - sent_s
@@ -331,8 +333,15 @@ class HttpOutput:
                 self._tries.of(delivery.rows[job.places[0]]).refused_at[job.only] = given_up
             return None
         self._counts["retries"] += len(job.places)
-        asked_s = retry_after_s(reply.retry_after, time.time()) if reply.retry_after else 0.0
-        return Again(max(backoff_s(tries_max), min(asked_s, PAUSE_MAX_S)), error_of(reply))
+        return Again(max(backoff_s(tries_max), self._asked_s(job, reply)), error_of(reply))
+
+    def _asked_s(self, job: Job, reply: Reply) -> float:
+        """How long the message waits because an endpoint said so: not where it pauses the endpoint
+        alone, and there are others that may take it."""
+        is_elsewhere = job.only is None and len(self._sender.endpoints) > 1
+        if not reply.retry_after or (is_elsewhere and reply.status in PAUSING):
+            return 0.0
+        return min(retry_after_s(reply.retry_after, time.time()), PAUSE_MAX_S)
 
     def _tell(self, delivery: Delivery, job: Job, reply: Reply) -> None:
         """Say what became of a request."""

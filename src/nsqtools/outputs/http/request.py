@@ -149,9 +149,10 @@ class RequestMaker:
         self._authority = parsed.authority
         self.proxy = proxy_of(parsed.origin)
         # For messages: a query may hold a secret.
-        self.label = (
-            f"{url.partition('://')[0]}://{parsed.authority}{parsed.target.partition('?')[0]}"
-        )
+        path = parsed.target.partition("?")[0]
+        for name, value in fixed.items():
+            path = path.replace(f"{{{name}}}", escape_url(value))
+        self.label = f"{url.partition('://')[0]}://{parsed.authority}{path}"
         self._sign = sign
         self._is_get = method == "GET"
         # The body's place is marked with what cannot stand in a URL.
