@@ -155,6 +155,42 @@ async def test_an_outage_empties_no_topic_into_the_dead_letter(
     assert len(letters(folder)) == lost
 
 
+async def test_without_a_dead_letter_an_outage_defers_nothing(
+    nsqd: Nsqd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A credential has run out: nsqd is not to hold the whole topic back for a quarter of an hour."""
+    _probe_soon(monkeypatch)
+    async with (
+        serving(status=401) as endpoint,
+        delivering(nsqd, f"--post={endpoint.url()}", "--max-in-flight=50") as run,
+    ):
+        await publish(nsqd, *[b"%d" % at for at in range(300)])
+        await until(lambda: len(endpoint.received) > 60)
+        assert counted(run, "rejected") == BREAKER_MIN
+        assert (await stats(nsqd))["deferred_count"] == BREAKER_MIN
+        assert "401" in run._pipelines["t"].output.trouble()
+        endpoint.status = 200
+        await until_stats(nsqd, lambda now: now["depth"] + now["in_flight_count"] == 0)
+        assert counted(run, "rejected") == BREAKER_MIN
+
+
+async def test_in_an_outage_a_batch_is_not_parted_into_all_its_messages(
+    nsqd: Nsqd, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(breaker_module, "PROBE_S", 0.2)
+    async with serving(status=401) as endpoint:
+        flags = (
+            *(f"--post={endpoint.url()}", f"--dead-letter-dir={folder}"),
+            *("--batch-size=100", "--batch-wait=50ms", "--n=1"),
+        )
+        async with delivering(nsqd, *flags) as run:
+            await publish(nsqd, *[b"%d" % at for at in range(500)])
+            await until(lambda: bool(run._pipelines["t"].output.trouble()))
+            before = len(endpoint.received)
+            await asyncio.sleep(0.7)
+            assert 0 < len(endpoint.received) - before < 4 * 8
+
+
 async def test_bad_messages_before_good_ones_are_no_outage(
     nsqd: Nsqd, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -378,3 +379,23 @@ async def test_what_is_told_of_an_endpoint_says_which_topic(
                     for what, which in wanted
                 )
             )
+
+
+async def test_requests_without_an_answer_may_be_double(
+    nsqd: Nsqd, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "nsqtools")
+
+    async def answer(_: Received) -> web.Response:
+        if len(endpoint.received) == 1:
+            await asyncio.sleep(0.4)
+        return web.Response()
+
+    async with serving(answer) as endpoint:
+        flags = (f"--post={endpoint.url()}", "--http-client-request-timeout=200ms")
+        async with delivering(nsqd, *flags) as run:
+            await publish(nsqd, b"1")
+            await until_settled(nsqd, 1)
+            assert counted(run, "unanswered_messages") == 1
+    assert endpoint.bodies == [b"1"] * 2
+    assert any("possible_duplicates=1" in one for one in caplog.messages)

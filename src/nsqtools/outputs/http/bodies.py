@@ -60,7 +60,7 @@ class Bodies:
         elif batch_format == "json":
             unfit = {place: _NOT_JSON for place in places if not is_json(body_of(rows[place]))}
             places = [place for place in places if place not in unfit]
-        if batch_format == "lines" and not self.ambiguous:
+        if batch_format == "lines":
             self._look_for_newlines(self._texts(rows, texts, places))
         return places, texts, unfit
 
@@ -77,8 +77,10 @@ class Bodies:
         return texts, unfit
 
     def _look_for_newlines(self, texts: Sequence[bytes]) -> None:
-        self.ambiguous = sum(b"\n" in text for text in texts)
-        if self.ambiguous:
+        found = sum(b"\n" in text for text in texts)
+        is_first = found and not self.ambiguous
+        self.ambiguous += found
+        if is_first:
             get_log("http").warning(
                 "a message holds a newline: as lines it cannot be told from two; use"
                 " --batch-format=length-prefixed or json",

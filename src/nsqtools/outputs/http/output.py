@@ -22,8 +22,8 @@ from nsqtools.archive.failures import Failure
 from nsqtools.clock import SystemClock
 from nsqtools.observe.log import Repeated, get_log
 from nsqtools.options import printable
-from nsqtools.outputs.contract import DONE, Again, Feeding, Refused
-from nsqtools.outputs.http.breaker import Breaker, held
+from nsqtools.outputs.contract import DONE, Again, Done, Feeding, Refused
+from nsqtools.outputs.http.breaker import PROBE_MESSAGES, PROBE_S, Breaker, held
 from nsqtools.outputs.http.connection import Reply
 from nsqtools.outputs.http.delivery import LATE_S, Delivery
 from nsqtools.outputs.http.health import PAUSE_MAX_S
@@ -58,7 +58,10 @@ _COUNTED = (
 )
 
 
-_OWN_COUNTS = ("sampled_out", "retries", "rejected", "dead_lettered", "split_batches")
+_OWN_COUNTS = (
+    *("sampled_out", "retries", "rejected", "dead_lettered", "split_batches"),
+    "unanswered_messages",
+)
 _CHECKSUMS = 1 << 32
 
 
@@ -97,8 +100,7 @@ class HttpOutput:
         """Gets a line for each request."""
         self._bodies = bodies
         self._dead_letter = dead_letter
-        ratio = policy.dead_letter_max_ratio if dead_letter is not None else 1.0
-        self._breaker = Breaker(ratio, topic)
+        self._breaker = Breaker(policy.dead_letter_max_ratio, topic)
         self._topic = topic
         self._sender = sender
         self._policy = policy
@@ -168,9 +170,19 @@ class HttpOutput:
             return Again(wait_s, self._breaker.why, stands=True)
         self._breaker.probe_began()
         try:
-            return await self._deliver(messages)
+            return await self._probe(messages)
         finally:
             self._breaker.probe_ended(self._loop.time())
+
+    async def _probe(self, messages: Sequence[Messages]) -> Answer | Sequence[Answer]:
+        """Send the first few alone; the others come again soon."""
+        few = messages[0].part(0, PROBE_MESSAGES)
+        answer = await self._deliver([few])
+        rest = sum(map(len, messages)) - len(few)
+        if not rest or (isinstance(answer, Again) and answer.stands):
+            return answer
+        answers = [answer] * len(few) if isinstance(answer, Done | Again | Refused) else answer
+        return [*answers, *[Again(PROBE_S, self._breaker.why)] * rest]
 
     def may_come_again(self, nsqd: str, message_id: bytes | None) -> None:
         """It is delivered again: whoever must get each once tells them apart by their ids."""
@@ -210,8 +222,10 @@ class HttpOutput:
         else:
             await self._add_jobs(delivery)
         await self._send(delivery)
-        if delivery.failures or self._dead_letter is not None:
+        if delivery.failures:
             await self._bury(delivery)
+        else:
+            self._breaker.note_done(delivery.answers.count(DONE))
         self._note_done(delivery)
         return _together(delivery.answers)
 
@@ -238,7 +252,7 @@ class HttpOutput:
             delivery.wait_for(place)
             self._late.leave(job, delivery.rows[place])
         if fresh and (sent_s := jobs[-1].sent_s) > 0:
-            took_s = self._loop.time() - sent_s
+            took_s = time.monotonic() - sent_s
             self._latency_s += (took_s - self._latency_s) * _LATENCY_WEIGHT
 
     async def _add_jobs(self, delivery: Delivery) -> None:
@@ -333,6 +347,8 @@ class HttpOutput:
                 self._tries.of(delivery.rows[job.places[0]]).refused_at[job.only] = given_up
             return None
         self._counts["retries"] += len(job.places)
+        if not reply.status and job.sent_s:  # the endpoint may have got them
+            self._counts["unanswered_messages"] += len(job.places)
         return Again(max(backoff_s(tries_max), self._asked_s(job, reply)), error_of(reply))
 
     def _asked_s(self, job: Job, reply: Reply) -> float:
@@ -348,7 +364,7 @@ class HttpOutput:
         if self.echo is None or job.wait_s:
             return
         messages, at = delivery.rows[job.places[0]]
-        took_ms = (self._loop.time() - job.sent_s) * 1000 if job.sent_s else 0.0
+        took_ms = (time.monotonic() - job.sent_s) * 1000 if job.sent_s else 0.0
         which = messages.ids[at].decode("latin-1")
         more = f" and {len(job.places) - 1} more" if len(job.places) > 1 else ""
         what = reply.status or f"- ({printable(reply.error)})"
@@ -406,10 +422,9 @@ class HttpOutput:
     def _refused(self, delivery: Delivery) -> list[int]:
         """The places of those that are refused; in an outage they are held instead."""
         places: list[int] = []
+        self._breaker.note_done(delivery.answers.count(DONE))
         for place, answer in enumerate(delivery.answers):
-            if answer is DONE:
-                self._breaker.note(failed=False)
-            elif not isinstance(answer, Refused):
+            if not isinstance(answer, Refused):
                 pass
             elif self._holds(delivery, place):
                 tries = self._tries.get(delivery.rows[place])
@@ -429,7 +444,7 @@ class HttpOutput:
         if self._breaker.is_open:
             return True
         if is_new:
-            self._breaker.note(failed=True)
+            self._breaker.note_failed()
             self._counts["rejected"] += 1
         return False
 

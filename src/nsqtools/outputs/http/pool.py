@@ -5,6 +5,7 @@ not wanted any more.
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -164,11 +165,12 @@ class Pool(Owner):
             connection = await tunnelled(proxy, origin, tls, name, self._made)
         return connection
 
+    # Not the loop's time, which has whole milliseconds only.
     def _made(self) -> Connection:
         if self.proxy is None and not self._options.keeps_location:
-            return Connection(self, self._loop.time)
+            return Connection(self, time.monotonic)
         is_tunnel = self.origin.is_tls
-        return RoutedConnection(self, self._loop.time, self.proxy, is_tunnel=is_tunnel)
+        return RoutedConnection(self, time.monotonic, self.proxy, is_tunnel=is_tunnel)
 
     def _look(self) -> None:
         """Give up requests whose time is over, and connections that nobody wants: one timer for all of

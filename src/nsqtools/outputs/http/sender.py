@@ -7,6 +7,7 @@ no endpoint may be asked now, it is told so at once, with the time when one may 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -281,7 +282,7 @@ class Sender:
             reply = Reply(0, f"status {reply.status} came before the request was sent")
             outcome = self._judge(0)
         self.counts["requests"] += 1
-        latency_s = now_s - job.sent_s if job.sent_s else 0.0
+        latency_s = time.monotonic() - job.sent_s if job.sent_s else 0.0
         if self._pacing.status is not None:
             self._pacing.status.note(job.endpoint, latency_s, now_s)
         if self._pacing.latencies is not None:
