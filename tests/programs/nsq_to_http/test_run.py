@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import logging
+import socket
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -28,6 +31,8 @@ from nsqtools.pipeline import delivery as delivery_module
 from nsqtools.pipeline import topic as topic_module
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.support.nsqd import Nsqd, StartNsqd
 
 BODIES = [b"%d" % number for number in range(200)]
@@ -399,3 +404,64 @@ async def test_requests_without_an_answer_may_be_double(
             assert counted(run, "unanswered_messages") == 1
     assert endpoint.bodies == [b"1"] * 2
     assert any("possible_duplicates=1" in one for one in caplog.messages)
+
+
+async def test_every_status(nsqd: Nsqd, tmp_path: Path) -> None:
+    """Each message asks for one at first, and gets 200 when it comes again."""
+    statuses = [status for status in range(200, 600) if status != 304]  # which has no body to end
+    seen: Counter[bytes] = Counter()
+
+    def answer(one: Received) -> web.Response:
+        seen[one.body] += 1
+        return web.Response(status=int(one.body) if seen[one.body] == 1 else 200)
+
+    async with serving(answer) as endpoint:
+        flags = (f"--dead-letter-dir={tmp_path}", "--dead-letter-max-ratio=1")
+        async with delivering(nsqd, f"--post={endpoint.url()}", *flags):
+            await publish(nsqd, *[b"%d" % status for status in statuses])
+            await until_settled(nsqd, len(statuses))
+    lines = [line for path in tmp_path.glob("*.jsonl") for line in path.read_text().splitlines()]
+    letters = [json.loads(line) for line in lines]
+    mended = {408, 425, 429, *range(500, 600)}
+    refused = {status for status in statuses if status >= 300} - mended
+    assert {int(one["body"]): one["status"] for one in letters} == {one: one for one in refused}
+    assert {int(body) for body, count in seen.items() if count == 2} == mended
+    assert max(seen.values()) == 2
+
+
+async def test_an_endpoint_that_comes_and_goes(nsqd: Nsqd) -> None:
+    """Down and up again while messages are on their way: each arrives, none is given up."""
+    wanted = {b"%d" % number for number in range(600)}
+    got: set[bytes] = set()
+    async with serving() as first:
+        port = int(first.address.rpartition(":")[2])
+    async with delivering(nsqd, f"--post=http://127.0.0.1:{port}/", "--n=5") as run:
+        await publish(nsqd, *wanted)
+        while len(got) < 500:
+            async with serving(slowly, port=port) as endpoint:
+                await until(lambda one=endpoint: len(one.received) >= 30)
+            got |= set(endpoint.bodies)
+            await asyncio.sleep(0.02)
+        async with serving(port=port) as endpoint:
+            await until_settled(nsqd, 600)
+        assert got | set(endpoint.bodies) == wanted
+        assert counted(run, "rejected") == 0
+    assert (await stats(nsqd))["requeue_count"] == 0
+
+
+async def slowly(_: Received) -> web.Response:
+    await asyncio.sleep(0.002)
+    return web.Response()
+
+
+async def test_an_endpoint_by_its_ipv6_address(nsqd: Nsqd) -> None:
+    with contextlib.closing(socket.socket(socket.AF_INET6)) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+    async with serving(host="::1") as endpoint, delivering(nsqd, f"--post={endpoint.url('/x')}"):
+        await publish(nsqd, b"1")
+        await until_settled(nsqd, 1)
+        assert endpoint.bodies == [b"1"]
+        assert endpoint.received[0].headers["Host"] == endpoint.address
