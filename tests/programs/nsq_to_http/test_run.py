@@ -438,15 +438,20 @@ async def test_an_endpoint_that_comes_and_goes(nsqd: Nsqd) -> None:
     async with delivering(nsqd, f"--post=http://127.0.0.1:{port}/", "--n=5") as run:
         await publish(nsqd, *wanted)
         while len(got) < 500:
-            async with serving(slowly, port=port) as endpoint:
-                await until(lambda one=endpoint: len(one.received) >= 30)
-            got |= set(endpoint.bodies)
+            got |= await some_of(port)
             await asyncio.sleep(0.02)
         async with serving(port=port) as endpoint:
             await until_settled(nsqd, 600)
         assert got | set(endpoint.bodies) == wanted
         assert counted(run, "rejected") == 0
     assert (await stats(nsqd))["requeue_count"] == 0
+
+
+async def some_of(port: int) -> set[bytes]:
+    """What an endpoint gets that is there for thirty messages."""
+    async with serving(slowly, port=port) as endpoint:
+        await until(lambda: len(endpoint.received) >= 30)
+    return set(endpoint.bodies)
 
 
 async def slowly(_: Received) -> web.Response:
