@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.archive.failing_os import COUNTED, FoldersApart
 from tests.archive.helpers import batch_of, claims, read_bodies, spec, visible
+from tests.archive.test_manifest import assert_fits
 from tests.test_publish import NoLinks
 
 from nsqtools import durable, publish
+from nsqtools.archive.files import MANIFEST_SUFFIX
+from nsqtools.archive.manifest import manifest_name
 from nsqtools.archive.recovery import recover
 from nsqtools.archive.rotation import RotationPolicy
 from nsqtools.archive.writer import ArchiveWriter
@@ -129,6 +132,7 @@ def test_killed_at_every_call(
             work_dir=work,
             rotation=RotationPolicy(rotate_records=3),
             compact=True,
+            manifest=True,
         )
         done, acknowledged = in_child(kill_at, links, partial(archive, wanted))
         for recovery_kill_at in (kill_at % 37, CALLS_MAX):
@@ -143,9 +147,14 @@ def test_killed_at_every_call(
 
 
 def check(output: Path, work: Path, acknowledged: int) -> None:
-    """Every acknowledged message stands in one finished file, once, and nothing else is left."""
+    """Every acknowledged message stands in one finished file, once; each file has its manifest; nothing
+    else is left."""
     bodies = []
-    for path in visible(output):
+    manifests = {path for path in visible(output) if path.name.endswith(MANIFEST_SUFFIX)}
+    files = [path for path in visible(output) if path not in manifests]
+    assert manifests == {path.with_name(manifest_name(path.name)) for path in files}
+    for path in files:
+        assert_fits(path)
         found, damage = read_bodies(path)
         assert damage is None
         assert path.name.startswith("topic-"), path

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from nsqtools import durable, publish
+from nsqtools.archive import manifest
 from nsqtools.archive.claims import Claim, Placing, claim_paths, topic_of
 from nsqtools.archive.destination import FileFacts, open_destination
 from nsqtools.archive.finishing import SealedFile
@@ -114,6 +115,17 @@ def _failed(path: Path, channel: str, reason: str) -> Recovered:
         reason=reason,
         channel=channel,
         failed=True,
+    )
+
+
+def _facts_of(found: Survey) -> FileFacts:
+    """What is known of a file that is cut and sealed as the survey says."""
+    return FileFacts(
+        size_bytes=found.end + len(found.trailer),
+        records=found.records,
+        first_ts_ns=found.first_ts_ns,
+        last_ts_ns=found.last_ts_ns,
+        content_bytes=found.content_bytes or found.end,
     )
 
 
@@ -235,13 +247,7 @@ class _Recovery:
         durable.fsync_directory(self._path.parent)
 
     def _publish(self, fd: int, found: Survey, reason: str) -> Recovered:
-        facts = FileFacts(
-            size_bytes=found.end + len(found.trailer),
-            records=found.records,
-            first_ts_ns=found.first_ts_ns,
-            last_ts_ns=found.last_ts_ns,
-        )
-        published = self._finish(fd, facts, found)
+        published = self._finish(fd, _facts_of(found), found)
         if published.not_compacted:
             reason = f"{reason}; not compacted: {published.not_compacted}"
         cut_bytes = max(found.size_bytes - found.end, 0)
@@ -272,15 +278,11 @@ class _Recovery:
         if found.records == 0:
             self._remove(fd)
             return self._result(None, found, cut_bytes=found.size_bytes, reason=reason)
-        facts = FileFacts(
-            size_bytes=found.end + len(found.trailer),
-            records=found.records,
-            first_ts_ns=found.first_ts_ns,
-            last_ts_ns=found.last_ts_ns,
-        )
         self._write_sound_part(fd, found)
-        durable.stamp(self._claim.rewrite_path)
-        placing = Placing(name=self._claim.facts.name, is_rewrite=True, facts=facts)
+        source = self._claim.rewrite_path
+        durable.stamp(source)
+        placing = Placing(name=self._claim.facts.name, is_rewrite=True, facts=_facts_of(found))
+        placing = manifest.prepare(self._claim, placing, source)
         self._claim.note_placing(placing)
         return replace(self._resume(placing, fd), cut_bytes=cut_bytes, reason=reason)
 

@@ -19,6 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from nsqtools import durable
+from nsqtools.archive import manifest
 from nsqtools.archive.claims import ClaimFacts
 from nsqtools.archive.destination import DIRECTORY_MODE, FolderDestination
 from nsqtools.archive.files import PART_SUFFIX
@@ -66,6 +67,8 @@ class ArchiveSpec:
     compression: str = "none"
     level: int | None = None
     compact: bool = True
+    manifest: bool = False
+    """Whether each finished file gets a manifest beside it."""
     keys_max: int = 0
     """How many messages may be delivered again without our knowing: 0: they are not looked for."""
     rotation: RotationPolicy = field(default_factory=RotationPolicy)
@@ -278,10 +281,12 @@ class ArchiveWriter:
         once, now = self.once, self._clock.monotonic()
         try:
             if once is None:
-                return file.append(groups, now)
-            keys = [Keys.of(each) for each in batches if len(each)]
-            disk_bytes = file.append(groups, now, partial(once.note, file.unique, keys))
-            once.committed(keys)
+                disk_bytes = file.append(groups, now)
+            else:
+                keys = [Keys.of(each) for each in batches if len(each)]
+                disk_bytes = file.append(groups, now, partial(once.note, file.unique, keys))
+                once.committed(keys)
+            file.note(batches)
             return disk_bytes
         except BaseException:
             if file.size_bytes == 0:
@@ -396,6 +401,7 @@ class ArchiveWriter:
             channel=spec.channel,
             host=spec.host,
             created_at=self._clock.time(),
+            manifest=spec.manifest,
         )
         return PartFile.create(
             work_dir=spec.work_dir,
@@ -422,9 +428,9 @@ class ArchiveWriter:
 
     def _is_taken(self, stem: str, revision: int) -> bool:
         name = self._naming.name(stem, revision)
-        return self._destination.is_taken(name) or durable.is_taken(
-            path_of(self._spec.work_dir, name + PART_SUFFIX)
-        )
+        return manifest.is_taken(
+            self._destination, name, with_manifest=self._spec.manifest
+        ) or durable.is_taken(path_of(self._spec.work_dir, name + PART_SUFFIX))
 
     def _stem_now(self) -> str:
         """The stem at this time, worked out once a second."""

@@ -113,6 +113,14 @@ class FileOptions:
         group=_FORMAT,
     )
 
+    manifest: bool = option(
+        BOOL,
+        default="false",
+        help="put a small JSON beside each finished file: how many records, from when to when, sizes,"
+        " SHA-256",
+        group=_FORMAT,
+    )
+
     rotate_size_bytes: int = option(
         SIZE,
         default="0",

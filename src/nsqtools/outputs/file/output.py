@@ -223,6 +223,8 @@ class FileOutput:
         self._counts["files"] += 1
         if file.not_compacted:
             self._log.warning("published as it was written", reason=file.not_compacted)
+        if file.no_manifest:
+            self._log.warning("finished without a manifest", reason=file.no_manifest)
         self._log.info(
             "finished",
             path=file.location,

@@ -114,6 +114,7 @@ def archive_spec(options: NsqToFileOptions, topic: str) -> ArchiveSpec:
         record_format=options.record_format,
         compression=options.compression,
         compact=not options.no_compact,
+        manifest=options.manifest,
         # As many FINs may be on their way as messages are in flight; twice, because RDY moves.
         keys_max=0 if options.no_dedupe else 2 * options.max_in_flight,
         level=options.compression_level if options.compression != "none" else None,
