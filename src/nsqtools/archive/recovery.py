@@ -44,7 +44,8 @@ class Recovered:
 
     `published` is its location at its destination; None when nothing in it was whole, or it was
     left as it is. `failed`: it could not be recovered now, and will be tried again at the next
-    start. `reason` says more, of either. `channel` is what its claim says; "" when that says nothing.
+    start. `reason` says more, of either. `claimed` is known of what did not fail. `channel` is what its
+    claim says; "" when that says nothing.
     """
 
     path: Path
@@ -54,6 +55,8 @@ class Recovered:
     reason: str
     channel: str = ""
     failed: bool = False
+    claimed: ClaimFacts | None = None
+    stored_bytes: int = 0
     first_ts_ns: int | None = None
     last_ts_ns: int | None = None
 
@@ -88,7 +91,7 @@ def recover(
             yield _failed(subject, channel, str(error))
         else:
             if result is not None:
-                yield replace(result, channel=channel)
+                yield replace(result, channel=channel, claimed=claim.facts)
 
 
 def claims_by_topic(work_dir: Path) -> dict[str, list[Path]]:
@@ -233,6 +236,7 @@ class _Recovery:
             records=published.messages,
             cut_bytes=0,
             reason="finished a move that was cut",
+            stored_bytes=published.disk_bytes,
             first_ts_ns=published.first_ts_ns,
             last_ts_ns=published.last_ts_ns,
         )
@@ -251,7 +255,8 @@ class _Recovery:
         if published.not_compacted:
             reason = f"{reason}; not compacted: {published.not_compacted}"
         cut_bytes = max(found.size_bytes - found.end, 0)
-        return self._result(published.location, found, cut_bytes=cut_bytes, reason=reason)
+        result = self._result(published.location, found, cut_bytes=cut_bytes, reason=reason)
+        return replace(result, stored_bytes=published.disk_bytes)
 
     def _finish(self, fd: int, facts: FileFacts, found: Survey | None = None) -> Published:
         name = self._claim.facts.name

@@ -22,6 +22,7 @@ from nsqtools.options import (
     Kind,
     option,
 )
+from nsqtools.options.system import COMMAND
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,6 +71,20 @@ class FileOptions:
         default="false",
         help="no effect: a file is created with its first message, so none is ever empty",
         group=_FILES,
+    )
+
+    on_publish: tuple[str, ...] | None = option(
+        COMMAND,
+        help="run this for each finished file, with its path as last argument and NSQTOOLS_TOPIC,"
+        " _RECORDS and others in its environment; no shell, no retry",
+        group=_FILES,
+    )
+    on_publish_timeout_s: float = option(
+        _POSITIVE,
+        default="1m",
+        help="longest time that --on-publish may take for a file",
+        group=_FILES,
+        problem=_SHOULD_BE_POSITIVE,
     )
 
     record_format: RecordFormat = option(

@@ -19,6 +19,7 @@ from nsqtools.clock import SystemClock
 from nsqtools.errors import NsqToolsError, StorageError
 from nsqtools.observe.log import Repeated, get_log
 from nsqtools.outputs.contract import DONE, Again, Feeding
+from nsqtools.outputs.file.hook import PublishedFile
 from nsqtools.outputs.workers import Due
 
 if TYPE_CHECKING:
@@ -28,11 +29,15 @@ if TYPE_CHECKING:
     from nsqtools.archive.writer import ArchiveSpec, Commit
     from nsqtools.observe.log import Log
     from nsqtools.outputs.contract import Answer
+    from nsqtools.outputs.file.hook import PublishHook
     from nsqtools.outputs.file.leftovers import Leftovers
     from nsqtools.outputs.workers import Workers
     from nsqtools.wire.messages import Messages
 
 _COUNTS = ("disk_bytes", "files", "ambiguous_messages", "failures", "duplicates", "forgotten_keys")
+_HOOK_COUNTS = ("commands", "failed_commands")
+# How long the end waits for commands that run for published files.
+HOOK_WAIT_S = 15.0
 RETRY_FIRST_S = 0.5
 RETRY_MAX_S = 30.0
 # Messages of which it is kept apart that they may come again; beyond it all of their nsqd may.
@@ -49,8 +54,12 @@ class FileOutput:
         *,
         sync_interval_s: float,
         leftovers: Leftovers | None = None,
+        hook: PublishHook | None = None,
+        hook_wait_s: float = HOOK_WAIT_S,
     ) -> None:
-        """Raises ArchiveError for a name or format that cannot be written."""
+        """`close` waits `hook_wait_s` for the commands of `hook`.
+
+        Raises ArchiveError for a name or format that cannot be written."""
         self.feeding = Feeding(wait_s=sync_interval_s)
         self._topic = spec.topic
         self._writer = ArchiveWriter(spec)
@@ -70,7 +79,10 @@ class FileOutput:
         self._finishes = _Trouble(self._log, "a finished file cannot be published")
         self._rotate_wanted = False
         self._doubts: list[tuple[str, bytes | None]] = []
-        self._counts = dict.fromkeys(_COUNTS, 0)
+        self._spec = spec
+        self._hook = hook
+        self._hook_wait_s = hook_wait_s
+        self._counts = dict.fromkeys((*_COUNTS, *(_HOOK_COUNTS if hook else ())), 0)
 
     async def open(self) -> None:
         """Finish what a run that did not end left of this topic."""
@@ -117,6 +129,8 @@ class FileOutput:
         except StorageError:
             self._counts["failures"] += 1
             raise
+        if self._hook is not None:
+            await self._hook.idle(self._topic, self._hook_wait_s)
 
     async def abandon(self) -> None:
         """Leave all files to recovery: that of the next `open`, in this process or another."""
@@ -231,6 +245,28 @@ class FileOutput:
             messages=file.messages,
             bytes=file.disk_bytes,
         )
+        if self._hook is not None:
+            self._run_hook(self._hook, file)
+
+    def _run_hook(self, hook: PublishHook, file: Published) -> None:
+        spec = self._spec
+        told = PublishedFile(
+            path=file.location,
+            topic=spec.topic,
+            channel=spec.channel,
+            host=spec.host,
+            record_format=spec.record_format,
+            compression=spec.compression,
+            records=file.messages,
+            stored_bytes=file.disk_bytes,
+            first_ts_ns=file.first_ts_ns,
+            last_ts_ns=file.last_ts_ns,
+        )
+        hook.published(told, lambda went_well: self._tell(partial(self._count_hook, went_well)))
+
+    def _count_hook(self, went_well: bool) -> None:
+        self._counts["commands"] += 1
+        self._counts["failed_commands"] += not went_well
 
 
 class _Trouble:

@@ -16,6 +16,8 @@ from nsqtools.errors import StorageError
 from nsqtools.lifecycle import Lifecycle
 from nsqtools.observe.live import LiveLine
 from nsqtools.observe.log import configure, get_log
+from nsqtools.options.fields import variable_of
+from nsqtools.outputs.file.hook import PublishHook
 from nsqtools.outputs.file.leftovers import Leftovers
 from nsqtools.outputs.file.output import FileOutput
 from nsqtools.outputs.workers import Workers
@@ -49,10 +51,11 @@ async def _archive(options: NsqToFileOptions, line: LiveLine) -> int:
     async with Lifecycle(options.shutdown_timeout_s) as life:
         await asyncio.to_thread(_prepare, options)
         workers = Workers()
-        leftovers = Leftovers(options.effective_work_dir, workers)
+        hook = hook_of(options)
+        leftovers = Leftovers(options.effective_work_dir, workers, hook=hook)
         archiver = Run(
             options,
-            lambda topic: output_of(options, topic, workers, leftovers),
+            lambda topic: output_of(options, topic, workers, leftovers, hook),
             done="archived",
             line=line,
             more=lambda total: [f"{total['files']:,} files"],
@@ -65,6 +68,8 @@ async def _archive(options: NsqToFileOptions, line: LiveLine) -> int:
             rest.cancel()
             await asyncio.wait([rest])
             workers.close()
+            if hook is not None:
+                hook.close()
 
 
 def _prepare(options: NsqToFileOptions) -> None:
@@ -80,7 +85,11 @@ def _prepare(options: NsqToFileOptions) -> None:
 
 
 def output_of(
-    options: NsqToFileOptions, topic: str, workers: Workers, leftovers: Leftovers | None = None
+    options: NsqToFileOptions,
+    topic: str,
+    workers: Workers,
+    leftovers: Leftovers | None = None,
+    hook: PublishHook | None = None,
 ) -> FileOutput:
     """The archive of one topic. Raises ArchiveError for a name or a format that cannot be."""
     return FileOutput(
@@ -88,6 +97,19 @@ def output_of(
         workers,
         sync_interval_s=options.sync_interval_s,
         leftovers=leftovers,
+        hook=hook,
+        hook_wait_s=options.shutdown_timeout_s / 2,
+    )
+
+
+def hook_of(options: NsqToFileOptions) -> PublishHook | None:
+    """What runs for each published file, if anything."""
+    if not options.on_publish:
+        return None
+    return PublishHook(
+        options.on_publish,
+        timeout_s=options.on_publish_timeout_s,
+        secret_prefix=variable_of(options.program, ""),
     )
 
 
