@@ -136,6 +136,7 @@ class ArchiveWriter:
         self._naming = spec.naming.format_for(
             spec.topic,
             spec.compression,
+            channel=spec.channel,
             revision_needed=needs_revision(
                 compression=spec.compression,
                 rotated=spec.rotation.is_on,
