@@ -22,7 +22,7 @@ from nsqtools.options import (
     Kind,
     option,
 )
-from nsqtools.options.system import COMMAND
+from nsqtools.options.system import COMMAND, SIZE_OR_PERCENT, Space
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +51,7 @@ class FileOptions:
     filename_format: str = option(
         TEXT,
         default="<TOPIC>.<HOST><REV>.<DATETIME>.log",
-        help="file name; also knows <PID>; a slash makes folders",
+        help="file name; also knows <CHANNEL> and <PID>; a slash makes folders",
         group=_FILES,
     )
     datetime_format: str = option(
@@ -73,6 +73,11 @@ class FileOptions:
         group=_FILES,
     )
 
+    min_free_space: Space | None = option(
+        SIZE_OR_PERCENT,
+        help="while less is free on the disk, write nothing and acknowledge nothing",
+        group=_FILES,
+    )
     on_publish: tuple[str, ...] | None = option(
         COMMAND,
         help="run this for each finished file, with its path as last argument and NSQTOOLS_TOPIC,"
@@ -213,7 +218,9 @@ class FileOptions:
             utc=self.utc,
         )
         try:
-            names = naming.format_for("topic", self.compression, revision_needed=needs_rev)
+            names = naming.format_for(
+                "topic", self.compression, revision_needed=needs_rev, channel="channel"
+            )
             names.stem(time.time())
         except ArchiveError as error:
             problem = str(error)

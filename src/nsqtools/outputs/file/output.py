@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from nsqtools.archive.finishing import Published
+    from nsqtools.archive.space import FreeSpace
     from nsqtools.archive.writer import ArchiveSpec, Commit
     from nsqtools.observe.log import Log
     from nsqtools.outputs.contract import Answer
@@ -54,10 +55,11 @@ class FileOutput:
         *,
         sync_interval_s: float,
         leftovers: Leftovers | None = None,
+        space: FreeSpace | None = None,
         hook: PublishHook | None = None,
         hook_wait_s: float = HOOK_WAIT_S,
     ) -> None:
-        """`close` waits `hook_wait_s` for the commands of `hook`.
+        """`space` is what must stay free; `close` waits `hook_wait_s` for the commands of `hook`.
 
         Raises ArchiveError for a name or format that cannot be written."""
         self.feeding = Feeding(wait_s=sync_interval_s)
@@ -80,6 +82,7 @@ class FileOutput:
         self._rotate_wanted = False
         self._doubts: list[tuple[str, bytes | None]] = []
         self._spec = spec
+        self._space = space
         self._hook = hook
         self._hook_wait_s = hook_wait_s
         self._counts = dict.fromkeys((*_COUNTS, *(_HOOK_COUNTS if hook else ())), 0)
@@ -157,6 +160,8 @@ class FileOutput:
         if once is not None:
             for nsqd, message_id in doubts:
                 once.may_come_again(nsqd, message_id)
+        if self._space is not None:
+            self._space.check()
         commit = self._writer.commit(messages)
         self._publish_sealed()
         return commit

@@ -10,6 +10,7 @@ from nsqtools import durable
 from nsqtools.archive.destination import DIRECTORY_MODE
 from nsqtools.archive.naming import FileNaming, host_identifier
 from nsqtools.archive.rotation import RotationPolicy
+from nsqtools.archive.space import FreeSpace
 from nsqtools.archive.writer import ArchiveSpec
 from nsqtools.ending import INTERRUPTED
 from nsqtools.errors import StorageError
@@ -97,9 +98,17 @@ def output_of(
         workers,
         sync_interval_s=options.sync_interval_s,
         leftovers=leftovers,
+        space=space_of(options),
         hook=hook,
         hook_wait_s=options.shutdown_timeout_s / 2,
     )
+
+
+def space_of(options: NsqToFileOptions) -> FreeSpace | None:
+    """What must stay free on the disks, if anything."""
+    if options.min_free_space is None:
+        return None
+    return FreeSpace((options.output_dir, options.effective_work_dir), options.min_free_space)
 
 
 def hook_of(options: NsqToFileOptions) -> PublishHook | None:
