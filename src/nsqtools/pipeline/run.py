@@ -62,8 +62,11 @@ class Run:
         done: str = "delivered",
         line: LiveLine | None = None,
         more: Callable[[Counter[str]], Sequence[str]] = lambda _: (),
+        wants_all: bool = False,
     ) -> None:
-        """`line` shows how the run is, with what `more` makes of the sums of its counters."""
+        """`line` shows how the run is, with what `more` makes of the sums of its counters. `wants_all`:
+        it is told when others get a part of the channel's messages."""
+        self._wants_all = wants_all
         self._done = done
         self._line = line
         self._text = LiveText(done, more)
@@ -107,6 +110,11 @@ class Run:
         chores = [group.create_task(self._summaries()), group.create_task(self._watch())]
         if self._line is not None and self._line.is_shown:
             chores.append(group.create_task(self._show(self._line)))
+        if self._wants_all:
+            from nsqtools.pipeline.neighbours import Neighbours  # HTTP loads slowly
+
+            others = Neighbours(self._options, self._pipelines, self._health, part_of)
+            chores.append(group.create_task(others.run()))
         if self._options.is_discovering:
             self._health.waiting(_LIST, "an answer of nsqlookupd")
             chores.append(group.create_task(self._discover(group)))

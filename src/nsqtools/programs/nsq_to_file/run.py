@@ -59,6 +59,7 @@ async def _archive(options: NsqToFileOptions, line: LiveLine) -> int:
             lambda topic: output_of(options, topic, workers, leftovers, hook),
             done="archived",
             line=line,
+            wants_all=True,
             more=lambda total: [f"{total['files']:,} files"],
         )
         life.on_reload(archiver.rotate)
