@@ -63,10 +63,11 @@ async def test_says_so_in_log_and_health(
     options = archive_options(
         tmp_path,
         f"--nsqd-tcp-address={nsqd.tcp_address}",
-        f"--nsqd-http-address={nsqd.http_address}",
     )
     workers = Workers()
-    archiver = Run(options, lambda topic: output_of(options, topic, workers), wants_all=True)
+    archiver = Run(
+        options, lambda topic: output_of(options, topic, workers), neighbours_at=[nsqd.http_address]
+    )
     async with Lifecycle(PATIENCE_S, handle_signals=False) as life, asyncio.TaskGroup() as group:
         task = group.create_task(archiver.run(life))
         other = Consumer("t", CHANNEL, consumer_options(), nsqd_addresses=[nsqd.tcp_address])

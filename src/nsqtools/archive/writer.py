@@ -25,7 +25,7 @@ from nsqtools.archive.destination import DIRECTORY_MODE, FolderDestination
 from nsqtools.archive.files import PART_SUFFIX
 from nsqtools.archive.finishing import SealedFile, SealedFiles
 from nsqtools.archive.formats import COMPRESSIONS, RECORD_FORMATS
-from nsqtools.archive.groups import GROUP_BYTES_MAX, Group, payload_bytes, split
+from nsqtools.archive.groups import encode_groups
 from nsqtools.archive.header import encode_header
 from nsqtools.archive.keys import Keys
 from nsqtools.archive.naming import first_free, needs_revision, path_of
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from nsqtools.archive.destination import Destination
     from nsqtools.archive.finishing import Published
+    from nsqtools.archive.groups import Group
     from nsqtools.archive.naming import FileNaming
     from nsqtools.clock import Clock
     from nsqtools.wire.messages import Messages
@@ -210,7 +211,7 @@ class ArchiveWriter:
             self._file = self._open()
         file = self._file
         is_first = file.size_bytes == 0
-        groups, ambiguous = self._encode(batches, is_first=is_first)
+        groups, ambiguous = encode_groups(self._encoder, batches, is_first=is_first)
         disk_bytes = self._append(file, groups, batches)
         return Commit(
             messages=messages,
@@ -264,19 +265,6 @@ class ArchiveWriter:
             self.once.close()
         with self._finishing:
             self.sealed.release_all()
-
-    def _encode(self, batches: Sequence[Messages], *, is_first: bool) -> tuple[list[Group], int]:
-        full = [messages for messages in batches if len(messages)]
-        groups: list[Group] = []
-        ambiguous = 0
-        before = self._encoder.stream_header if is_first else b""
-        for part in [full] if payload_bytes(full) <= GROUP_BYTES_MAX else split(full):
-            encoded = self._encoder.encode(part)
-            content = before + encoded.content if before else encoded.content
-            groups.append(Group.of(part, content))
-            ambiguous += encoded.ambiguous
-            before = b""
-        return groups, ambiguous
 
     def _append(self, file: PartFile, groups: list[Group], batches: Sequence[Messages]) -> int:
         once, now = self.once, self._clock.monotonic()

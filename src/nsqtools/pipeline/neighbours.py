@@ -40,6 +40,7 @@ class Neighbours:
     def __init__(
         self,
         options: ConsumingOptions,
+        nsqd_http_addresses: Sequence[str],
         pipelines: Mapping[str, TopicPipeline],
         health: Health,
         part_of: Callable[[str], str],
@@ -48,7 +49,7 @@ class Neighbours:
         self._pipelines = pipelines
         self._health = health
         self._part_of = part_of
-        self._addresses = http_addresses(options.nsqd_http_address, options.nsqd_tcp_address)
+        self._addresses = http_addresses(nsqd_http_addresses, options.nsqd_tcp_address)
         self._told: set[str] = set()
 
     async def run(self) -> None:

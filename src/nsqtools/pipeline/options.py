@@ -95,12 +95,6 @@ class ConsumingOptions(LogOptions, StatusOptions):
     lookupd_http_address: tuple[str, ...] = repeated(
         HTTP_ADDRESS, help="nsqlookupd that knows the nsqds; host:port or a URL", group=_WHERE
     )
-    nsqd_http_address: tuple[str, ...] = repeated(
-        HTTP_ADDRESS,
-        help="where nsqd answers HTTP, to see who else consumes the channel; default: port 4151 beside"
-        " 4150, or what nsqlookupd says",
-        group=_WHERE,
-    )
     max_in_flight: int = option(
         Int(minimum=1, maximum=MAX_IN_FLIGHT_MAX),
         default="2500",  # a commit of NSQ's 200 is mostly waiting for its fsync

@@ -62,11 +62,12 @@ class Run:
         done: str = "delivered",
         line: LiveLine | None = None,
         more: Callable[[Counter[str]], Sequence[str]] = lambda _: (),
-        wants_all: bool = False,
+        neighbours_at: Sequence[str] | None = None,
     ) -> None:
-        """`line` shows how the run is, with what `more` makes of the sums of its counters. `wants_all`:
-        it is told when others get a part of the channel's messages."""
-        self._wants_all = wants_all
+        """`line` shows how the run is, with what `more` makes of the sums of its counters. Unless
+        `neighbours_at` is None it is told when others get a part of the channel's messages: asked there,
+        or wherever nsqds answer HTTP."""
+        self._neighbours_at = neighbours_at
         self._done = done
         self._line = line
         self._text = LiveText(done, more)
@@ -110,10 +111,12 @@ class Run:
         chores = [group.create_task(self._summaries()), group.create_task(self._watch())]
         if self._line is not None and self._line.is_shown:
             chores.append(group.create_task(self._show(self._line)))
-        if self._wants_all:
+        if self._neighbours_at is not None:
             from nsqtools.pipeline.neighbours import Neighbours  # HTTP loads slowly
 
-            others = Neighbours(self._options, self._pipelines, self._health, part_of)
+            others = Neighbours(
+                self._options, self._neighbours_at, self._pipelines, self._health, part_of
+            )
             chores.append(group.create_task(others.run()))
         if self._options.is_discovering:
             self._health.waiting(_LIST, "an answer of nsqlookupd")

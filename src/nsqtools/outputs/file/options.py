@@ -32,6 +32,7 @@ RecordFormat = Literal["lines", "jsonl", "framed"]
 Compression = Literal["none", "gzip", "zstd"]
 RECORD_FORMAT: Kind[RecordFormat] = Choice(("lines", "jsonl", "framed"))
 COMPRESSION: Kind[Compression] = Choice(("none", "gzip", "zstd"))
+_STREAM: Kind[Literal["-"]] = Choice(("-",))
 _POSITIVE = Duration(minimum="1ns")
 _SHOULD_BE_POSITIVE = "{flag} should be positive"
 
@@ -45,6 +46,11 @@ class FileOptions:
     """How topics are archived in files. Times are in seconds, sizes in bytes."""
 
     output_dir: Path = option(FOLDER, default="/tmp", help="where finished files go", group=_FILES)  # noqa: S108
+    output: Literal["-"] | None = option(
+        _STREAM,
+        help="- : write one topic to standard output instead of files",
+        group=_FILES,
+    )
     work_dir: Path | None = option(
         FOLDER, help="where unfinished files are; default: the output folder", group=_FILES
     )
@@ -198,6 +204,9 @@ class FileOptions:
         """The mistakes that concern several of these options, in NSQ's words."""
         if self.gzip and self.compress not in (None, "gzip"):
             yield f"--gzip contradicts --compress {self.compress}"
+        if self.output is not None:
+            yield from self._check_stream()
+            return
         rotates = (
             self.rotate_size_bytes
             or self.rotate_interval_s
@@ -206,6 +215,21 @@ class FileOptions:
         )
         needs_rev = self.compression != "none" or bool(rotates) or self.has_work_dir
         yield from self._check_names(needs_rev=needs_rev)
+
+    def _check_stream(self) -> Iterator[str]:
+        """What has no meaning without files."""
+        given = {
+            "--work-dir": self.work_dir,
+            "--manifest": self.manifest,
+            "--on-publish": self.on_publish,
+            "--min-free-space": self.min_free_space,
+            "--rotate-size": self.rotate_size_bytes,
+            "--rotate-interval": self.rotate_interval_s,
+            "--rotate-records": self.rotate_records,
+            "--rotate-idle": self.rotate_idle_s,
+        }
+        if wrong := [flag for flag, value in given.items() if value]:
+            yield f"--output=- makes no files: it cannot be with {', '.join(wrong)}"
 
     def _check_names(self, *, needs_rev: bool) -> Iterator[str]:
         """What is wrong with every name, whatever the topic."""

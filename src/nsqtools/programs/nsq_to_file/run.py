@@ -11,6 +11,7 @@ from nsqtools.archive.destination import DIRECTORY_MODE
 from nsqtools.archive.naming import FileNaming, host_identifier
 from nsqtools.archive.rotation import RotationPolicy
 from nsqtools.archive.space import FreeSpace
+from nsqtools.archive.streaming import StreamSpec
 from nsqtools.archive.writer import ArchiveSpec
 from nsqtools.ending import INTERRUPTED
 from nsqtools.errors import StorageError
@@ -21,10 +22,13 @@ from nsqtools.options.fields import variable_of
 from nsqtools.outputs.file.hook import PublishHook
 from nsqtools.outputs.file.leftovers import Leftovers
 from nsqtools.outputs.file.output import FileOutput
+from nsqtools.outputs.file.stream import StreamOutput
 from nsqtools.outputs.workers import Workers
 from nsqtools.pipeline.run import Run
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nsqtools.outputs.file.options import FileOptions
     from nsqtools.programs.nsq_to_file.options import NsqToFileOptions
 
@@ -45,7 +49,53 @@ async def run(options: NsqToFileOptions) -> int:
             log_format=options.log_format,
             stream=line.log_stream,
         )
+        if options.output is not None:
+            return await _stream(options, line)
         return await _archive(options, line)
+
+
+async def _stream(options: NsqToFileOptions, line: LiveLine) -> int:
+    """To standard output. Raises StorageError when that could not be written any more."""
+    async with Lifecycle(options.shutdown_timeout_s) as life:
+        workers = Workers()
+        broken: list[StorageError] = []
+
+        def on_broken(failure: StorageError) -> None:
+            broken.append(failure)
+            life.stop(str(failure))
+
+        run = Run(
+            options,
+            lambda topic: stream_of(options, topic, workers, on_broken),
+            done="written",
+            line=line,
+            neighbours_at=options.nsqd_http_address,
+        )
+        try:
+            ended = await run.run(life)
+        finally:
+            workers.close()
+        if broken:
+            raise broken[0]
+        return 0 if ended else INTERRUPTED
+
+
+def stream_of(
+    options: NsqToFileOptions,
+    topic: str,
+    workers: Workers,
+    on_broken: Callable[[StorageError], None],
+) -> StreamOutput:
+    """One topic on standard output."""
+    spec = StreamSpec(
+        topic=topic,
+        channel=options.channel,
+        host=host_identifier(options.host_identifier),
+        record_format=options.record_format,
+        compression=options.compression,
+        level=options.compression_level if options.compression != "none" else None,
+    )
+    return StreamOutput(spec, workers, wait_s=options.sync_interval_s, on_broken=on_broken)
 
 
 async def _archive(options: NsqToFileOptions, line: LiveLine) -> int:
@@ -59,7 +109,7 @@ async def _archive(options: NsqToFileOptions, line: LiveLine) -> int:
             lambda topic: output_of(options, topic, workers, leftovers, hook),
             done="archived",
             line=line,
-            wants_all=True,
+            neighbours_at=options.nsqd_http_address,
             more=lambda total: [f"{total['files']:,} files"],
         )
         life.on_reload(archiver.rotate)
