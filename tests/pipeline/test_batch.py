@@ -140,6 +140,14 @@ async def test_ends_when_so_many_are_done(
     assert "all messages that were wanted are done" in caplog.text
 
 
+async def test_an_end_by_itself_forces_none_that_was_asked_for() -> None:
+    """The last message may be done after SIGTERM."""
+    async with Lifecycle(1.0, handle_signals=False) as life:
+        life.stop("SIGTERM")
+        life.end("all messages that were wanted are done")
+        assert not life.forced.is_set()
+
+
 @pytest.mark.usefixtures("lives")
 async def test_ends_when_nothing_comes(nsqd: Nsqd, tmp_path: Path) -> None:
     await publish(nsqd, *TEN)

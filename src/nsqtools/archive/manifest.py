@@ -142,21 +142,23 @@ def take_away(path: Path) -> Manifest | None:
     return found
 
 
-def put_back(path: Path, manifest: Manifest, compression: str) -> None:
-    """Make the manifest of a file that holds what another one held, of which this was the manifest.
+def fitted(said: Manifest, path: Path, compression: str) -> Manifest:
+    """The manifest of a file that holds what another one held, of which this was the manifest.
 
-    Raises `StorageError`. A name that is taken stays as it is.
+    Raises `StorageError`.
+    """
+    stored_bytes, sha256 = durable.size_of(path), durable.sha256_of(path)
+    return replace(said, compression=compression, stored_bytes=stored_bytes, sha256=sha256)
+
+
+def write_beside(path: Path, said: Manifest) -> None:
+    """Give a file that is at its place a manifest; a name that is taken stays as it is.
+
+    Raises `StorageError`.
     """
     beside = path.with_name(manifest_name(path.name))
-    if durable.is_taken(beside):
-        return
-    changed = replace(
-        manifest,
-        compression=compression,
-        stored_bytes=durable.size_of(path),
-        sha256=durable.sha256_of(path),
-    )
-    durable.replace_file(beside, changed.encode(), mode=0o666)
+    if not durable.is_taken(beside):
+        durable.replace_file(beside, said.encode(), mode=0o666)
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -92,7 +92,7 @@ class Run:
         """
         self._health = life.health
         if wanted := self._options.max_messages:
-            self._quota = Quota(wanted, lambda: life.stop("all messages that were wanted are done"))
+            self._quota = Quota(wanted, lambda: life.end("all messages that were wanted are done"))
         if not self._options.is_discovering:
             self._check_outputs()
         async with self._status_server(life), asyncio.TaskGroup() as group:
@@ -148,7 +148,7 @@ class Run:
             now_s = clock.monotonic()
             if idle.is_over(is_quiet=self._is_quiet(), received=self._received(), now_s=now_s):
                 break
-        life.stop(f"no message has come for {render_duration(idle_s)}")
+        life.end(f"no message has come for {render_duration(idle_s)}")
 
     def _received(self) -> int:
         """Another number when another message has come."""

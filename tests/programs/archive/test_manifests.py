@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,9 @@ from tests.archive.helpers import PAIRS, close, spec
 from tests.archive.test_manifest import assert_fits, beside
 from tests.programs.archive.helpers import numbered
 
+from nsqtools import durable
 from nsqtools.archive.writer import ArchiveWriter
+from nsqtools.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,3 +114,17 @@ def test_a_file_that_gets_another_name_takes_it_along(
     assert assert_fits(new).compression == "zstd"
     assert not beside(path).exists()
     assert run("verify", tmp_path).code == 0
+
+
+def test_a_file_that_could_not_be_replaced_keeps_its_own(
+    tmp_path: Path, run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = archived(tmp_path, "framed", "zstd")
+    before = assert_fits(path)
+
+    def refuse(source: Path, path: Path) -> None:
+        raise StorageError("rename", path, OSError(errno.EIO, "the disk"))
+
+    monkeypatch.setattr(durable, "put_in_place", refuse)
+    assert run("compact", "--replace", path).code == 5
+    assert assert_fits(path) == before

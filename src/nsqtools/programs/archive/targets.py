@@ -78,17 +78,26 @@ def put(
         place(new, target)
         return target
     check_unchanged(old, was)
-    said = manifest.take_away(old)
     target = old.with_name(names.in_place)
+    said = manifest.take_away(old)
+    try:
+        _put_in_place(new, old, target, was)
+    except StorageError:
+        if said is not None:
+            manifest.write_beside(old, said)
+        raise
+    if said is not None:
+        manifest.write_beside(target, manifest.fitted(said, target, compression))
+    return target
+
+
+def _put_in_place(new: Path, old: Path, target: Path, was: os.stat_result) -> None:
     if target == old:
         replace(new, old, was)
-    else:
-        place(new, target)
-        check_unchanged(old, was)
-        durable.remove(old, (was.st_dev, was.st_ino))
-    if said is not None:
-        manifest.put_back(target, said, compression)
-    return target
+        return
+    place(new, target)
+    check_unchanged(old, was)
+    durable.remove(old, (was.st_dev, was.st_ino))
 
 
 def real_path(file: FoundFile) -> Path:

@@ -62,7 +62,7 @@ async def _stream(options: NsqToFileOptions, line: LiveLine) -> int:
 
         def on_broken(failure: StorageError) -> None:
             broken.append(failure)
-            life.stop(str(failure))
+            life.end(str(failure))
 
         run = Run(
             options,
