@@ -52,7 +52,7 @@ class Space:
 class SizeOrPercent(Kind[Space]):
     """A size, or a part of the whole."""
 
-    metavar: str = "SIZE|PERCENT"
+    metavar: str = "SIZE|%"
     explain: str = "a size such as 10GiB, or a part of the disk such as 5%"
     native: tuple[type, ...] = (int,)
 

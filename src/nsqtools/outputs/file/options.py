@@ -48,7 +48,7 @@ class FileOptions:
     output_dir: Path = option(FOLDER, default="/tmp", help="where finished files go", group=_FILES)  # noqa: S108
     output: Literal["-"] | None = option(
         _STREAM,
-        help="- : write one topic to standard output instead of files",
+        help="write one topic to standard output instead of files",
         group=_FILES,
     )
     work_dir: Path | None = option(
