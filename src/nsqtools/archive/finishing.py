@@ -217,6 +217,12 @@ class SealedFiles:
         with self._lock:
             return self._files[0] if self._files else None
 
+    @property
+    def oldest_s(self) -> float | None:
+        """When the oldest of them was created, in seconds since the epoch; None without one."""
+        first = self.first()
+        return None if first is None else first.claim.facts.created_at
+
     def drop_first(self) -> None:
         with self._lock:
             self._files.popleft()

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nsqtools.archive.files import MANIFEST_SUFFIX
+from nsqtools.archive.files import BESIDE
 from nsqtools.archive.formats import COMPRESSIONS
 from nsqtools.errors import ArchiveError
 from nsqtools.wire.names import is_valid_name
@@ -136,7 +136,7 @@ class TopicNaming:
         if "<DATETIME>" not in self.template:
             stem = self.template
         else:
-            stem = self.template.replace("<DATETIME>", self._datetime(now))
+            stem = self.template.replace("<DATETIME>", self.datetime_at(now))
         name = self.name(stem, 0)
         check_name(name)
         check_length(name)
@@ -160,7 +160,8 @@ class TopicNaming:
             step = _MINUTE_S
         return now - now % step + step
 
-    def _datetime(self, now: float) -> str:
+    def datetime_at(self, now: float) -> str:
+        """`<DATETIME>` at a time."""
         if self.utc:
             moment = datetime.fromtimestamp(now, UTC)
         else:
@@ -191,8 +192,8 @@ def check_length(name: str) -> None:
     if last > NAME_BYTES_MAX - ROOM_BYTES or max(folders, default=0) > NAME_BYTES_MAX:
         limit = f"a name of {NAME_BYTES_MAX - ROOM_BYTES} bytes in folders of {NAME_BYTES_MAX}"
         raise ArchiveError(f"the file name {name!r} is too long: {limit} is the limit")
-    if name.endswith(MANIFEST_SUFFIX):
-        raise ArchiveError(f"the file name {name!r} is that of a manifest")
+    if name.endswith(BESIDE):
+        raise ArchiveError(f"the file name {name!r} is that of a manifest or a watermark")
 
 
 def path_of(directory: Path, name: str) -> Path:

@@ -186,6 +186,17 @@ class ArchiveWriter:
             name_change_s=None if change is None else change - time_s,
         )
 
+    @property
+    def oldest_unfinished_s(self) -> float | None:
+        """When the oldest file was created that is not published, in seconds since the epoch."""
+        if (oldest_s := self.sealed.oldest_s) is not None:
+            return oldest_s
+        return None if self._file is None else self._file.claim.facts.created_at
+
+    def period_at(self, time_s: float) -> str:
+        """`<DATETIME>` for a time."""
+        return self._naming.datetime_at(time_s)
+
     def commit(self, batches: Sequence[Messages]) -> Commit:
         """Append messages to the archive; they, and their file's name, are durable on return.
 

@@ -147,6 +147,13 @@ class FileOptions:
         group=_FORMAT,
     )
 
+    watermark: bool = option(
+        BOOL,
+        default="false",
+        help="keep a small JSON for each topic that says up to which time its archive is complete",
+        group=_FILES,
+    )
+
     rotate_size_bytes: int = option(
         SIZE,
         default="0",
@@ -221,6 +228,7 @@ class FileOptions:
         given = {
             "--work-dir": self.work_dir,
             "--manifest": self.manifest,
+            "--watermark": self.watermark,
             "--on-publish": self.on_publish,
             "--min-free-space": self.min_free_space,
             "--rotate-size": self.rotate_size_bytes,

@@ -11,9 +11,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from nsqtools.archive.watermark import Watermark
 from nsqtools.archive.writer import ArchiveWriter
 from nsqtools.clock import SystemClock
 from nsqtools.errors import NsqToolsError, StorageError
@@ -39,6 +41,8 @@ _COUNTS = ("disk_bytes", "files", "ambiguous_messages", "failures", "duplicates"
 _HOOK_COUNTS = ("commands", "failed_commands")
 # How long the end waits for commands that run for published files.
 HOOK_WAIT_S = 15.0
+# How often the watermark is looked at while nothing is published.
+MARK_INTERVAL_S = 10.0
 RETRY_FIRST_S = 0.5
 RETRY_MAX_S = 30.0
 # Messages of which it is kept apart that they may come again; beyond it all of their nsqd may.
@@ -56,6 +60,7 @@ class FileOutput:
         sync_interval_s: float,
         leftovers: Leftovers | None = None,
         space: FreeSpace | None = None,
+        watermark: bool = False,
         hook: PublishHook | None = None,
         hook_wait_s: float = HOOK_WAIT_S,
     ) -> None:
@@ -83,6 +88,11 @@ class FileOutput:
         self._doubts: list[tuple[str, bytes | None]] = []
         self._spec = spec
         self._space = space
+        self._watermark = (
+            Watermark(spec, self._writer.period_at, SystemClock()) if watermark else None
+        )
+        self._marked_s = 0.0
+        self._marks = _Trouble(self._log, "the watermark cannot be written")
         self._hook = hook
         self._hook_wait_s = hook_wait_s
         self._counts = dict.fromkeys((*_COUNTS, *(_HOOK_COUNTS if hook else ())), 0)
@@ -93,6 +103,8 @@ class FileOutput:
             await self._leftovers.finish(self._topic)
         if (once := self._writer.once) is not None:
             await self._strand.call(once.open)
+        if self._watermark is not None:
+            await self._strand.call(self._mark)
 
     async def deliver(self, messages: Sequence[Messages]) -> Answer:
         """Make messages durable, those that the archive has not got yet."""
@@ -132,12 +144,14 @@ class FileOutput:
         except StorageError:
             self._counts["failures"] += 1
             raise
+        if self._watermark is not None:
+            await self._strand.call(self._mark)
         if self._hook is not None:
             await self._hook.idle(self._topic, self._hook_wait_s)
 
     async def abandon(self) -> None:
         """Leave all files to recovery: that of the next `open`, in this process or another."""
-        await self._strand.call(self._writer.abandon)
+        await self._strand.call(self._let_go)
         if self._leftovers is not None:
             self._leftovers.abandoned(self._topic)
 
@@ -145,7 +159,7 @@ class FileOutput:
         """What does not work although messages are made durable."""
         if self._leftovers is not None and (failed := self._leftovers.failed_of(self._topic)):
             return f"{failed} files of a run that did not end are not finished"
-        return self._seals.reason or self._finishes.reason
+        return self._seals.reason or self._finishes.reason or self._marks.reason
 
     def counts(self) -> Mapping[str, int]:
         """What was done since the start."""
@@ -166,7 +180,32 @@ class FileOutput:
         self._publish_sealed()
         return commit
 
+    def _let_go(self) -> None:
+        self._watermark = None  # what is let go of is not published
+        self._writer.abandon()
+
+    def _mark(self) -> None:
+        """Say how far the archive is complete."""
+        self._marked_s = time.monotonic()
+        left = self._leftovers is not None and self._leftovers.failed_of(self._topic)
+        if self._watermark is None or left:
+            return
+        try:
+            self._watermark.advance(self._writer.oldest_unfinished_s)
+        except NsqToolsError as failure:
+            self._tell(partial(self._failed, self._marks, failure))
+        else:
+            self._tell(self._marks.over)
+
     def _due(self) -> Due | None:
+        """What is to be done next by time: the file, or the watermark."""
+        due = self._file_due()
+        if self._watermark is None:
+            return due
+        mark_s = max(0.0, self._marked_s + MARK_INTERVAL_S - time.monotonic())
+        return due if due is not None and due.in_s <= mark_s else Due(mark_s, self._mark)
+
+    def _file_due(self) -> Due | None:
         """When the writer's file ends by time."""
         if self._rotate_wanted:
             return Due(max(RETRY_FIRST_S, self._seals.retry_s), self._rotate)
@@ -208,6 +247,8 @@ class FileOutput:
     def _finish_all(self) -> None:
         while (published := self._writer.finish()) is not None:
             self._tell(partial(self._report, published))
+            if self._watermark is not None:
+                self._strand.call_soon(self._mark)
 
     def _finish_due(self) -> Due | None:
         if not len(self._writer.sealed):

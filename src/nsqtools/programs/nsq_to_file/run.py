@@ -150,6 +150,7 @@ def output_of(
         sync_interval_s=options.sync_interval_s,
         leftovers=leftovers,
         space=space_of(options),
+        watermark=options.watermark,
         hook=hook,
         hook_wait_s=options.shutdown_timeout_s / 2,
     )
