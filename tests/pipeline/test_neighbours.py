@@ -73,7 +73,7 @@ async def test_says_so_in_log_and_health(
         other = Consumer("t", CHANNEL, consumer_options(), nsqd_addresses=[nsqd.tcp_address])
         async with other:
             await until(lambda: life.health.notes)
-            assert "shared with 1 other consumers: " in life.health.notes["topic t"]
+            assert "shared with 1 other consumer: " in life.health.notes["topic t"]
             assert life.health.is_ok
             await asyncio.sleep(0.2)
         assert caplog.text.count("only a part of its messages comes here") == 1

@@ -122,7 +122,8 @@ def describe(found: Sequence[ChannelClient]) -> str:
         for client, _ in sorted(kinds.items(), key=lambda item: (-item[1], item[0]))[:NAMED_MAX]
     ]
     more = ", ..." if len(kinds) > NAMED_MAX else ""
-    return f"shared with {len(found)} other consumers: {', '.join(named)}{more}"
+    count = f"{len(found)} other consumer{'s' * (len(found) != 1)}"
+    return f"shared with {count}: {', '.join(named)}{more}"
 
 
 def http_addresses(given: Sequence[str], tcp_addresses: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.archive.helpers import PAIRS, close, spec
+from tests.archive.helpers import PAIRS, batch_of, close, spec
 from tests.archive.test_manifest import assert_fits, beside
 from tests.programs.archive.helpers import numbered
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 def archived(folder: Path, record_format: str = "lines", compression: str = "none") -> Path:
+    folder.mkdir(exist_ok=True)
     writer = ArchiveWriter(spec(folder, record_format, compression, manifest=True))
     for commit in numbered(4):
         writer.commit(commit)
@@ -51,7 +52,10 @@ def test_verify_finds_what_fits(
         ({"records": 41}, "records 40 for 41"),
         ({"stored_bytes": 1}, "stored bytes 840 for 1"),
         ({"content_bytes": 839}, "content bytes 840 for 839"),
-        ({"format": "jsonl"}, "format lines for jsonl"),
+        (
+            {"compression": "gzip", "format": "jsonl"},
+            "format lines for jsonl, compression none for gzip",
+        ),
         ({"sha256": "0"}, "another SHA-256"),
         ({"sha256": None}, "its sha256 is not what it should be"),
     ],
@@ -128,3 +132,16 @@ def test_a_file_that_could_not_be_replaced_keeps_its_own(
     monkeypatch.setattr(durable, "put_in_place", refuse)
     assert run("compact", "--replace", path).code == 5
     assert assert_fits(path) == before
+
+
+def test_messages_that_look_like_records_are_no_damage(
+    tmp_path: Path, run: Callable[..., Ran]
+) -> None:
+    """Lines of a jsonl archive, archived again as lines."""
+    inner = archived(tmp_path / "jsonl", "jsonl")
+    (tmp_path / "lines").mkdir()
+    writer = ArchiveWriter(spec(tmp_path / "lines", manifest=True))
+    writer.commit([batch_of(inner.read_bytes().splitlines())])
+    close(writer)
+    told = run("verify", tmp_path)
+    assert told.code == 0, told.text

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from nsqtools import durable
 from nsqtools.archive.examination import Examined, State, examine
 from nsqtools.archive.files import find_files, open_file
-from nsqtools.archive.formats import LINES, ZSTD
+from nsqtools.archive.formats import LINES, NONE, ZSTD
 from nsqtools.archive.manifest import manifest_name, read_manifest
 from nsqtools.archive.scan import Lost
 from nsqtools.errors import ArchiveError, StorageError
@@ -64,14 +64,16 @@ def compare_with_manifest(found: Examined, path: Path) -> None:
 
 
 def _difference(found: Examined, said: Manifest, path: Path) -> str:
+    # Without compression messages that look like records of ours are taken for such.
+    has_header = said.compression != NONE.name
     pairs: list[tuple[str, object, object]] = [
-        ("format", found.record_format, said.format),
+        ("format", found.record_format, said.format if has_header else found.record_format),
         ("compression", found.compression, said.compression),
         ("stored bytes", found.stored_bytes, said.stored_bytes),
         ("content bytes", found.content_bytes, said.content_bytes or found.content_bytes),
     ]
     # A newline within a message makes two lines of it, where nothing notes how many there were.
-    counted = found.record_format == LINES.name and found.compression != ZSTD.name
+    counted = said.format == LINES.name and found.compression != ZSTD.name
     records = found.records or 0
     pairs.append(("records", records, max(records, said.records) if counted else said.records))
     wrong = [f"{what} {is_now} for {was}" for what, is_now, was in pairs if is_now != was]
