@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.archive.helpers import START_S, batch_of, finish, spec
+from tests.archive.helpers import START_S, batch_of, finish, spec, visible
+from tests.archive.test_killed import CALLS_MAX, in_child
 
+from nsqtools.archive.claims import Claim, claim_paths
 from nsqtools.archive.files import find_files
 from nsqtools.archive.naming import FileNaming
+from nsqtools.archive.recovery import recover
 from nsqtools.archive.watermark import MARGIN_S, Watermark
 from nsqtools.archive.writer import ArchiveWriter
 from nsqtools.clock import ManualClock
@@ -99,3 +103,39 @@ def test_is_no_archive(tmp_path: Path) -> None:
     assert find_files([str(tmp_path)]) == []
     with pytest.raises(OptionsError):
         find_inputs([str(tmp_path)])
+
+
+def archive_three_hours(folder: Path, _pipe: int) -> None:
+    archive = Archive(folder, clock := ManualClock(time_s=START_S))
+    for number in range(3):
+        archive.said()
+        archive.writer.commit([batch_of([b"%d" % number], number)])
+        clock.jump(3600.0)
+        archive.writer.tick()
+        archive.said()
+        finish(archive.writer)
+
+
+@pytest.mark.slow
+def test_killed_at_every_call(tmp_path: Path) -> None:
+    """It says no more than is so, is whole, and the next run leaves nothing beside it."""
+    for kill_at in range(CALLS_MAX):
+        folder = tmp_path / f"{kill_at}"
+        folder.mkdir()
+        done, _ = in_child(kill_at, "links", partial(archive_three_hours, folder))
+        later = Archive(folder, ManualClock(time_s=START_S + 100_000))
+        until = json.loads(found[0].read_bytes())["until"] if (found := marks(folder)) else 0
+        for path in claim_paths(folder):
+            if (claim := Claim.adopt(path)) is not None:  # torn: there is no file yet
+                assert until < claim.facts.created_at
+                claim.close()
+        assert not any(result.failed for result in recover(folder))
+        later.said()
+        assert [path for path in visible(folder) if path.suffix != ".log"] == marks(folder)
+        if done:
+            break
+    assert kill_at > 80
+
+
+def marks(folder: Path) -> list[Path]:
+    return [path for path in visible(folder) if path.name.endswith(".watermark.json")]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from nsqtools import durable
 from nsqtools.archive.files import WATERMARK_SUFFIX
 from nsqtools.archive.naming import path_of
-from nsqtools.errors import ArchiveError
+from nsqtools.errors import ArchiveError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,8 +63,24 @@ class Watermark:
             "period": self._period_of(until),
         }
         data = json.dumps(said, separators=(",", ":")).encode("ascii") + b"\n"
-        durable.replace_file(self.path, data, mode=0o666)
+        self._write(data)
         self._until = until
+
+    def _write(self, data: bytes) -> None:
+        """By way of always the same other name, so that kills leave no more than one file behind."""
+        name = f"{durable.TEMPORARY_PREFIX}{self.path.name}{durable.TEMPORARY_SUFFIX}"
+        temporary = self.path.with_name(name)
+        durable.unlink(temporary)
+        try:
+            fd = durable.create(temporary)
+        except FileExistsError as error:
+            raise StorageError("create", temporary, error) from error
+        try:
+            durable.write_at(fd, data, 0, temporary)
+            durable.sync_data(fd, temporary)
+        finally:
+            durable.close(fd)
+        durable.put_in_place(temporary, self.path)
 
     def _before(self) -> int:
         """What an earlier run has said."""
