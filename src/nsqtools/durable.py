@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import secrets
 import stat
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 TEMPORARY_PREFIX = ".nsqtools-"
 TEMPORARY_SUFFIX = ".tmp"
+READ_BYTES = 1 << 20
 # A directory that cannot be fsynced (some network filesystems) is as durable as it will ever be.
 _NO_DIRECTORY_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP}
 # Directories whose names this process made durable; forgotten together, which costs an fsync each.
@@ -149,6 +151,40 @@ def read_at_most(fd: int, size_bytes: int, path: Path) -> bytes:
             parts.append(data)
             offset += len(data)
     return b"".join(parts)
+
+
+def read_small(path: Path, size_bytes: int) -> bytes:
+    """The first `size_bytes` of a regular file, or all of it; raises `FileNotFoundError` when nothing has
+    the name."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StorageError("open", path, error) from error
+    try:
+        with storage("open", path):
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise OSError(errno.EINVAL, "not a regular file")
+        return read_at_most(fd, size_bytes, path)
+    finally:
+        close(fd)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    found = hashlib.sha256()
+    with storage("open", path):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    offset = 0
+    try:
+        with storage("read", path):
+            while data := os.pread(fd, READ_BYTES, offset):
+                found.update(data)
+                offset += len(data)
+    finally:
+        close(fd)
+    return found.hexdigest()
 
 
 def write_at(fd: int, data: bytes | bytearray, offset: int, path: Path) -> None:

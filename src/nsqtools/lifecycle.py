@@ -144,6 +144,11 @@ class Lifecycle:
             self._log.warning("stopping at once, without waiting for the rest", reason=reason)
             self.forced.set()
 
+    def end(self, reason: str) -> None:
+        """The run has come to its end by itself; nothing when it ends already."""
+        if not self.stopping.is_set():
+            self.stop(reason)
+
     def on_reload(self, handler: Callable[[], object]) -> None:
         """Calls `handler` on each SIGHUP; it must not block. One that raises stops no other."""
         self._reloads.append(handler)

@@ -51,6 +51,7 @@ def spec(
     topic: str = "topic",
     level: int | None = None,
     compact: bool = False,
+    manifest: bool = False,
 ) -> ArchiveSpec:
     return ArchiveSpec(
         topic=topic,
@@ -60,6 +61,7 @@ def spec(
         compression=compression,
         level=level,
         compact=compact,
+        manifest=manifest,
         output_dir=folder,
         work_dir=work_dir or folder,
         naming=naming,
@@ -111,6 +113,7 @@ def claimed(
     *,
     output_dir: Path | None = None,
     compact: bool = False,
+    manifest: bool = False,
 ) -> Path:
     """A working file as a dead writer left it, with its claim."""
     facts = ClaimFacts(
@@ -125,6 +128,7 @@ def claimed(
         channel="channel",
         host="host",
         created_at=START_S,
+        manifest=manifest,
     )
     path = folder / facts.working
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.archive.failing_os import COUNTED, FoldersApart
 from tests.archive.helpers import batch_of, claims, read_bodies, spec, visible
+from tests.archive.test_manifest import assert_fits
 from tests.test_publish import NoLinks
 
 from nsqtools import durable, publish
+from nsqtools.archive.files import MANIFEST_SUFFIX
+from nsqtools.archive.manifest import manifest_name
 from nsqtools.archive.recovery import recover
 from nsqtools.archive.rotation import RotationPolicy
 from nsqtools.archive.writer import ArchiveWriter
@@ -107,16 +110,16 @@ def recover_all(work: Path, pipe: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("record_format", "compression", "links"),
+    ("record_format", "compression", "links", "manifest"),
     [
-        ("framed", "zstd", "links"),
-        ("jsonl", "gzip", "no links"),
-        ("lines", "none", "folders apart"),
-        ("lines", "zstd", "folders apart"),
+        ("framed", "zstd", "links", True),
+        ("jsonl", "gzip", "no links", True),
+        ("lines", "none", "folders apart", False),
+        ("lines", "zstd", "folders apart", True),
     ],
 )
 def test_killed_at_every_call(
-    record_format: str, compression: str, links: str, tmp_path: Path
+    record_format: str, compression: str, links: str, *, manifest: bool, tmp_path: Path
 ) -> None:
     kill_at = kills_of_recovery = 0
     for kill_at in range(CALLS_MAX):
@@ -129,12 +132,13 @@ def test_killed_at_every_call(
             work_dir=work,
             rotation=RotationPolicy(rotate_records=3),
             compact=True,
+            manifest=manifest,
         )
         done, acknowledged = in_child(kill_at, links, partial(archive, wanted))
         for recovery_kill_at in (kill_at % 37, CALLS_MAX):
             ended, _ = in_child(recovery_kill_at, links, partial(recover_all, work))
             kills_of_recovery += not ended
-        check(output, work, acknowledged)
+        check(output, work, acknowledged, manifest=manifest)
         if done:
             break
     assert acknowledged == MESSAGES
@@ -142,10 +146,17 @@ def test_killed_at_every_call(
     assert kills_of_recovery > 40
 
 
-def check(output: Path, work: Path, acknowledged: int) -> None:
-    """Every acknowledged message stands in one finished file, once, and nothing else is left."""
+def check(output: Path, work: Path, acknowledged: int, *, manifest: bool) -> None:
+    """Every acknowledged message stands in one finished file, once; each file has its manifest where one
+    is wanted; nothing else is left."""
     bodies = []
-    for path in visible(output):
+    manifests = {path for path in visible(output) if path.name.endswith(MANIFEST_SUFFIX)}
+    files = [path for path in visible(output) if path not in manifests]
+    wanted = files if manifest else []
+    assert manifests == {path.with_name(manifest_name(path.name)) for path in wanted}
+    for path in files:
+        if manifest:
+            assert_fits(path)
         found, damage = read_bodies(path)
         assert damage is None
         assert path.name.startswith("topic-"), path

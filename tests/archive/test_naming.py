@@ -33,6 +33,7 @@ def name(
     filename_format: str,
     *,
     topic: str = "t",
+    channel: str = "c",
     compression: str = "none",
     revision: int = 0,
     needed: bool = False,
@@ -41,7 +42,7 @@ def name(
     naming = FileNaming(
         host="h", filename_format=filename_format, datetime_format=datetime_format, utc=True, pid=9
     )
-    topic_naming = naming.format_for(topic, compression, revision_needed=needed)
+    topic_naming = naming.format_for(topic, compression, revision_needed=needed, channel=channel)
     return topic_naming.name(topic_naming.stem(NOW), revision)
 
 
@@ -74,6 +75,14 @@ def test_host_identifier(template: str, host: str) -> None:
         (name("<TOPIC>/x", topic="."), "%2E/x"),
         (name("<TOPIC>.x", topic=".."), "...x"),
         (name("<TOPIC>", topic="a#ephemeral"), "a#ephemeral"),
+        (
+            name("<TOPIC>/<CHANNEL><REV>.log", needed=True, channel="b#ephemeral"),
+            "t/b#ephemeral-000000.log",
+        ),
+        (name("<CHANNEL>/x", channel=".."), "%2E%2E/x"),
+        (name("<CHANNEL>", channel="."), "%2E"),
+        (name("<TOPIC><CHANNEL>/x", topic=".", channel="."), "%2E%2E/x"),
+        (name("<CHANNEL>.x", channel=".."), "...x"),
     ],
 )
 def test_names(made: str, expected: str) -> None:
@@ -144,6 +153,30 @@ def test_names_that_leave_the_directory(bad: str, tmp_path: Path) -> None:
         check_name(bad)
     with pytest.raises(ArchiveError):
         path_of(tmp_path, bad)
+
+
+@pytest.mark.parametrize("channel", ["", "a/b", "../x", "a" * 65, "a b", "<HOST>"])
+def test_channels_that_are_none(channel: str) -> None:
+    """They are asked for only where they stand in the name."""
+    with pytest.raises(ArchiveError, match="invalid channel name"):
+        name("<TOPIC>.<CHANNEL>", channel=channel)
+    assert name("<TOPIC>", channel=channel) == "t"
+
+
+def test_names_that_are_too_long(tmp_path: Path) -> None:
+    """The longest one leaves room for a revision and a manifest."""
+    longest = "x" * 231
+    assert name(longest) == longest
+    (tmp_path / (name(longest, revision=1) + ".manifest.json")).touch()
+    assert name("y" * 255 + "/x") == "y" * 255 + "/x"
+    for bad in (longest + "x", "é" * 116, "y" * 256 + "/x"):
+        with pytest.raises(ArchiveError, match="too long"):
+            name(bad)
+
+
+def test_a_name_of_a_manifest() -> None:
+    with pytest.raises(ArchiveError, match="that of a manifest"):
+        name("<TOPIC>.manifest.json")
 
 
 @pytest.mark.parametrize("bad", ["<HOST>/x", "x/<HOST>"])

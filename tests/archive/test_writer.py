@@ -93,7 +93,6 @@ def test_a_body_that_no_reader_takes_is_refused(
 def test_a_large_commit_is_several_groups(
     record_format: str, compression: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer_module, "GROUP_BYTES_MAX", 1000)
     monkeypatch.setattr("nsqtools.archive.groups.GROUP_BYTES_MAX", 1000)
     bodies = [b"%04d" % number * (number % 90) for number in range(100)]
     writer = ArchiveWriter(

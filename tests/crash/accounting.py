@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from tests.support.programs import PATIENCE_S
 
+from nsqtools.archive.files import BESIDE
 from nsqtools.archive.reader import open_archive
 from nsqtools.errors import ServerError
 from nsqtools.wire import commands
@@ -73,7 +74,8 @@ class Tally:
 
 
 def published_files(output_dir: Path) -> list[Path]:
-    return sorted(path for path in output_dir.rglob("*.log*") if not path.name.endswith(".part"))
+    others = (".part", *BESIDE)
+    return sorted(path for path in output_dir.rglob("*.log*") if not path.name.endswith(others))
 
 
 def unfinished_files(*folders: Path) -> list[Path]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.archive.test_manifest import assert_fits, beside
 from tests.crash.accounting import (
     Client,
     Tally,
@@ -64,7 +65,7 @@ ZSTD = Case(
 OTHERS = {
     "framed": Case(flags=("--format=framed",), compression="none", kills=4, messages=20_000),
     "gzip-moved-to-another-disk": Case(
-        flags=("--gzip", "--rotate-size=30000"),
+        flags=("--gzip", "--rotate-size=30000", "--manifest"),
         compression="gzip",
         kills=6,
         messages=30_000,
@@ -72,10 +73,10 @@ OTHERS = {
     ),
     "lines": Case(flags=("--rotate-records=5000",), compression="none", kills=6, messages=30_000),
     "jsonl-zstd": Case(
-        flags=("--format=jsonl", "--compress=zstd", "--rotate-interval=300ms"),
+        flags=("--format=jsonl", "--compress=zstd", "--rotate-interval=700ms", "--manifest"),
         compression="zstd",
-        kills=4,
-        messages=20_000,
+        kills=7,
+        messages=35_000,
     ),
 }
 
@@ -224,6 +225,9 @@ def _check_with_stock_tools(case: Case, output_dir: Path) -> None:
     for path in published_files(output_dir):
         content = opened_by_stock_tool(path, case.compression)
         assert content
+        assert beside(path).exists() == ("--manifest" in case.flags)
+        if "--manifest" in case.flags:
+            assert_fits(path)
         if "--format" not in "".join(case.flags):
             assert content.splitlines() == bodies_of(path)
 

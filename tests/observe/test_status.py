@@ -67,6 +67,16 @@ async def test_health_says_what_fails(address: str, health: Health) -> None:
     assert answer.body == b"topic orders: No space left on device\n"
 
 
+async def test_health_has_notes(address: str, health: Health) -> None:
+    """Which make nobody unhealthy, and go with their part."""
+    health.note("topic orders", "shared with\n2 others")
+    answer = await request(address, "GET", "/health")
+    assert (answer.status, answer.body) == (200, b"ok\nnote: topic orders: shared with 2 others\n")
+    assert (await request(address, "GET", "/status")).json["notes"] == health.notes
+    health.forget("topic orders")
+    assert (await request(address, "GET", "/health")).body == b"ok\n"
+
+
 async def test_metrics_are_read_by_prometheus(
     address: str, registry: Registry, health: Health
 ) -> None:
@@ -99,6 +109,7 @@ async def test_status_is_json(address: str, health: Health) -> None:
         "failing": {"disk": "full"},
         "ready": True,
         "waiting": {},
+        "notes": {},
     }
 
 

@@ -2,6 +2,7 @@
 
     <work dir>/.nsqtools-<uid>/<unique>.claim       one for each working file, locked by its writer
     <work dir>/.nsqtools-<uid>/<unique>.rewrite     the file that takes its place, while it is made
+    <work dir>/.nsqtools-<uid>/<unique>.manifest    its manifest, until that is placed
 
 A claim is a few lines of JSON (docs/formats.md, "Claims"), appended and fsynced in the order of a
 working file's life:
@@ -22,7 +23,7 @@ import json
 import os
 import re
 import secrets
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from zlib_ng.zlib_ng import crc32
@@ -41,6 +42,7 @@ FOLDER_PREFIX = ".nsqtools-"
 _FOLDER_NAME = re.compile(r"\.nsqtools-\d+(-\d+)?", re.ASCII)
 CLAIM_SUFFIX = ".claim"
 REWRITE_SUFFIX = ".rewrite"
+MANIFEST_SUFFIX = ".manifest"
 # Names that others may have taken in a shared work directory before we give up.
 FOLDERS_MAX = 8
 # Paths are at most 4 KiB each, six times that when every character is escaped; the rest is small.
@@ -68,6 +70,8 @@ class ClaimFacts:
     channel: str
     host: str
     created_at: float
+    manifest: bool = False
+    """Whether a manifest is placed beside the finished file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +189,11 @@ class Claim:
         """Where the file that takes the working file's place is made; nobody else uses it."""
         return self.path.with_suffix(REWRITE_SUFFIX)
 
+    @property
+    def manifest_path(self) -> Path:
+        """Where the file's manifest is until it is placed; nobody else uses it."""
+        return self.path.with_suffix(MANIFEST_SUFFIX)
+
     def mark_created(self) -> None:
         """The working file was created, under a name that was free; durable on return."""
         if not self.is_created:
@@ -204,11 +213,12 @@ class Claim:
         self._end += len(line)
 
     def remove(self) -> None:
-        """Remove rewrite and claim, and let go. Can be called again after a `StorageError`."""
+        """Remove rewrite, manifest and claim, and let go. Can be called again after a `StorageError`."""
         if self._fd < 0:
             return
-        if durable.is_taken(self.rewrite_path):
-            durable.remove(self.rewrite_path)
+        for made in (self.rewrite_path, self.manifest_path):
+            if durable.is_taken(made):
+                durable.remove(made)
         durable.remove(self.path, durable.identity(self._fd, self.path))
         self.close()
 
@@ -335,7 +345,13 @@ def _facts_of(record: dict[str, Any], path: Path) -> ClaimFacts:
             hint="Start the nsqtools that wrote it, or a later one.",
         )
     try:
-        return ClaimFacts(**{field.name: record[field.name] for field in fields(ClaimFacts)})
+        return ClaimFacts(
+            **{
+                one.name: record[one.name]
+                for one in fields(ClaimFacts)
+                if one.name in record or one.default is MISSING
+            }
+        )
     except KeyError as error:
         raise _damaged(path, f"no {error.args[0]}") from error
 

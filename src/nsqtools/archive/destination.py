@@ -22,6 +22,12 @@ class FileFacts:
     records: int
     first_ts_ns: int | None
     last_ts_ns: int | None
+    first_id: str | None = None
+    """Of the message that was published first, and of the last: for the manifest."""
+    last_id: str | None = None
+    content_bytes: int | None = None
+    """Without compression."""
+    sha256: str | None = None
 
 
 class Destination(Protocol):

@@ -1,8 +1,8 @@
 """From names on a command line to archive files: a file, a folder, a glob, or `-` for standard input.
 
 What cannot be read is told in its turn and ends nothing. In folders are left out: hidden folders, where
-claims are; files that a writer makes on the way; links; hidden files that do not end as an archive
-does (a topic may begin with a dot); and whatever is no file.
+claims are; manifests and watermarks; files that a writer makes on the way; links; hidden files that do
+not end as an archive does (a topic may begin with a dot); and whatever is no file.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 PART_SUFFIX = ".part"
+MANIFEST_SUFFIX = ".manifest.json"
+WATERMARK_SUFFIX = ".watermark.json"
+# What stands beside archives and is none.
+BESIDE = (MANIFEST_SUFFIX, WATERMARK_SUFFIX)
 STDIN = "-"
 STDIN_NAME = "standard input"
 # What recovery has set aside: `.part.bad`, `.part.bad.1` and so on.
@@ -120,7 +124,7 @@ def _expand(name: str) -> Iterator[FoundFile]:
                 2, "no file matches" if glob.has_magic(name) else "no such file"
             )
         for match in matches:
-            if Path(match).is_file():
+            if not match.endswith(BESIDE) and Path(match).is_file():
                 yield FoundFile(path=Path(match))
 
 
@@ -147,7 +151,7 @@ def _below(folder: Path) -> Iterator[FoundFile]:
 def _may_be_archive(name: str) -> bool:
     from nsqtools.durable import is_temporary  # which a named file need not wait for
 
-    if is_temporary(name):
+    if is_temporary(name) or name.endswith(BESIDE):
         return False
     plain = name.removesuffix(PART_SUFFIX)
     return not name.startswith(".") or plain.endswith(_ARCHIVE_SUFFIXES)

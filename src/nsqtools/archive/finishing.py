@@ -6,7 +6,6 @@ a crash cut this, with this same code. A step that raised `StorageError` can be 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import threading
 from collections import deque
@@ -14,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from nsqtools import durable
+from nsqtools.archive import manifest
 from nsqtools.archive.claims import Claim, Placing
 from nsqtools.archive.compaction import NotCompacted, compact, is_worth_it
 from nsqtools.archive.naming import first_free
@@ -38,7 +38,7 @@ class Published:
 
     `location` is the name as a person would look for it. `compacted_from_bytes` is its size before
     it was compacted, None when it was not; `not_compacted` says why it should have been and could
-    not, and is empty otherwise.
+    not, and is empty otherwise; so does `no_manifest`, of a manifest whose name somebody took.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Published:
     last_ts_ns: int | None
     compacted_from_bytes: int | None = None
     not_compacted: str = ""
+    no_manifest: str = ""
 
 
 class SealedFile:
@@ -89,12 +90,12 @@ class SealedFile:
         placing = self.claim.placing
         if placing is None:
             placing = self._prepare()
-            durable.stamp(self._source(placing))
+            source = self._source(placing)
+            durable.stamp(source)
+            placing = manifest.prepare(self.claim, placing, source)
             self.claim.note_placing(placing)
         placing = self._place(placing, destination)
-        # It was placed just now: when it is not there, somebody was waiting and has taken it away.
-        with contextlib.suppress(FileNotFoundError):
-            destination.confirm(placing.name, placing.facts)
+        no_manifest = self._confirm(placing, destination)
         self._clean_up()
         self._on_placed(self._bumps)
         return Published(
@@ -106,7 +107,16 @@ class SealedFile:
             last_ts_ns=placing.facts.last_ts_ns,
             compacted_from_bytes=self._compacted_from_bytes,
             not_compacted=self._not_compacted,
+            no_manifest=no_manifest,
         )
+
+    def _confirm(self, placing: Placing, destination: Destination) -> str:
+        """The file is there for good, and its manifest, too; why that is not, or nothing."""
+        try:
+            destination.confirm(placing.name, placing.facts)
+        except FileNotFoundError:
+            return ""  # it was placed just now: somebody was waiting and has taken it away
+        return manifest.place(self.claim, placing.name, destination)
 
     def _prepare(self) -> Placing:
         """Decide what is placed: the file as it is, or a rewrite of it in large pieces."""
@@ -141,7 +151,7 @@ class SealedFile:
                 destination.place(source, placing.name, placing.facts)
             except FileExistsError:
                 self._bumps = first_free(
-                    self._bumps + 1, lambda number: destination.is_taken(self._name_at(number))
+                    self._bumps + 1, lambda number: self._is_taken(destination, number)
                 )
                 placing = replace(placing, name=self._name_at(self._bumps))
                 self.claim.note_placing(placing)
@@ -149,6 +159,10 @@ class SealedFile:
                 return placing
         taken = OSError(errno.EEXIST, f"{_PLACE_TRIES} free names were taken by somebody else")
         raise StorageError("publish", destination.location(placing.name), taken)
+
+    def _is_taken(self, destination: Destination, number: int) -> bool:
+        wanted = self.claim.facts.manifest
+        return manifest.is_taken(destination, self._name_at(number), with_manifest=wanted)
 
     def _clean_up(self) -> None:
         if self._fd >= 0:
@@ -202,6 +216,12 @@ class SealedFiles:
     def first(self) -> SealedFile | None:
         with self._lock:
             return self._files[0] if self._files else None
+
+    @property
+    def oldest_s(self) -> float | None:
+        """When the oldest of them was created, in seconds since the epoch; None without one."""
+        first = self.first()
+        return None if first is None else first.claim.facts.created_at
 
     def drop_first(self) -> None:
         with self._lock:

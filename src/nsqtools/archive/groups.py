@@ -140,3 +140,21 @@ def split(batches: Sequence[Messages]) -> Iterator[list[Messages]]:
             piece.append(messages.part(start, len(messages)))
     if piece:
         yield piece
+
+
+def encode_groups(
+    encoder: RecordEncoder, batches: Sequence[Messages], *, is_first: bool
+) -> tuple[list[Group], int]:
+    """Messages as groups, and how many a reader will not tell apart. `is_first`: nothing is in the file
+    yet."""
+    full = [messages for messages in batches if len(messages)]
+    groups: list[Group] = []
+    ambiguous = 0
+    before = encoder.stream_header if is_first else b""
+    for part in [full] if payload_bytes(full) <= GROUP_BYTES_MAX else split(full):
+        encoded = encoder.encode(part)
+        content = before + encoded.content if before else encoded.content
+        groups.append(Group.of(part, content))
+        ambiguous += encoded.ambiguous
+        before = b""
+    return groups, ambiguous

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nsqtools.archive.files import BESIDE
 from nsqtools.archive.formats import COMPRESSIONS
 from nsqtools.errors import ArchiveError
 from nsqtools.wire.names import is_valid_name
@@ -25,6 +26,9 @@ FILENAME_FORMAT = "<TOPIC>.<HOST><REV>.<DATETIME>.log"
 DATETIME_FORMAT = "%Y-%m-%d_%H"
 MISSING_REV = "missing <REV> in --filename-format when gzip, rotation, or work dir enabled"
 REV = "<REV>"
+CHANNEL = "<CHANNEL>"
+# What filesystems take for a name, and what we may add to one: a revision and `.manifest.json`.
+NAME_BYTES_MAX, ROOM_BYTES = 255, 24
 REVISIONS_MAX = 10_000_000
 # Of a search whose steps all fell on taken names: so many in turn, then so many anywhere.
 _TURNS, _GUESSES = 512, 128
@@ -74,20 +78,24 @@ class FileNaming:
     utc: bool = False
     pid: int = field(default_factory=os.getpid)
 
-    def format_for(self, topic: str, compression: str, *, revision_needed: bool) -> TopicNaming:
+    def format_for(
+        self, topic: str, compression: str, *, revision_needed: bool, channel: str = ""
+    ) -> TopicNaming:
         """The names of one topic's files; raises `ArchiveError`."""
         problem = problem_with(self.filename_format, revision_needed=revision_needed)
         if problem is not None:
             raise ArchiveError(problem)
         if not is_valid_name(topic):
             raise ArchiveError(f"invalid topic name {topic!r}")
+        if CHANNEL in self.filename_format and not is_valid_name(channel):
+            raise ArchiveError(f"invalid channel name {channel!r}")
         template = self.filename_format
         if not revision_needed:
             template = _with_optional_revision(template.replace(REV, ""))
         suffix = COMPRESSIONS[compression].suffix
         if suffix and not template.endswith(suffix):
             template += suffix
-        parts = [self._fill(part, topic) for part in template.split("/")]
+        parts = [self._fill(part, topic, channel) for part in template.split("/")]
         return TopicNaming(
             template="/".join(parts),
             datetime_format=self.datetime_format,
@@ -95,9 +103,10 @@ class FileNaming:
             revision_is_optional=not revision_needed,
         )
 
-    def _fill(self, part: str, topic: str) -> str:
-        filled = part.replace("<TOPIC>", topic)
-        if filled in (".", "..") and "<TOPIC>" in part:
+    def _fill(self, part: str, topic: str, channel: str) -> str:
+        # Neither holds a `<`, so that nothing is filled in twice.
+        filled = part.replace("<TOPIC>", topic).replace(CHANNEL, channel)
+        if filled.replace(REV, "") in (".", "..") and filled != part:
             filled = filled.replace(".", "%2E")
         return filled.replace("<HOST>", self.host).replace("<PID>", str(self.pid))
 
@@ -127,8 +136,10 @@ class TopicNaming:
         if "<DATETIME>" not in self.template:
             stem = self.template
         else:
-            stem = self.template.replace("<DATETIME>", self._datetime(now))
-        check_name(self.name(stem, 0))
+            stem = self.template.replace("<DATETIME>", self.datetime_at(now))
+        name = self.name(stem, 0)
+        check_name(name)
+        check_length(name)
         return stem
 
     def name(self, stem: str, revision: int) -> str:
@@ -149,7 +160,8 @@ class TopicNaming:
             step = _MINUTE_S
         return now - now % step + step
 
-    def _datetime(self, now: float) -> str:
+    def datetime_at(self, now: float) -> str:
+        """`<DATETIME>` at a time."""
         if self.utc:
             moment = datetime.fromtimestamp(now, UTC)
         else:
@@ -171,6 +183,17 @@ def check_name(name: str) -> None:
         )
     if "\0" in name or ".." in parts or parts[-1] == ".":
         raise ArchiveError(f"the file name {name!r} leads out of the output directory")
+
+
+def check_length(name: str) -> None:
+    """Raise `ArchiveError` for a name that leaves no room for what is put behind it, or that would be
+    taken for one of ours."""
+    *folders, last = (len(os.fsencode(part)) for part in name.split("/"))
+    if last > NAME_BYTES_MAX - ROOM_BYTES or max(folders, default=0) > NAME_BYTES_MAX:
+        limit = f"a name of {NAME_BYTES_MAX - ROOM_BYTES} bytes in folders of {NAME_BYTES_MAX}"
+        raise ArchiveError(f"the file name {name!r} is too long: {limit} is the limit")
+    if name.endswith(BESIDE):
+        raise ArchiveError(f"the file name {name!r} is that of a manifest or a watermark")
 
 
 def path_of(directory: Path, name: str) -> Path:

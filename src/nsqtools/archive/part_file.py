@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nsqtools import durable
 from nsqtools.archive.claims import Claim
 from nsqtools.archive.destination import FileFacts
 from nsqtools.errors import StorageError
+from nsqtools.wire.messages import PAYLOAD_HEADER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,6 +26,33 @@ if TYPE_CHECKING:
 
     from nsqtools.archive.claims import ClaimFacts
     from nsqtools.archive.groups import Container, Group
+    from nsqtools.wire.messages import Messages
+
+
+class Extent:
+    """The messages of a file that were published first and last, as the beginnings of their payloads,
+    which sort by time."""
+
+    def __init__(self) -> None:
+        self._ends: list[bytes] = []
+
+    def add(self, messages: Messages) -> None:
+        if len(messages):
+            ends = (*self._ends, *messages.ends())
+            self._ends = [min(ends), max(ends)]
+
+    def added_to(self, facts: FileFacts) -> FileFacts:
+        """The facts with times and ids."""
+        if not self._ends:
+            return facts
+        (first_ts, _, first_id), (last_ts, _, last_id) = map(PAYLOAD_HEADER.unpack, self._ends)
+        return replace(
+            facts,
+            first_ts_ns=first_ts,
+            last_ts_ns=last_ts,
+            first_id=first_id.decode("latin-1"),
+            last_id=last_id.decode("latin-1"),
+        )
 
 
 class PartFile:
@@ -54,6 +83,7 @@ class PartFile:
         self.records = 0
         self.groups = 0
         self.content_bytes = 0
+        self._extent = Extent() if claim.facts.manifest else None
         self.is_sealed = False
         self.fd = fd
         self._identity: tuple[int, int] | None = None
@@ -105,12 +135,20 @@ class PartFile:
     def facts(self) -> FileFacts:
         """What the file holds; some message must be in it."""
         first_ts_ns, last_ts_ns = self.container.time_range_ns or (None, None)
-        return FileFacts(
+        facts = FileFacts(
             size_bytes=self.size_bytes,
             records=self.records,
             first_ts_ns=first_ts_ns,
             last_ts_ns=last_ts_ns,
+            content_bytes=self.content_bytes,
         )
+        return facts if self._extent is None else self._extent.added_to(facts)
+
+    def note(self, batches: Sequence[Messages]) -> None:
+        """Messages were appended: remember the first and the last of them, for the manifest."""
+        if self._extent is not None:
+            for messages in batches:
+                self._extent.add(messages)
 
     @property
     def unique(self) -> str:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from nsqtools import durable, publish
+from nsqtools.archive import manifest
 from nsqtools.archive.claims import Claim, Placing, claim_paths, topic_of
 from nsqtools.archive.destination import FileFacts, open_destination
 from nsqtools.archive.finishing import SealedFile
@@ -43,7 +44,8 @@ class Recovered:
 
     `published` is its location at its destination; None when nothing in it was whole, or it was
     left as it is. `failed`: it could not be recovered now, and will be tried again at the next
-    start. `reason` says more, of either. `channel` is what its claim says; "" when that says nothing.
+    start. `reason` says more, of either. `claimed` is known of what did not fail. `channel` is what its
+    claim says; "" when that says nothing.
     """
 
     path: Path
@@ -53,6 +55,8 @@ class Recovered:
     reason: str
     channel: str = ""
     failed: bool = False
+    claimed: ClaimFacts | None = None
+    stored_bytes: int = 0
     first_ts_ns: int | None = None
     last_ts_ns: int | None = None
 
@@ -87,7 +91,7 @@ def recover(
             yield _failed(subject, channel, str(error))
         else:
             if result is not None:
-                yield replace(result, channel=channel)
+                yield replace(result, channel=channel, claimed=claim.facts)
 
 
 def claims_by_topic(work_dir: Path) -> dict[str, list[Path]]:
@@ -114,6 +118,17 @@ def _failed(path: Path, channel: str, reason: str) -> Recovered:
         reason=reason,
         channel=channel,
         failed=True,
+    )
+
+
+def _facts_of(found: Survey) -> FileFacts:
+    """What is known of a file that is cut and sealed as the survey says."""
+    return FileFacts(
+        size_bytes=found.end + len(found.trailer),
+        records=found.records,
+        first_ts_ns=found.first_ts_ns,
+        last_ts_ns=found.last_ts_ns,
+        content_bytes=found.content_bytes or found.end,
     )
 
 
@@ -221,6 +236,7 @@ class _Recovery:
             records=published.messages,
             cut_bytes=0,
             reason="finished a move that was cut",
+            stored_bytes=published.disk_bytes,
             first_ts_ns=published.first_ts_ns,
             last_ts_ns=published.last_ts_ns,
         )
@@ -235,17 +251,12 @@ class _Recovery:
         durable.fsync_directory(self._path.parent)
 
     def _publish(self, fd: int, found: Survey, reason: str) -> Recovered:
-        facts = FileFacts(
-            size_bytes=found.end + len(found.trailer),
-            records=found.records,
-            first_ts_ns=found.first_ts_ns,
-            last_ts_ns=found.last_ts_ns,
-        )
-        published = self._finish(fd, facts, found)
+        published = self._finish(fd, _facts_of(found), found)
         if published.not_compacted:
             reason = f"{reason}; not compacted: {published.not_compacted}"
         cut_bytes = max(found.size_bytes - found.end, 0)
-        return self._result(published.location, found, cut_bytes=cut_bytes, reason=reason)
+        result = self._result(published.location, found, cut_bytes=cut_bytes, reason=reason)
+        return replace(result, stored_bytes=published.disk_bytes)
 
     def _finish(self, fd: int, facts: FileFacts, found: Survey | None = None) -> Published:
         name = self._claim.facts.name
@@ -272,15 +283,11 @@ class _Recovery:
         if found.records == 0:
             self._remove(fd)
             return self._result(None, found, cut_bytes=found.size_bytes, reason=reason)
-        facts = FileFacts(
-            size_bytes=found.end + len(found.trailer),
-            records=found.records,
-            first_ts_ns=found.first_ts_ns,
-            last_ts_ns=found.last_ts_ns,
-        )
         self._write_sound_part(fd, found)
-        durable.stamp(self._claim.rewrite_path)
-        placing = Placing(name=self._claim.facts.name, is_rewrite=True, facts=facts)
+        source = self._claim.rewrite_path
+        durable.stamp(source)
+        placing = Placing(name=self._claim.facts.name, is_rewrite=True, facts=_facts_of(found))
+        placing = manifest.prepare(self._claim, placing, source)
         self._claim.note_placing(placing)
         return replace(self._resume(placing, fd), cut_bytes=cut_bytes, reason=reason)
 

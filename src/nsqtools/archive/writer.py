@@ -19,12 +19,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from nsqtools import durable
+from nsqtools.archive import manifest
 from nsqtools.archive.claims import ClaimFacts
 from nsqtools.archive.destination import DIRECTORY_MODE, FolderDestination
 from nsqtools.archive.files import PART_SUFFIX
 from nsqtools.archive.finishing import SealedFile, SealedFiles
 from nsqtools.archive.formats import COMPRESSIONS, RECORD_FORMATS
-from nsqtools.archive.groups import GROUP_BYTES_MAX, Group, payload_bytes, split
+from nsqtools.archive.groups import encode_groups
 from nsqtools.archive.header import encode_header
 from nsqtools.archive.keys import Keys
 from nsqtools.archive.naming import first_free, needs_revision, path_of
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
     from nsqtools.archive.destination import Destination
     from nsqtools.archive.finishing import Published
+    from nsqtools.archive.groups import Group
     from nsqtools.archive.naming import FileNaming
     from nsqtools.clock import Clock
     from nsqtools.wire.messages import Messages
@@ -66,6 +68,8 @@ class ArchiveSpec:
     compression: str = "none"
     level: int | None = None
     compact: bool = True
+    manifest: bool = False
+    """Whether each finished file gets a manifest beside it."""
     keys_max: int = 0
     """How many messages may be delivered again without our knowing: 0: they are not looked for."""
     rotation: RotationPolicy = field(default_factory=RotationPolicy)
@@ -133,6 +137,7 @@ class ArchiveWriter:
         self._naming = spec.naming.format_for(
             spec.topic,
             spec.compression,
+            channel=spec.channel,
             revision_needed=needs_revision(
                 compression=spec.compression,
                 rotated=spec.rotation.is_on,
@@ -181,6 +186,17 @@ class ArchiveWriter:
             name_change_s=None if change is None else change - time_s,
         )
 
+    @property
+    def oldest_unfinished_s(self) -> float | None:
+        """When the oldest file was created that is not published, in seconds since the epoch."""
+        if (oldest_s := self.sealed.oldest_s) is not None:
+            return oldest_s
+        return None if self._file is None else self._file.claim.facts.created_at
+
+    def period_at(self, time_s: float) -> str:
+        """`<DATETIME>` for a time."""
+        return self._naming.datetime_at(time_s)
+
     def commit(self, batches: Sequence[Messages]) -> Commit:
         """Append messages to the archive; they, and their file's name, are durable on return.
 
@@ -206,7 +222,7 @@ class ArchiveWriter:
             self._file = self._open()
         file = self._file
         is_first = file.size_bytes == 0
-        groups, ambiguous = self._encode(batches, is_first=is_first)
+        groups, ambiguous = encode_groups(self._encoder, batches, is_first=is_first)
         disk_bytes = self._append(file, groups, batches)
         return Commit(
             messages=messages,
@@ -261,27 +277,16 @@ class ArchiveWriter:
         with self._finishing:
             self.sealed.release_all()
 
-    def _encode(self, batches: Sequence[Messages], *, is_first: bool) -> tuple[list[Group], int]:
-        full = [messages for messages in batches if len(messages)]
-        groups: list[Group] = []
-        ambiguous = 0
-        before = self._encoder.stream_header if is_first else b""
-        for part in [full] if payload_bytes(full) <= GROUP_BYTES_MAX else split(full):
-            encoded = self._encoder.encode(part)
-            content = before + encoded.content if before else encoded.content
-            groups.append(Group.of(part, content))
-            ambiguous += encoded.ambiguous
-            before = b""
-        return groups, ambiguous
-
     def _append(self, file: PartFile, groups: list[Group], batches: Sequence[Messages]) -> int:
         once, now = self.once, self._clock.monotonic()
         try:
             if once is None:
-                return file.append(groups, now)
-            keys = [Keys.of(each) for each in batches if len(each)]
-            disk_bytes = file.append(groups, now, partial(once.note, file.unique, keys))
-            once.committed(keys)
+                disk_bytes = file.append(groups, now)
+            else:
+                keys = [Keys.of(each) for each in batches if len(each)]
+                disk_bytes = file.append(groups, now, partial(once.note, file.unique, keys))
+                once.committed(keys)
+            file.note(batches)
             return disk_bytes
         except BaseException:
             if once is not None:
@@ -398,6 +403,7 @@ class ArchiveWriter:
             channel=spec.channel,
             host=spec.host,
             created_at=self._clock.time(),
+            manifest=spec.manifest,
         )
         return PartFile.create(
             work_dir=spec.work_dir,
@@ -424,9 +430,9 @@ class ArchiveWriter:
 
     def _is_taken(self, stem: str, revision: int) -> bool:
         name = self._naming.name(stem, revision)
-        return self._destination.is_taken(name) or durable.is_taken(
-            path_of(self._spec.work_dir, name + PART_SUFFIX)
-        )
+        return manifest.is_taken(
+            self._destination, name, with_manifest=self._spec.manifest
+        ) or durable.is_taken(path_of(self._spec.work_dir, name + PART_SUFFIX))
 
     def _stem_now(self) -> str:
         """The stem at this time, worked out once a second."""

@@ -220,9 +220,11 @@ class Consumer:
         self._share()
 
     def allow(self, messages: int) -> None:
-        """At most so many in flight from now on, up to max-in-flight: what backoff decides."""
+        """At most so many in flight from now on, up to max-in-flight: what backoff decides, or how many
+        are still wanted. Also before it is entered."""
         self._allowed = messages
-        self._share()
+        if self._subscriptions:
+            self._share()
 
     async def stop(self, timeout_s: float) -> bool:
         """CLS everywhere, and wait until every nsqd has said CLOSE_WAIT; False when one did not.

@@ -132,6 +132,17 @@ async def lookup(
     return await _merge(addresses, _Producers(topic), options, session)
 
 
+async def http_producers(
+    addresses: Sequence[str],
+    topic: str,
+    *,
+    options: LookupOptions = DEFAULTS,
+    session: aiohttp.ClientSession | None = None,
+) -> set[str]:
+    """As `lookup`, for HTTP, of those that say where; nothing is told of what goes wrong."""
+    return await _merge(addresses, _HttpProducers(topic), options, session, lambda _: None)
+
+
 async def topics(
     addresses: Sequence[str],
     *,
@@ -156,6 +167,15 @@ class _Producers:
             return Answer()
         check_status(status)
         return parse_producers(body)
+
+
+@dataclass(frozen=True, slots=True)
+class _HttpProducers(_Producers):
+    def parse(self, status: int, body: bytes) -> Answer:
+        if status == 404 and says_topic_not_found(body):
+            return Answer()
+        check_status(status)
+        return replace(parse_producers(body, "http_port"), refused=())
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ class Health:
     def __init__(self) -> None:
         self._waits: dict[str, str] = {_SELF: "its start"}
         self._failures: dict[str, str] = {}
+        self._notes: dict[str, str] = {}
         self._listeners: list[Callable[[], None]] = []
 
     @property
@@ -55,6 +56,11 @@ class Health:
         """Why each part that fails does so."""
         return dict(self._failures)
 
+    @property
+    def notes(self) -> Mapping[str, str]:
+        """What an operator should know of a part that works."""
+        return dict(self._notes)
+
     def started(self) -> None:
         """The program has told everything that it will wait for."""
         self.ready(_SELF)
@@ -75,8 +81,17 @@ class Health:
         """The part works."""
         self._drop(self._failures, what)
 
+    def note(self, what: str, text: str) -> None:
+        """Something that an operator should know of a part, which neither waits nor fails by it; nothing
+        when that is over."""
+        if text:
+            self._notes[what] = text[:REASON_LENGTH_MAX]
+        else:
+            self._notes.pop(what, None)
+
     def forget(self, what: str) -> None:
         """The part is gone: nothing is waited for and nothing fails."""
+        self.note(what, "")
         self.ready(what)
         self.ok(what)
 

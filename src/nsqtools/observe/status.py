@@ -3,7 +3,7 @@
 | path | answer |
 |---|---|
 | `/metrics` | every counter and gauge, as Prometheus reads them |
-| `/health` | 200, or 503 with a line for each part that fails |
+| `/health` | 200, or 503 with a line for each part that fails; then lines `note: ...` to know of |
 | `/ready` | 200, or 503 with a line for each part that has not begun its work |
 | `/status` | all of that, and what the program adds, as JSON |
 
@@ -150,7 +150,7 @@ class StatusServer:
         return Page(200, EXPOSITION_TYPE, exposition(self._registry.snapshot()))
 
     def _health_page(self) -> Page:
-        return _lines(self._health.failures)
+        return _lines(self._health.failures, self._health.notes)
 
     def _ready_page(self) -> Page:
         return _lines(self._health.waits)
@@ -162,6 +162,7 @@ class StatusServer:
             "failing": health.failures,
             "ready": health.is_ready,
             "waiting": health.waits,
+            "notes": health.notes,
         }
         return Page(200, JSON, json.dumps({**self._status(), **own}, indent=2, default=str) + "\n")
 
@@ -178,9 +179,12 @@ class StatusServer:
         self._registry.before_snapshot(refresh)
 
 
-def _lines(parts: Mapping[str, str]) -> Page:
-    if not parts:
-        return Page(200, PLAIN, "ok\n")
+def _lines(parts: Mapping[str, str], notes: Mapping[str, str] | None = None) -> Page:
+    text = _told(parts) if parts else "ok\n"
+    return Page(503 if parts else 200, PLAIN, text + _told(notes or {}, "note: "))
+
+
+def _told(parts: Mapping[str, str], before: str = "") -> str:
     # Reasons come from other machines: a newline in one would look like another part.
-    told = (" ".join(f"{what}: {why}".split()) for what, why in parts.items())
-    return Page(503, PLAIN, "".join(f"{line}\n" for line in shown(told, len(parts))))
+    told = (" ".join(f"{before}{what}: {why}".split()) for what, why in parts.items())
+    return "".join(f"{line}\n" for line in shown(told, len(parts)))

@@ -53,6 +53,7 @@ MAX_IN_FLIGHT = 2500
 MAX_IN_FLIGHT_PER_NSQD = 200
 _WHAT = "What to consume"
 _WHERE = "Where messages come from"
+_ENDS = "When the run ends by itself"
 
 
 def channel_option(default: str) -> str:
@@ -134,6 +135,19 @@ class ConsumingOptions(LogOptions, StatusOptions):
         help="time for an answer of nsqlookupd",
         group=_WHERE,
         problem=SHOULD_BE_POSITIVE,
+    )
+
+    max_messages: int = option(
+        Int(minimum=0),
+        default="0",
+        help="end in order when so many messages are done, 0: go on for ever",
+        group=_ENDS,
+    )
+    exit_when_idle_s: float = option(
+        Duration(),
+        default="0s",
+        help="end in order when no message came for this time, 0: go on for ever",
+        group=_ENDS,
     )
 
     shutdown_timeout_s: float = option(

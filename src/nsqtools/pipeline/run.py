@@ -19,6 +19,8 @@ from nsqtools.observe.counters import Registry
 from nsqtools.observe.health import Health
 from nsqtools.observe.log import Repeated, get_log
 from nsqtools.observe.status import StatusServer
+from nsqtools.options.kinds import render_duration
+from nsqtools.pipeline.batch import SHARE_INTERVAL_S, Idle, Quota
 from nsqtools.pipeline.live import LIVE_INTERVAL_S, LiveText
 from nsqtools.pipeline.report import RunMetrics, part_of, status_of, tell_health
 from nsqtools.pipeline.topic import TopicPipeline, TopicSpec
@@ -60,8 +62,12 @@ class Run:
         done: str = "delivered",
         line: LiveLine | None = None,
         more: Callable[[Counter[str]], Sequence[str]] = lambda _: (),
+        neighbours_at: Sequence[str] | None = None,
     ) -> None:
-        """`line` shows how the run is, with what `more` makes of the sums of its counters."""
+        """`line` shows how the run is, with what `more` makes of the sums of its counters. Unless
+        `neighbours_at` is None it is told when others get a part of the channel's messages: asked there,
+        or wherever nsqds answer HTTP."""
+        self._neighbours_at = neighbours_at
         self._done = done
         self._line = line
         self._text = LiveText(done, more)
@@ -76,6 +82,7 @@ class Run:
         self._health = Health()
         self.registry = Registry()
         self._failed: set[str] = set()
+        self._quota: Quota | None = None
         RunMetrics(self._pipelines.values(), self.registry, failed=self._failed)
 
     async def run(self, life: Lifecycle) -> bool:
@@ -84,10 +91,13 @@ class Run:
         Raises what `output_of` raised when it did so for every topic that was asked for.
         """
         self._health = life.health
+        if wanted := self._options.max_messages:
+            self._quota = Quota(wanted, lambda: life.end("all messages that were wanted are done"))
         if not self._options.is_discovering:
             self._check_outputs()
         async with self._status_server(life), asyncio.TaskGroup() as group:
             chores = self._begin(group)
+            chores += self._begin_ends(group, life)
             life.ready("consuming")
             await life.stopping.wait()
             for chore in chores:
@@ -101,6 +111,13 @@ class Run:
         chores = [group.create_task(self._summaries()), group.create_task(self._watch())]
         if self._line is not None and self._line.is_shown:
             chores.append(group.create_task(self._show(self._line)))
+        if self._neighbours_at is not None:
+            from nsqtools.pipeline.neighbours import Neighbours  # HTTP loads slowly
+
+            others = Neighbours(
+                self._options, self._neighbours_at, self._pipelines, self._health, part_of
+            )
+            chores.append(group.create_task(others.run()))
         if self._options.is_discovering:
             self._health.waiting(_LIST, "an answer of nsqlookupd")
             chores.append(group.create_task(self._discover(group)))
@@ -108,6 +125,42 @@ class Run:
             for topic in self._named():
                 self._start(topic, group)
         return chores
+
+    def _begin_ends(self, group: asyncio.TaskGroup, life: Lifecycle) -> list[asyncio.Task[None]]:
+        """What may end the run by itself."""
+        chores = []
+        if self._quota is not None:
+            chores.append(group.create_task(self._share_out(self._quota)))
+        if self._options.exit_when_idle_s:
+            chores.append(group.create_task(self._end_when_idle(life)))
+        return chores
+
+    async def _share_out(self, quota: Quota) -> None:
+        while True:
+            await asyncio.sleep(SHARE_INTERVAL_S)
+            quota.share()
+
+    async def _end_when_idle(self, life: Lifecycle) -> None:
+        idle_s = self._options.exit_when_idle_s
+        idle, clock = Idle(idle_s), SystemClock()
+        while True:
+            await asyncio.sleep(idle.look_s)
+            now_s = clock.monotonic()
+            if idle.is_over(is_quiet=self._is_quiet(), received=self._received(), now_s=now_s):
+                break
+        life.end(f"no message has come for {render_duration(idle_s)}")
+
+    def _received(self) -> int:
+        """Another number when another message has come."""
+        now = sum(one.consumer.counts["received"] for one in self._pipelines.values())
+        return now + self._totals["messages"]
+
+    def _is_quiet(self) -> bool:
+        """Whether all that is asked for is connected, works, and has nothing in flight."""
+        self._tell_health()
+        health = self._health
+        busy = any(one.consumer.in_flight or not one.is_open for one in self._pipelines.values())
+        return health.is_ready and health.is_ok and not busy
 
     def _status_server(self, life: Lifecycle) -> StatusServer:
         return StatusServer(
@@ -200,6 +253,7 @@ class Run:
             nsqd_addresses=options.nsqd_tcp_address,
             lookupd_addresses=options.lookupd_http_address,
             memory=self._memory,
+            quota=self._quota,
         )
         pipeline = self._pipelines[topic] = TopicPipeline(spec, self._output_of(topic))
         try:

@@ -32,13 +32,14 @@ from nsqtools.pipeline.delivery import (
 from nsqtools.pipeline.gather import Pace, gather
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping, Sequence
+    from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 
     from nsqtools.client.batch import Batch, Part
     from nsqtools.client.memory import ConsumerMemory
     from nsqtools.client.options import ConsumerOptions
     from nsqtools.clock import Clock
     from nsqtools.outputs.contract import Answer, Output
+    from nsqtools.pipeline.batch import Quota
 
 T = TypeVar("T")
 
@@ -62,6 +63,8 @@ class TopicSpec:
     nsqd_addresses: tuple[str, ...] = ()
     lookupd_addresses: tuple[str, ...] = ()
     memory: ConsumerMemory | None = None
+    quota: Quota | None = None
+    """How many messages the run still wants; None: all that come."""
     clock: Clock = field(default_factory=SystemClock)
 
 
@@ -81,6 +84,7 @@ class TopicPipeline:
         self.trouble = ""
         """Why the topic stands still; nothing while it does not."""
         self._clock = spec.clock
+        self._quota = spec.quota
         self._pace = Pace()
         self._stop = asyncio.Event()
         self._flows = asyncio.Event()
@@ -152,12 +156,24 @@ class TopicPipeline:
         nsqd, and leaves what is open to the output's next start."""
         try:
             if await self._open():
-                async with self.consumer:
+                async with self._wanted(), self.consumer:
                     await self._consume()
             await self._close()
         except BaseException:
             await self._abandon()
             raise
+
+    @contextlib.asynccontextmanager
+    async def _wanted(self) -> AsyncIterator[None]:
+        """Take part in what the run still wants, if that is not everything."""
+        quota = self._quota
+        if quota is not None:
+            quota.enter(self.consumer)
+        try:
+            yield
+        finally:
+            if quota is not None:
+                quota.leave(self.consumer)
 
     async def _abandon(self) -> None:
         try:
@@ -304,7 +320,7 @@ class TopicPipeline:
         done = self.counts.messages
         used = self.consumer.in_flight / (self.consumer.inbox.window or 1)
         waiting_s = self._waiting.due_s
-        self._settlement.settle(delivery, answer, now_s)
+        self._settle(delivery, answer, now_s)
         if self.counts.messages > done:
             self.last_delivery_time_s = wall_s = self._clock.time()
             self.lag_s = max(0.0, wall_s - delivery[0].messages.first_timestamp_ns / 1e9)
@@ -315,6 +331,16 @@ class TopicPipeline:
             await self._stand(standing, delivery)
             self._note_success()
         self._pace.delivered(took_s=now_s - began_s, gathered_s=gathered_s, used=used)
+
+    def _settle(
+        self, delivery: Sequence[Batch | Part], answer: Answer | Sequence[Answer], now_s: float
+    ) -> None:
+        quota, done = self._quota, self.counts.messages
+        if quota is not None:
+            quota.settling(self.consumer, sum(map(len, delivery)))
+        self._settlement.settle(delivery, answer, now_s)
+        if quota is not None:
+            quota.done(self.counts.messages - done)
 
     async def _ask(self, delivery: Sequence[Batch | Part]) -> Answer | Sequence[Answer]:
         try:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
+from nsqtools.archive.files import BESIDE
 from nsqtools.archive.reader import open_archive
 from nsqtools.errors import OptionsError, StorageError
 from nsqtools.observe.log import get_log
@@ -111,12 +112,12 @@ def _expand(name: str) -> Iterator[Input]:
         yield Input(path=path, size_bytes=path.stat().st_size)
     else:
         for match in sorted(glob.glob(name, recursive=True)):  # noqa: PTH207 - absolute patterns, too
-            if Path(match).is_file():
+            if not match.endswith(BESIDE) and Path(match).is_file():
                 yield Input(path=Path(match), size_bytes=Path(match).stat().st_size)
 
 
 def _below(folder: Path) -> Iterator[Input]:
-    """Every finished file; a folder that cannot be read raises OSError.
+    """Every finished file, without manifests and watermarks; a folder that cannot be read raises OSError.
 
     Left out, and told: what is not finished, links, hidden folders, and hidden files that do not end
     as an archive does (a topic may begin with a dot). Where others may write, a link would have us
@@ -126,7 +127,7 @@ def _below(folder: Path) -> Iterator[Input]:
     left_out: list[Path] = []
     for above, folders, files in os.walk(folder, onerror=_raise):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for path in (Path(above, name) for name in files):
+        for path in (Path(above, name) for name in files if not name.endswith(BESIDE)):
             hidden = path.name.startswith(".") and path.suffix not in _ARCHIVES
             is_out = hidden or path.suffix in _NOT_FINISHED or path.is_symlink()
             (left_out if is_out else paths).append(path)

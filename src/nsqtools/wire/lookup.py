@@ -384,8 +384,8 @@ class Answer:
     refused: tuple[str, ...] = ()
 
 
-def parse_producers(body: bytes) -> Answer:
-    """The nsqds of a `/lookup` answer as `host:port` of their TCP ports (spec: lookupd, A3).
+def parse_producers(body: bytes, port: str = "tcp_port") -> Answer:
+    """The nsqds of a `/lookup` answer as `host:port` of this port (spec: lookupd, A3).
 
     Raises ProtocolError when the answer as a whole is not one.
     """
@@ -400,7 +400,7 @@ def parse_producers(body: bytes) -> Answer:
     for producer in producers:
         try:
             host = producer.text("broadcast_address")
-            values.add(join_address(host, producer.integer("tcp_port")))
+            values.add(join_address(host, producer.integer(port)))
         except MalformedJson as error:
             refused.append(str(error))
         except ProtocolError as error:

@@ -194,6 +194,12 @@ class Messages:
         first, last = min(ends)[:_ATTEMPTS_AT], max(ends)[:_ATTEMPTS_AT]
         return int.from_bytes(first, "big"), int.from_bytes(last, "big")
 
+    def ends(self) -> tuple[bytes, bytes]:
+        """All that stands before the body, of the message that was published first and of the last; the
+        messages must not be none."""
+        heads = self._column(0, PAYLOAD_HEADER_BYTES)
+        return min(heads), max(heads)
+
     def part(self, start: int, stop: int) -> Messages:
         """Those from number `start` up to `stop`."""
         return Messages(self.payloads[start:stop], nsqd=self.nsqd)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import json
 from typing import TYPE_CHECKING
 
 from tests.archive.helpers import batch_of, spec
+from tests.support.clients import until
 
 from nsqtools.archive.naming import FileNaming
+from nsqtools.archive.space import FreeSpace
+from nsqtools.errors import StorageError
+from nsqtools.options.system import Space
 from nsqtools.outputs.contract import DONE, Again
+from nsqtools.outputs.file import output as module
 from nsqtools.outputs.file.output import RETRY_FIRST_S, FileOutput
 from nsqtools.outputs.workers import Workers
 
@@ -38,4 +46,54 @@ async def test_a_folder_that_is_a_link_elsewhere_is_tried_again_soon(
     await output.close()
     assert (archive / "topic" / "x.log").read_bytes() == b"one\n"
     assert not list(elsewhere.iterdir())
+    workers.close()
+
+
+class Scarce(FreeSpace):
+    """A disk with no room, until there is some."""
+
+    is_full = True
+
+    def check(self) -> None:
+        if self.is_full:
+            raise StorageError("write to", "/disk", OSError(errno.ENOSPC, "5% must stay free"))
+
+
+async def test_a_disk_with_too_little_room_is_as_a_full_one(tmp_path: Path) -> None:
+    """Nothing is written, the output stands, and goes on when there is room."""
+    workers, space = Workers(), Scarce([], Space())
+    output = FileOutput(spec(tmp_path), workers, sync_interval_s=1.0, space=space)
+    answer = await output.deliver([batch_of([b"one"])])
+    assert isinstance(answer, Again)
+    assert answer.stands
+    assert "5% must stay free" in answer.reason
+    assert list(tmp_path.iterdir()) == []
+    space.is_full = False
+    assert await output.deliver([batch_of([b"one"])]) == DONE
+    await output.close()
+    workers.close()
+
+
+async def test_a_watermark_follows_what_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By itself, also while nothing comes; and not any more when files were let go of."""
+    monkeypatch.setattr(module, "MARK_INTERVAL_S", 0.02)
+    monkeypatch.setattr("nsqtools.archive.watermark.MARGIN_S", 0)
+    workers = Workers()
+
+    def until_said() -> int:
+        said: int = json.loads(next(tmp_path.glob("*.watermark.json")).read_bytes())["until"]
+        return said
+
+    output = FileOutput(spec(tmp_path), workers, sync_interval_s=1.0, watermark=True)
+    await output.open()
+    first = until_said()
+    await until(lambda: until_said() > first)
+    assert await output.deliver([batch_of([b"one"])]) == DONE
+    await output.abandon()
+    held = until_said()
+    await asyncio.sleep(1.2)
+    assert until_said() == held
+    assert output.trouble() == ""
     workers.close()

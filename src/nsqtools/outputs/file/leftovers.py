@@ -14,12 +14,14 @@ from nsqtools.archive.recovery import claims_by_topic, recover
 from nsqtools.clock import SystemClock
 from nsqtools.errors import StorageError
 from nsqtools.observe.log import Repeated, get_log
+from nsqtools.outputs.file.hook import PublishedFile
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from nsqtools.archive.claims import ClaimFacts
     from nsqtools.archive.recovery import Recovered
+    from nsqtools.outputs.file.hook import PublishHook
     from nsqtools.outputs.workers import Workers
 
 log = get_log("archive")
@@ -31,7 +33,10 @@ AGAIN_S = 60.0
 class Leftovers:
     """Of one work folder, shared by the outputs of a process."""
 
-    def __init__(self, work_dir: Path, workers: Workers) -> None:
+    def __init__(
+        self, work_dir: Path, workers: Workers, *, hook: PublishHook | None = None
+    ) -> None:
+        self._hook = hook
         self._work_dir = work_dir
         self._workers = workers
         self._claims: dict[str, list[Path]] | None = None
@@ -114,8 +119,27 @@ class Leftovers:
                     failed.append(claim)
                 if not found.failed or is_new:
                     _tell(topic, found)
+                self._run_hook(found)
                 self._told.add(claim)
         return failed
+
+    def _run_hook(self, found: Recovered) -> None:
+        claimed = found.claimed
+        if self._hook is None or claimed is None or found.published is None:
+            return
+        file = PublishedFile(
+            path=found.published,
+            topic=claimed.topic,
+            channel=claimed.channel,
+            host=claimed.host,
+            record_format=claimed.record_format,
+            compression=claimed.compression,
+            records=found.records,
+            stored_bytes=found.stored_bytes,
+            first_ts_ns=found.first_ts_ns,
+            last_ts_ns=found.last_ts_ns,
+        )
+        self._hook.published(file, lambda _: None)
 
 
 def _tell_begun(facts: ClaimFacts) -> None:

@@ -22,6 +22,7 @@ from nsqtools.options import (
     Kind,
     option,
 )
+from nsqtools.options.system import COMMAND, SIZE_OR_PERCENT, Space
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,6 +32,7 @@ RecordFormat = Literal["lines", "jsonl", "framed"]
 Compression = Literal["none", "gzip", "zstd"]
 RECORD_FORMAT: Kind[RecordFormat] = Choice(("lines", "jsonl", "framed"))
 COMPRESSION: Kind[Compression] = Choice(("none", "gzip", "zstd"))
+_STREAM: Kind[Literal["-"]] = Choice(("-",))
 _POSITIVE = Duration(minimum="1ns")
 _SHOULD_BE_POSITIVE = "{flag} should be positive"
 
@@ -44,13 +46,18 @@ class FileOptions:
     """How topics are archived in files. Times are in seconds, sizes in bytes."""
 
     output_dir: Path = option(FOLDER, default="/tmp", help="where finished files go", group=_FILES)  # noqa: S108
+    output: Literal["-"] | None = option(
+        _STREAM,
+        help="write one topic to standard output instead of files",
+        group=_FILES,
+    )
     work_dir: Path | None = option(
         FOLDER, help="where unfinished files are; default: the output folder", group=_FILES
     )
     filename_format: str = option(
         TEXT,
         default="<TOPIC>.<HOST><REV>.<DATETIME>.log",
-        help="file name; also knows <PID>; a slash makes folders",
+        help="file name; also knows <CHANNEL> and <PID>; a slash makes folders",
         group=_FILES,
     )
     datetime_format: str = option(
@@ -70,6 +77,25 @@ class FileOptions:
         default="false",
         help="no effect: a file is created with its first message, so none is ever empty",
         group=_FILES,
+    )
+
+    min_free_space: Space | None = option(
+        SIZE_OR_PERCENT,
+        help="while less is free on the disk, write nothing and acknowledge nothing",
+        group=_FILES,
+    )
+    on_publish: tuple[str, ...] | None = option(
+        COMMAND,
+        help="run this for each finished file, with its path as last argument and NSQTOOLS_TOPIC,"
+        " _RECORDS and others in its environment; no shell, no retry",
+        group=_FILES,
+    )
+    on_publish_timeout_s: float = option(
+        _POSITIVE,
+        default="1m",
+        help="longest time that --on-publish may take for a file",
+        group=_FILES,
+        problem=_SHOULD_BE_POSITIVE,
     )
 
     record_format: RecordFormat = option(
@@ -111,6 +137,21 @@ class FileOptions:
         default="false",
         help="write a message again that nsqd delivers again; by default the archive has each once",
         group=_FORMAT,
+    )
+
+    manifest: bool = option(
+        BOOL,
+        default="false",
+        help="put a small JSON beside each finished file: how many records, from when to when, sizes,"
+        " SHA-256",
+        group=_FORMAT,
+    )
+
+    watermark: bool = option(
+        BOOL,
+        default="false",
+        help="keep a small JSON for each topic that says up to which time its archive is complete",
+        group=_FILES,
     )
 
     rotate_size_bytes: int = option(
@@ -170,6 +211,9 @@ class FileOptions:
         """The mistakes that concern several of these options, in NSQ's words."""
         if self.gzip and self.compress not in (None, "gzip"):
             yield f"--gzip contradicts --compress {self.compress}"
+        if self.output is not None:
+            yield from self._check_stream()
+            return
         rotates = (
             self.rotate_size_bytes
             or self.rotate_interval_s
@@ -178,6 +222,22 @@ class FileOptions:
         )
         needs_rev = self.compression != "none" or bool(rotates) or self.has_work_dir
         yield from self._check_names(needs_rev=needs_rev)
+
+    def _check_stream(self) -> Iterator[str]:
+        """What has no meaning without files."""
+        given = {
+            "--work-dir": self.work_dir,
+            "--manifest": self.manifest,
+            "--watermark": self.watermark,
+            "--on-publish": self.on_publish,
+            "--min-free-space": self.min_free_space,
+            "--rotate-size": self.rotate_size_bytes,
+            "--rotate-interval": self.rotate_interval_s,
+            "--rotate-records": self.rotate_records,
+            "--rotate-idle": self.rotate_idle_s,
+        }
+        if wrong := [flag for flag, value in given.items() if value]:
+            yield f"--output=- makes no files: it cannot be with {', '.join(wrong)}"
 
     def _check_names(self, *, needs_rev: bool) -> Iterator[str]:
         """What is wrong with every name, whatever the topic."""
@@ -190,7 +250,9 @@ class FileOptions:
             utc=self.utc,
         )
         try:
-            names = naming.format_for("topic", self.compression, revision_needed=needs_rev)
+            names = naming.format_for(
+                "topic", self.compression, revision_needed=needs_rev, channel="channel"
+            )
             names.stem(time.time())
         except ArchiveError as error:
             problem = str(error)

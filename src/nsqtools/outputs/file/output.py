@@ -11,28 +11,38 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from nsqtools.archive.watermark import Watermark
 from nsqtools.archive.writer import ArchiveWriter
 from nsqtools.clock import SystemClock
 from nsqtools.errors import NsqToolsError, StorageError
 from nsqtools.observe.log import Repeated, get_log
 from nsqtools.outputs.contract import DONE, Again, Feeding
+from nsqtools.outputs.file.hook import PublishedFile
 from nsqtools.outputs.workers import Due
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from nsqtools.archive.finishing import Published
+    from nsqtools.archive.space import FreeSpace
     from nsqtools.archive.writer import ArchiveSpec, Commit
     from nsqtools.observe.log import Log
     from nsqtools.outputs.contract import Answer
+    from nsqtools.outputs.file.hook import PublishHook
     from nsqtools.outputs.file.leftovers import Leftovers
     from nsqtools.outputs.workers import Workers
     from nsqtools.wire.messages import Messages
 
 _COUNTS = ("disk_bytes", "files", "ambiguous_messages", "failures", "duplicates", "forgotten_keys")
+_HOOK_COUNTS = ("commands", "failed_commands")
+# How long the end waits for commands that run for published files.
+HOOK_WAIT_S = 15.0
+# How often the watermark is looked at while nothing is published.
+MARK_INTERVAL_S = 10.0
 RETRY_FIRST_S = 0.5
 RETRY_MAX_S = 30.0
 # Messages of which it is kept apart that they may come again; beyond it all of their nsqd may.
@@ -49,8 +59,14 @@ class FileOutput:
         *,
         sync_interval_s: float,
         leftovers: Leftovers | None = None,
+        space: FreeSpace | None = None,
+        watermark: bool = False,
+        hook: PublishHook | None = None,
+        hook_wait_s: float = HOOK_WAIT_S,
     ) -> None:
-        """Raises ArchiveError for a name or format that cannot be written."""
+        """`space` is what must stay free; `close` waits `hook_wait_s` for the commands of `hook`.
+
+        Raises ArchiveError for a name or format that cannot be written."""
         self.feeding = Feeding(wait_s=sync_interval_s)
         self._topic = spec.topic
         self._writer = ArchiveWriter(spec)
@@ -70,7 +86,16 @@ class FileOutput:
         self._finishes = _Trouble(self._log, "a finished file cannot be published")
         self._rotate_wanted = False
         self._doubts: list[tuple[str, bytes | None]] = []
-        self._counts = dict.fromkeys(_COUNTS, 0)
+        self._spec = spec
+        self._space = space
+        self._watermark = (
+            Watermark(spec, self._writer.period_at, SystemClock()) if watermark else None
+        )
+        self._marked_s = 0.0
+        self._marks = _Trouble(self._log, "the watermark cannot be written")
+        self._hook = hook
+        self._hook_wait_s = hook_wait_s
+        self._counts = dict.fromkeys((*_COUNTS, *(_HOOK_COUNTS if hook else ())), 0)
 
     async def open(self) -> None:
         """Finish what a run that did not end left of this topic."""
@@ -78,6 +103,8 @@ class FileOutput:
             await self._leftovers.finish(self._topic)
         if (once := self._writer.once) is not None:
             await self._strand.call(once.open)
+        if self._watermark is not None:
+            await self._strand.call(self._mark)
 
     async def deliver(self, messages: Sequence[Messages]) -> Answer:
         """Make messages durable, those that the archive has not got yet."""
@@ -117,10 +144,14 @@ class FileOutput:
         except StorageError:
             self._counts["failures"] += 1
             raise
+        if self._watermark is not None:
+            await self._strand.call(self._mark)
+        if self._hook is not None:
+            await self._hook.idle(self._topic, self._hook_wait_s)
 
     async def abandon(self) -> None:
         """Leave all files to recovery: that of the next `open`, in this process or another."""
-        await self._strand.call(self._writer.abandon)
+        await self._strand.call(self._let_go)
         if self._leftovers is not None:
             self._leftovers.abandoned(self._topic)
 
@@ -128,7 +159,7 @@ class FileOutput:
         """What does not work although messages are made durable."""
         if self._leftovers is not None and (failed := self._leftovers.failed_of(self._topic)):
             return f"{failed} files of a run that did not end are not finished"
-        return self._seals.reason or self._finishes.reason
+        return self._seals.reason or self._finishes.reason or self._marks.reason
 
     def counts(self) -> Mapping[str, int]:
         """What was done since the start."""
@@ -143,11 +174,38 @@ class FileOutput:
         if once is not None:
             for nsqd, message_id in doubts:
                 once.may_come_again(nsqd, message_id)
+        if self._space is not None:
+            self._space.check()
         commit = self._writer.commit(messages)
         self._publish_sealed()
         return commit
 
+    def _let_go(self) -> None:
+        self._watermark = None  # what is let go of is not published
+        self._writer.abandon()
+
+    def _mark(self) -> None:
+        """Say how far the archive is complete."""
+        self._marked_s = time.monotonic()
+        left = self._leftovers is not None and self._leftovers.failed_of(self._topic)
+        if self._watermark is None or left:
+            return
+        try:
+            self._watermark.advance(self._writer.oldest_unfinished_s)
+        except NsqToolsError as failure:
+            self._tell(partial(self._failed, self._marks, failure))
+        else:
+            self._tell(self._marks.over)
+
     def _due(self) -> Due | None:
+        """What is to be done next by time: the file, or the watermark."""
+        due = self._file_due()
+        if self._watermark is None:
+            return due
+        mark_s = max(0.0, self._marked_s + MARK_INTERVAL_S - time.monotonic())
+        return due if due is not None and due.in_s <= mark_s else Due(mark_s, self._mark)
+
+    def _file_due(self) -> Due | None:
         """When the writer's file ends by time."""
         if self._rotate_wanted:
             return Due(max(RETRY_FIRST_S, self._seals.retry_s), self._rotate)
@@ -189,6 +247,8 @@ class FileOutput:
     def _finish_all(self) -> None:
         while (published := self._writer.finish()) is not None:
             self._tell(partial(self._report, published))
+            if self._watermark is not None:
+                self._strand.call_soon(self._mark)
 
     def _finish_due(self) -> Due | None:
         if not len(self._writer.sealed):
@@ -223,12 +283,36 @@ class FileOutput:
         self._counts["files"] += 1
         if file.not_compacted:
             self._log.warning("published as it was written", reason=file.not_compacted)
+        if file.no_manifest:
+            self._log.warning("finished without a manifest", reason=file.no_manifest)
         self._log.info(
             "finished",
             path=file.location,
             messages=file.messages,
             bytes=file.disk_bytes,
         )
+        if self._hook is not None:
+            self._run_hook(self._hook, file)
+
+    def _run_hook(self, hook: PublishHook, file: Published) -> None:
+        spec = self._spec
+        told = PublishedFile(
+            path=file.location,
+            topic=spec.topic,
+            channel=spec.channel,
+            host=spec.host,
+            record_format=spec.record_format,
+            compression=spec.compression,
+            records=file.messages,
+            stored_bytes=file.disk_bytes,
+            first_ts_ns=file.first_ts_ns,
+            last_ts_ns=file.last_ts_ns,
+        )
+        hook.published(told, lambda went_well: self._tell(partial(self._count_hook, went_well)))
+
+    def _count_hook(self, went_well: bool) -> None:
+        self._counts["commands"] += 1
+        self._counts["failed_commands"] += not went_well
 
 
 class _Trouble:

@@ -83,7 +83,7 @@ def _compact(
             return f"left alone: it would have {shown.size(size_bytes)} instead of"
         fd = durable.open_existing(new)
         try:
-            target = put(options, new, fd, path, was, names)
+            target = put(options, new, fd, path, was, names, compression=found.compression)
         finally:
             durable.close(fd)
     except NotCompacted as reason:

@@ -75,7 +75,7 @@ def _index(opened: BinaryIO, file: FoundFile, options: IndexOptions) -> str:
         form = form_of(found, "zstd", options.zstd_level)
         made = write_whole(ahead(iter(scan_of(opened, found))), form, fd, new, name=file.name)
         _refuse_losses(file, made)
-        target = put(options, new, fd, path, was, names)
+        target = put(options, new, fd, path, was, names, compression="zstd")
     return (
         f"{shown.count(made.records, 'record')} in {printable(target.name)},"
         f" {shown.size(was.st_size)} before and {shown.size(made.size_bytes)} now"

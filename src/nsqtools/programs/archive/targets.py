@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nsqtools import durable
+from nsqtools.archive import manifest
 from nsqtools.archive.files import PART_SUFFIX, SET_ASIDE
 from nsqtools.archive.formats import COMPRESSIONS
 from nsqtools.archive.rewriting import check_unchanged, place, replace
@@ -56,26 +57,47 @@ def named(path: Path, word: str, compression: str) -> str:
 
 
 def put(
-    options: ReplaceOptions, new: Path, fd: int, old: Path, was: os.stat_result, names: Names
+    options: ReplaceOptions,
+    new: Path,
+    fd: int,
+    old: Path,
+    was: os.stat_result,
+    names: Names,
+    *,
+    compression: str,
 ) -> Path:
     """Give the new file, open as `fd`, its name, and return that. Raises `StorageError`.
 
     Where it replaces the old one, which is what `was` looked at, and has another name, the old one goes
-    last, when the new one is durable under its name.
+    last, when the new one is durable under its name. A manifest goes with it, and says what is new of it:
+    its sizes, its checksum and its `compression`.
     """
     durable.take_after(fd, was, new)
     if not options.replace:
         target = target_of(options, old, names.beside)
         place(new, target)
         return target
-    if names.in_place == old.name:
-        replace(new, old, was)
-        return old
+    check_unchanged(old, was)
     target = old.with_name(names.in_place)
+    said = manifest.take_away(old)
+    try:
+        _put_in_place(new, old, target, was)
+    except StorageError:
+        if said is not None:
+            manifest.write_beside(old, said)
+        raise
+    if said is not None:
+        manifest.write_beside(target, manifest.fitted(said, target, compression))
+    return target
+
+
+def _put_in_place(new: Path, old: Path, target: Path, was: os.stat_result) -> None:
+    if target == old:
+        replace(new, old, was)
+        return
     place(new, target)
     check_unchanged(old, was)
     durable.remove(old, (was.st_dev, was.st_ino))
-    return target
 
 
 def real_path(file: FoundFile) -> Path:

@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from nsqtools import durable
 from nsqtools.archive.examination import Examined, State, examine
 from nsqtools.archive.files import find_files, open_file
-from nsqtools.errors import ArchiveError
+from nsqtools.archive.formats import LINES, NONE, ZSTD
+from nsqtools.archive.manifest import manifest_name, read_manifest
+from nsqtools.archive.scan import Lost
+from nsqtools.errors import ArchiveError, StorageError
 from nsqtools.options.shown import printable
 from nsqtools.programs.archive import shown
 from nsqtools.programs.archive.each import Each
@@ -15,8 +19,10 @@ from nsqtools.programs.archive.ls import as_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from pathlib import Path
 
     from nsqtools.archive.files import FoundFile
+    from nsqtools.archive.manifest import Manifest
     from nsqtools.programs.archive.options import VerifyOptions
 
 
@@ -30,8 +36,9 @@ def run(options: VerifyOptions) -> int:
             return examine(opened, file.name, whole=True, on_read=on_read)
 
     total = _Total()
-    for _, found in each.results(check):
-        compare_with_manifest(found)
+    for file, found in each.results(check):
+        if file.path is not None:
+            compare_with_manifest(found, file.path)
         total.add(found)
         if found.state is State.DAMAGED:
             each.fail(ArchiveError.exit_code)
@@ -45,9 +52,34 @@ def run(options: VerifyOptions) -> int:
     return each.exit_code
 
 
-def compare_with_manifest(found: Examined) -> None:
-    """Where a manifest beside the file is compared with what was found; writers make none yet. What
-    does not agree is to be added with `found.lose`."""
+def compare_with_manifest(found: Examined, path: Path) -> None:
+    """What does not agree with the manifest beside the file, if there is one, is damage."""
+    try:
+        said = read_manifest(path.with_name(manifest_name(path.name)))
+        reason = "" if said is None else _difference(found, said, path)
+    except (ArchiveError, StorageError) as error:
+        reason = str(error)
+    if reason:
+        found.lose(Lost(start=0, end=0, reason=f"not what its manifest says: {reason}", torn=False))
+
+
+def _difference(found: Examined, said: Manifest, path: Path) -> str:
+    # Without compression messages that look like records of ours are taken for such.
+    has_header = said.compression != NONE.name
+    pairs: list[tuple[str, object, object]] = [
+        ("format", found.record_format, said.format if has_header else found.record_format),
+        ("compression", found.compression, said.compression),
+        ("stored bytes", found.stored_bytes, said.stored_bytes),
+        ("content bytes", found.content_bytes, said.content_bytes or found.content_bytes),
+    ]
+    # A newline within a message makes two lines of it, where nothing notes how many there were.
+    counted = said.format == LINES.name and found.compression != ZSTD.name
+    records = found.records or 0
+    pairs.append(("records", records, max(records, said.records) if counted else said.records))
+    wrong = [f"{what} {is_now} for {was}" for what, is_now, was in pairs if is_now != was]
+    if not wrong and durable.sha256_of(path) != said.sha256:
+        wrong = ["another SHA-256"]
+    return ", ".join(wrong)
 
 
 class _Total:

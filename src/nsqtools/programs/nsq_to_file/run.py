@@ -10,18 +10,25 @@ from nsqtools import durable
 from nsqtools.archive.destination import DIRECTORY_MODE
 from nsqtools.archive.naming import FileNaming, host_identifier
 from nsqtools.archive.rotation import RotationPolicy
+from nsqtools.archive.space import FreeSpace
+from nsqtools.archive.streaming import StreamSpec
 from nsqtools.archive.writer import ArchiveSpec
 from nsqtools.ending import INTERRUPTED
 from nsqtools.errors import StorageError
 from nsqtools.lifecycle import Lifecycle
 from nsqtools.observe.live import LiveLine
 from nsqtools.observe.log import configure, get_log
+from nsqtools.options.fields import variable_of
+from nsqtools.outputs.file.hook import PublishHook
 from nsqtools.outputs.file.leftovers import Leftovers
 from nsqtools.outputs.file.output import FileOutput
+from nsqtools.outputs.file.stream import StreamOutput
 from nsqtools.outputs.workers import Workers
 from nsqtools.pipeline.run import Run
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nsqtools.outputs.file.options import FileOptions
     from nsqtools.programs.nsq_to_file.options import NsqToFileOptions
 
@@ -42,19 +49,67 @@ async def run(options: NsqToFileOptions) -> int:
             log_format=options.log_format,
             stream=line.log_stream,
         )
+        if options.output is not None:
+            return await _stream(options, line)
         return await _archive(options, line)
+
+
+async def _stream(options: NsqToFileOptions, line: LiveLine) -> int:
+    """To standard output. Raises StorageError when that could not be written any more."""
+    async with Lifecycle(options.shutdown_timeout_s) as life:
+        workers = Workers()
+        broken: list[StorageError] = []
+
+        def on_broken(failure: StorageError) -> None:
+            broken.append(failure)
+            life.end(str(failure))
+
+        run = Run(
+            options,
+            lambda topic: stream_of(options, topic, workers, on_broken),
+            done="written",
+            line=line,
+            neighbours_at=options.nsqd_http_address,
+        )
+        try:
+            ended = await run.run(life)
+        finally:
+            workers.close()
+        if broken:
+            raise broken[0]
+        return 0 if ended else INTERRUPTED
+
+
+def stream_of(
+    options: NsqToFileOptions,
+    topic: str,
+    workers: Workers,
+    on_broken: Callable[[StorageError], None],
+) -> StreamOutput:
+    """One topic on standard output."""
+    spec = StreamSpec(
+        topic=topic,
+        channel=options.channel,
+        host=host_identifier(options.host_identifier),
+        record_format=options.record_format,
+        compression=options.compression,
+        level=options.compression_level if options.compression != "none" else None,
+    )
+    return StreamOutput(spec, workers, wait_s=options.sync_interval_s, on_broken=on_broken)
 
 
 async def _archive(options: NsqToFileOptions, line: LiveLine) -> int:
     async with Lifecycle(options.shutdown_timeout_s) as life:
         await asyncio.to_thread(_prepare, options)
         workers = Workers()
-        leftovers = Leftovers(options.effective_work_dir, workers)
+        hook = hook_of(options)
+        leftovers = Leftovers(options.effective_work_dir, workers, hook=hook)
         archiver = Run(
             options,
-            lambda topic: output_of(options, topic, workers, leftovers),
+            lambda topic: output_of(options, topic, workers, leftovers, hook),
             done="archived",
             line=line,
+            neighbours_at=options.nsqd_http_address,
             more=lambda total: [f"{total['files']:,} files"],
         )
         life.on_reload(archiver.rotate)
@@ -65,6 +120,8 @@ async def _archive(options: NsqToFileOptions, line: LiveLine) -> int:
             rest.cancel()
             await asyncio.wait([rest])
             workers.close()
+            if hook is not None:
+                hook.close()
 
 
 def _prepare(options: NsqToFileOptions) -> None:
@@ -80,7 +137,11 @@ def _prepare(options: NsqToFileOptions) -> None:
 
 
 def output_of(
-    options: NsqToFileOptions, topic: str, workers: Workers, leftovers: Leftovers | None = None
+    options: NsqToFileOptions,
+    topic: str,
+    workers: Workers,
+    leftovers: Leftovers | None = None,
+    hook: PublishHook | None = None,
 ) -> FileOutput:
     """The archive of one topic. Raises ArchiveError for a name or a format that cannot be."""
     return FileOutput(
@@ -88,6 +149,28 @@ def output_of(
         workers,
         sync_interval_s=options.sync_interval_s,
         leftovers=leftovers,
+        space=space_of(options),
+        watermark=options.watermark,
+        hook=hook,
+        hook_wait_s=options.shutdown_timeout_s / 2,
+    )
+
+
+def space_of(options: NsqToFileOptions) -> FreeSpace | None:
+    """What must stay free on the disks, if anything."""
+    if options.min_free_space is None:
+        return None
+    return FreeSpace((options.output_dir, options.effective_work_dir), options.min_free_space)
+
+
+def hook_of(options: NsqToFileOptions) -> PublishHook | None:
+    """What runs for each published file, if anything."""
+    if not options.on_publish:
+        return None
+    return PublishHook(
+        options.on_publish,
+        timeout_s=options.on_publish_timeout_s,
+        secret_prefix=variable_of(options.program, ""),
     )
 
 
@@ -114,6 +197,7 @@ def archive_spec(options: NsqToFileOptions, topic: str) -> ArchiveSpec:
         record_format=options.record_format,
         compression=options.compression,
         compact=not options.no_compact,
+        manifest=options.manifest,
         # As many FINs may be on their way as messages are in flight; twice, because RDY moves.
         keys_max=0 if options.no_dedupe else 2 * options.effective_max_in_flight,
         level=options.compression_level if options.compression != "none" else None,
