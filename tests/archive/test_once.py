@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.archive.failing_os import FailingOs
 from tests.archive.helpers import NSQD, PAIRS, close, payload, read_bodies, spec, visible
 from tests.archive.test_killed import ACKNOWLEDGED, CALLS_MAX, in_child
 
@@ -18,6 +19,7 @@ from nsqtools.archive.once import OnceOnly
 from nsqtools.archive.recovery import recover
 from nsqtools.archive.rotation import RotationPolicy
 from nsqtools.archive.writer import ArchiveWriter
+from nsqtools.errors import StorageError
 from nsqtools.wire.messages import Messages, encode_payload
 
 if TYPE_CHECKING:
@@ -250,6 +252,76 @@ def test_a_commit_that_was_cut_in_its_middle_is_cut_off(tmp_path: Path) -> None:
     assert (done.messages, done.duplicates) == (3, 3)
     close(again)
     assert sorted(bodies_in(tmp_path)) == list(range(6))
+
+
+def started(wanted: ArchiveSpec) -> tuple[ArchiveWriter, OnceOnly]:
+    writer = ArchiveWriter(wanted)
+    assert writer.once is not None
+    writer.once.open()
+    return writer, writer.once
+
+
+def killed(writer: ArchiveWriter) -> None:
+    """What the kernel does: its descriptors are closed, and nothing else."""
+    assert writer._file is not None
+    assert writer.once is not None
+    assert writer.once._file is not None
+    for fd in (writer._file.fd, writer._file.claim._fd, writer.once._file._fd):
+        os.close(fd)
+
+
+def in_next_run(wanted: ArchiveSpec, number: int) -> list[int]:
+    """What stands in the archive when nsqd delivers one again to the next run."""
+    assert not any(result.failed for result in recover(wanted.work_dir))
+    writer, _ = started(wanted)
+    writer.commit([message(number, attempts=2)])
+    close(writer)
+    return sorted(bodies_in(wanted.output_dir))
+
+
+@pytest.mark.parametrize("ends_by", ["close", "kill"])
+@pytest.mark.parametrize(("record_format", "compression"), PAIRS)
+def test_a_commit_that_failed_before_its_file_was_sealed(
+    record_format: str,
+    compression: str,
+    ends_by: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What seals the file stands where the commit would have stood, and may be as long."""
+    wanted = replace(spec(tmp_path, record_format, compression), keys_max=10)
+    writer, _ = started(wanted)
+    for number in range(30):
+        writer.commit([message(number)])
+    FailingOs(0, only={"fdatasync"}).install(monkeypatch)
+    with pytest.raises(StorageError):
+        writer.commit([message(30)])
+    if ends_by == "close":
+        close(writer)
+        writer.abandon()
+    else:
+        assert writer._file is not None
+        writer._file.seal()
+        killed(writer)
+    assert in_next_run(wanted, 30) == list(range(31))
+
+
+@pytest.mark.parametrize(("record_format", "compression"), PAIRS)
+def test_what_a_failed_commit_left_is_not_taken_for_the_next(
+    record_format: str, compression: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It could not be cut back, and is as long as the one that was to take its place."""
+    wanted = replace(spec(tmp_path, record_format, compression), keys_max=10)
+    writer, _ = started(wanted)
+    writer.commit([message(10)])
+    failing = FailingOs(0, failures=9, only={"fdatasync", "ftruncate"})
+    failing.install(monkeypatch)
+    for number in (11, 12):
+        with pytest.raises(StorageError):
+            writer.commit([message(number)])
+    failing.heal()
+    killed(writer)
+    assert 12 in in_next_run(wanted, 12)
 
 
 def test_payload_helper_and_messages_agree() -> None:

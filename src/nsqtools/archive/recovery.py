@@ -163,8 +163,8 @@ class _Recovery:
         record_format, compression = find_formats(facts.record_format, facts.compression)
         found = survey(fd, self._path, record_format, compression)
         folder, unique = self._claim.path.parent, self._claim.unique
-        end = note_whole(folder, facts.topic, facts.channel, unique, found.end)
-        if end < found.end and (found.damage is None or found.damage.torn):
+        end = note_whole(folder, facts.topic, facts.channel, unique, found.commits_end)
+        if end < found.commits_end and (found.damage is None or found.damage.torn):
             durable.truncate(fd, end, self._path)
             damage = found.damage or Damage(end, "a cut commit", torn=True)
             size_bytes = found.size_bytes

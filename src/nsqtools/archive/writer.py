@@ -350,7 +350,7 @@ class ArchiveWriter:
             self._forget_if_lost(file)
             raise
         if self.once is not None:
-            self.once.sealed(file.unique, file.size_bytes)
+            self.once.sealed(file.unique, file.commits_end)
         self.sealed.put(
             SealedFile(
                 claim=file.claim,
