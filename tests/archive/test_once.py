@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -322,6 +323,68 @@ def test_what_a_failed_commit_left_is_not_taken_for_the_next(
     failing.heal()
     killed(writer)
     assert 12 in in_next_run(wanted, 12)
+
+
+def test_a_file_that_cannot_be_published_when_the_next_run_begins(tmp_path: Path) -> None:
+    """Its folder is not mounted: the topic goes on, and knows what is in it."""
+    output, work = tmp_path / "output", tmp_path / "work"
+    wanted = replace(spec(output, "lines", "zstd", work_dir=work), keys_max=10)
+    output.mkdir()
+    writer, _ = started(wanted)
+    writer.commit([message(1)])
+    writer.commit([message(2)])
+    killed(writer)
+    output.rename(tmp_path / "elsewhere")
+    for _ in range(2):
+        assert [result.failed for result in recover(work)] == [True]
+    again, _ = started(wanted)
+    done = again.commit([message(2, attempts=2), message(3)])
+    assert (done.messages, done.duplicates) == (1, 1)
+    again.abandon()
+    (tmp_path / "elsewhere").rename(output)
+    assert not any(result.failed for result in recover(work))
+    assert sorted(bodies_in(output)) == [1, 2, 3]
+
+
+def test_recovery_that_failed_after_it_found_a_cut_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second try cuts it, too, though the key file was told by the first."""
+    wanted = replace(spec(tmp_path), keys_max=10)
+    writer, _ = started(wanted)
+    writer.commit([message(number) for number in range(3)])
+    writer.commit([message(number) for number in range(3, 6)])
+    killed(writer)
+    (part,) = tmp_path.glob("*.part")
+    part.write_bytes(part.read_bytes()[:-2])
+    failing = FailingOs(1, only={"ftruncate"})  # the first is that of the claim
+    with monkeypatch.context() as while_failing:
+        failing.install(while_failing)
+        assert [result.failed for result in recover(tmp_path)] == [True]
+    assert in_next_run(wanted, 3) == [0, 1, 2, 3]
+
+
+def test_a_commit_that_fails_again_and_again_uses_up_no_watch(tmp_path: Path) -> None:
+    once = opened(tmp_path)
+    commit(once, message(1), message(2))
+    once.may_come_again(NSQD, None)
+    many = Messages([message(number).payloads[0] for number in range(10, 2010)], nsqd=NSQD)
+    for _ in range(20):
+        once.new_of([many])
+    assert commit(once, message(1), message(3)) == [3]
+
+
+def test_very_much_that_may_come_again_is_forgotten_in_time(tmp_path: Path) -> None:
+    """A hundred thousand keys took seconds, and twice as many four times as long."""
+    once = opened(tmp_path, keys_max=100_000)
+    ids = b"".join([b"%016x" % number for number in range(100_000)])
+    once.committed([Keys(NSQD, ids, bytes(8 * 100_000))])
+    began_s = time.process_time()
+    once.may_come_again(NSQD, None)
+    assert time.process_time() - began_s < 1
+    assert once.forgotten == 90_000
+    assert len(once._awaited[NSQD]) == 10_000
+    assert b"%016x" % 99_999 in once._awaited[NSQD]
 
 
 def test_payload_helper_and_messages_agree() -> None:

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from nsqtools import durable
-from nsqtools.archive.keys import KEY_BYTES, KeyFile, Keys, dead_files, digest, take_over
+from nsqtools.archive.keys import KEY_BYTES, KeyFile, Keys, key_files, taken_over
 from nsqtools.errors import StorageError
 from nsqtools.wire.messages import Messages
 
@@ -89,18 +90,19 @@ class OnceOnly:
         after that it can be called again."""
         if self._is_open:
             return
-        taken: list[Path] = []
-        for path in dead_files(self._work_dir).get(digest(self._topic, self._channel), []):
-            known = take_over(path)
-            if known is not None:
-                taken.append(path)
-                for keys in known:
-                    self._await(keys.nsqd, keys.pairs())
-                    self._watched[keys.nsqd] = WATCHED
-        if taken:
-            self._begin()
-            for path in taken:
-                durable.unlink(path)
+        with contextlib.ExitStack() as locked:
+            taken: list[Path] = []
+            for path in key_files(self._work_dir, self._topic, self._channel):
+                known = locked.enter_context(taken_over(path))
+                if known is not None:
+                    taken.append(path)
+                    for keys in known:
+                        self._await(keys.nsqd, keys.pairs())
+                        self._watched[keys.nsqd] = WATCHED
+            if taken:
+                self._begin()
+                for path in taken:
+                    durable.unlink(path)
         self._is_open = True
 
     def _begin(self) -> KeyFile:
@@ -153,11 +155,7 @@ class OnceOnly:
         return kept
 
     def _is_doubtful(self, messages: Messages) -> bool:
-        watched = self._watched.get(messages.nsqd, 0)
-        if watched:
-            self._watched[messages.nsqd] = max(0, watched - len(messages))
-            return True
-        return messages.same_attempts != 1
+        return messages.nsqd in self._watched or messages.same_attempts != 1
 
     def _without_known(self, messages: Messages, seen: dict[bytes, int]) -> Messages:
         nsqd = messages.nsqd
@@ -202,6 +200,15 @@ class OnceOnly:
         """The commit is durable."""
         for one in keys:
             self._remember(one)
+            if self._watched:
+                self._came_new(one.nsqd, len(one))
+
+    def _came_new(self, nsqd: str, count: int) -> None:
+        watched = self._watched.get(nsqd, 0) - count
+        if watched > 0:
+            self._watched[nsqd] = watched
+        else:
+            self._watched.pop(nsqd, None)
 
     def sealed(self, unique: str, end: int) -> None:
         """Nothing is appended to a file any more. Raises `StorageError`."""
@@ -235,11 +242,13 @@ class OnceOnly:
         before = len(awaited)
         awaited.update(pairs)
         self._awaited_count += len(awaited) - before
-        while self._awaited_count > AWAITED_MAX:
+        while (excess := self._awaited_count - AWAITED_MAX) > 0:
             largest = max(self._awaited.values(), key=len)
-            del largest[next(iter(largest))]
-            self._awaited_count -= 1
-            self.forgotten += 1
+            some = list(islice(largest, min(excess, len(largest) // 2 + 1)))
+            for one in some:  # one by one the search for the first would be most of it
+                del largest[one]
+            self._awaited_count -= len(some)
+            self.forgotten += len(some)
 
     def _remembered(self) -> Iterator[Keys]:
         """What a half begins with: what was committed last comes first, should not all of it fit."""
