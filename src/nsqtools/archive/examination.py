@@ -122,11 +122,20 @@ def open_reader(file: BinaryIO, name: str, *, read_bytes: int = READ_BYTES) -> A
     start = file.read(HEADER_BYTES_MAX + START_BYTES)
     file.seek(0)
     record_format, compression = _was(start)
-    if reader is not None and (MAGIC not in start[:START_BYTES] or not record_format):
+    if compression == NONE.name and (named := _named(name)):
+        compression = named
+    elif reader is not None and (MAGIC not in start[:START_BYTES] or not record_format):
         return reader  # what it is can be told from what follows
     if not record_format:
         record_format = FRAMED.name if compression == NONE.name else LINES.name
     return open_archive(file, name=name, record_format=record_format, compression=compression)
+
+
+def _named(name: str) -> str:
+    """The compression that a name tells, "" for none. What begins otherwise is damaged."""
+    finished = name.removesuffix(PART_SUFFIX)
+    named = [one for one in COMPRESSIONS.values() if one.suffix and finished.endswith(one.suffix)]
+    return named[0].name if named else ""
 
 
 def _was(start: bytes) -> tuple[str, str]:
