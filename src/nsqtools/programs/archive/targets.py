@@ -72,6 +72,7 @@ def put(
         replace(new, old, was)
         return old
     target = old.with_name(names.in_place)
+    check_unchanged(old, was)
     place(new, target)
     check_unchanged(old, was)
     durable.remove(old, (was.st_dev, was.st_ino))
