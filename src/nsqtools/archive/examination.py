@@ -24,7 +24,7 @@ from nsqtools.archive.formats import (
 from nsqtools.archive.header import HEADER_BYTES_MAX, MAGIC, HeaderError, decode_header
 from nsqtools.archive.jsonl import topic_of
 from nsqtools.archive.lines import NEWLINE
-from nsqtools.archive.reader import open_archive
+from nsqtools.archive.reader import named_compression, open_archive
 from nsqtools.archive.scan import Lost, Scan, Text
 from nsqtools.archive.stream import READ_BYTES, Records, Source
 from nsqtools.archive.zstd_frames import ANY_TIME
@@ -122,20 +122,13 @@ def open_reader(file: BinaryIO, name: str, *, read_bytes: int = READ_BYTES) -> A
     start = file.read(HEADER_BYTES_MAX + START_BYTES)
     file.seek(0)
     record_format, compression = _was(start)
-    if compression == NONE.name and (named := _named(name)):
+    if compression == NONE.name and (named := named_compression(name)):
         compression = named
     elif reader is not None and (MAGIC not in start[:START_BYTES] or not record_format):
         return reader  # what it is can be told from what follows
     if not record_format:
         record_format = FRAMED.name if compression == NONE.name else LINES.name
     return open_archive(file, name=name, record_format=record_format, compression=compression)
-
-
-def _named(name: str) -> str:
-    """The compression that a name tells, "" for none. What begins otherwise is damaged."""
-    finished = name.removesuffix(PART_SUFFIX)
-    named = [one for one in COMPRESSIONS.values() if one.suffix and finished.endswith(one.suffix)]
-    return named[0].name if named else ""
 
 
 def _was(start: bytes) -> tuple[str, str]:

@@ -253,3 +253,5 @@ def test_a_file_whose_beginning_says_nothing_is_what_its_name_says(
     ran = run("verify", path)
     assert ran.code == 4
     assert "at byte 0" in ran.text
+    ran = run("cat", path)
+    assert (ran.code, ran.out) == (4, b"")
