@@ -374,6 +374,25 @@ def test_a_commit_that_fails_again_and_again_uses_up_no_watch(tmp_path: Path) ->
     assert commit(once, message(1), message(3)) == [3]
 
 
+def test_what_an_nsqd_got_last_is_remembered_beside_many_others(tmp_path: Path) -> None:
+    """A thousand nsqds share one bound, and a commit of all of them does not look at all for each."""
+    once = opened(tmp_path, keys_max=2500)
+    many = Keys(NSQD, b"".join([b"%016x" % number for number in range(2000)]), bytes(16_000))
+    began_s = time.process_time()
+    for round_ in range(12):
+        few = [
+            Keys(f"n{nsqd}:1", b"%016x" % (round_ * 10 + at), bytes(8))
+            for at in range(2)
+            for nsqd in range(1000)
+        ]
+        once.committed(few)
+        if round_ == 10:
+            once.committed([many])
+    assert time.process_time() - began_s < 1
+    assert once._recent_count == sum(recent.count for recent in once._recent.values()) <= 5000
+    assert once._recent[NSQD].count == 2000
+
+
 def test_very_much_that_may_come_again_is_forgotten_in_time(tmp_path: Path) -> None:
     """A hundred thousand keys took seconds, and twice as many four times as long."""
     once = opened(tmp_path, keys_max=100_000)

@@ -50,9 +50,12 @@ class Recent:
             self.drop_first()
         self._times = None
 
-    def drop_first(self) -> None:
-        self.count -= len(self._chunks.popleft())
+    def drop_first(self) -> int:
+        """Gives how many there are fewer."""
+        dropped = len(self._chunks.popleft())
+        self.count -= dropped
         self._times = None
+        return dropped
 
     def times(self) -> dict[bytes, int]:
         """The publish time of each id."""
@@ -79,6 +82,7 @@ class OnceOnly:
         self._channel = channel
         self._keys_max = keys_max
         self._recent: dict[str, Recent] = {}
+        self._recent_count = 0
         self._awaited: dict[str, dict[bytes, int]] = {}
         self._awaited_count = 0
         self._watched: dict[str, int] = {}
@@ -135,7 +139,7 @@ class OnceOnly:
             pass
         elif message_id is None:
             self._await(nsqd, recent.times().items())
-            del self._recent[nsqd]
+            self._recent_count -= self._recent.pop(nsqd).count
         elif (time := recent.times().get(message_id)) is not None:
             self._await(nsqd, [(message_id, time)])
         if message_id is None and self._awaited.get(nsqd):
@@ -222,20 +226,26 @@ class OnceOnly:
         recent = self._recent.get(keys.nsqd)
         if recent is None:
             recent = self._recent[keys.nsqd] = Recent(self._keys_max)
+        before = recent.count
         recent.add(keys)
-        if len(self._recent) > 1:
-            self._bound_recent()
+        self._recent_count += recent.count - before
+        # A little less at once: with many nsqds it must not be done for each of them.
+        if self._recent_count > 2 * self._keys_max:
+            self._bound_recent(2 * self._keys_max * 7 // 8)
 
-    def _bound_recent(self) -> None:
-        """Of several nsqds together twice as many as of one: they share what may be in flight."""
-        total = sum(recent.count for recent in self._recent.values())
-        while total > 2 * self._keys_max:
-            nsqd, largest = max(self._recent.items(), key=lambda item: item[1].count)
-            total -= largest.count
-            largest.drop_first()
-            total += largest.count
-            if not largest.count:
-                del self._recent[nsqd]
+    def _bound_recent(self, keys_max: int) -> None:
+        """Of several nsqds together twice as many as of one: they share what may be in flight. First goes
+        what is not the newest of those that have more than the others."""
+        share = keys_max // len(self._recent)
+        for recent in self._recent.values():
+            while recent.count > share and len(recent.chunks()) > 1:
+                if self._recent_count <= keys_max:
+                    return
+                self._recent_count -= recent.drop_first()
+        for nsqd in list(self._recent):
+            if self._recent_count <= keys_max:
+                return
+            self._recent_count -= self._recent.pop(nsqd).count
 
     def _await(self, nsqd: str, pairs: Iterable[tuple[bytes, int]]) -> None:
         awaited = self._awaited.setdefault(nsqd, {})
