@@ -186,3 +186,14 @@ def test_a_copy_that_fails_is_a_storage_error(
             publish.place(source, destination)
         assert names(destination.parent) == []
     assert failing.failed == [call]
+
+
+def test_a_name_that_cannot_be_looked_at_is_a_storage_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, destination = tmp_path / "source", tmp_path / "destination"
+    source.write_bytes(b"content")
+    destination.write_bytes(b"another")
+    FailingOs(0, only={"lstat"}).install(monkeypatch)
+    with pytest.raises(StorageError):
+        publish.place(source, destination)

@@ -25,6 +25,7 @@ import fcntl
 import hashlib
 import os
 import secrets
+import signal
 import stat
 import time
 from typing import TYPE_CHECKING, Self
@@ -227,6 +228,23 @@ def is_at(path: Path, file: tuple[int, int]) -> bool:
         except FileNotFoundError:
             return False
         return (named.st_dev, named.st_ino) == file
+
+
+def is_being_written(path: Path) -> bool:
+    """Whether anybody, ourselves included, has the file open for writing; False where the system does
+    not tell (another's file, some filesystems)."""
+    with storage("open", path):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        # Whoever opens it in this moment is told by a signal that ends nobody.
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError as error:
+        return error.errno == errno.EAGAIN
+    finally:
+        close(fd)
+    return False
 
 
 def stamp(path: Path) -> None:

@@ -127,10 +127,11 @@ def _reserve(destination: Path) -> int:
 
 def _is_reservation(path: Path) -> bool:
     """Whether a file is empty, ours, and of a mode that nobody gives a file."""
-    try:
-        found = os.lstat(path)
-    except FileNotFoundError:
-        return False
+    with durable.storage("stat", path):
+        try:
+            found = os.lstat(path)
+        except FileNotFoundError:
+            return False
     wanted = stat.S_IFREG | _RESERVATION_MODE
     return (found.st_mode, found.st_size, found.st_uid) == (wanted, 0, os.geteuid())
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.archive.helpers import batch_of
 
+from nsqtools import durable
 from nsqtools.archive import keys as keys_module
-from nsqtools.archive.keys import KeyFile, Keys, dead_files, digest, note_whole, take_over
+from nsqtools.archive.keys import KeyFile, Keys, digest, key_files, note_whole, taken_over
 from nsqtools.wire.messages import Messages, encode_payload
 
 if TYPE_CHECKING:
@@ -27,10 +28,10 @@ def created(folder: Path) -> KeyFile:
 
 
 def found(path: Path) -> list[tuple[str, list[bytes]]] | None:
-    known = take_over(path)
-    return (
-        None if known is None else [(one.nsqd, [pair[0] for pair in one.pairs()]) for one in known]
-    )
+    with taken_over(path) as known:
+        if known is None:
+            return None
+        return [(one.nsqd, [pair[0] for pair in one.pairs()]) for one in known]
 
 
 def ids(first: int, count: int) -> list[bytes]:
@@ -49,9 +50,9 @@ def test_what_a_dead_writer_noted(tmp_path: Path) -> None:
     file.begin([keys(0, 3), keys(5, 1, "m:2")])
     assert file.commit(UNIQUE, 0, 100, [keys(10, 2)])
     assert file.commit(UNIQUE, 100, 200, [keys(20, 2), keys(30, 1, "m:2")])
-    assert take_over(file.path) is None, "its writer lives"
+    assert found(file.path) is None, "its writer lives"
     file.close()
-    assert [file.path] == dead_files(tmp_path)[digest("topic", "channel")]
+    assert key_files(tmp_path, "topic", "channel") == [file.path]
     before = [("n:1", ids(0, 3)), ("m:2", ids(5, 1))]
     assert found(file.path) == before, "nobody has said how far the file is whole"
     assert note_whole(file.path.parent, "topic", "channel", UNIQUE, 200) == 200
@@ -167,7 +168,44 @@ def test_names_that_are_none_are_not_looked_at(tmp_path: Path) -> None:
     file.close()
     (file.path.parent / f"{digest('topic', 'channel')}-1-x.keys").write_bytes(b"x")
     (file.path.parent / "notes.txt").write_bytes(b"x")
-    assert dead_files(tmp_path) == {digest("topic", "channel"): [file.path]}
+    assert key_files(tmp_path, "topic", "channel") == [file.path]
     file.path.unlink()
-    assert take_over(file.path) is None
+    assert found(file.path) is None
     assert keys_module.KEY_BYTES == 24
+
+
+def test_a_file_that_was_found_before_it_was_locked_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another writer took it for that of a dead one, and removes it."""
+    real = durable.lock_file
+    found_paths: list[Path] = []
+
+    def lock_late(fd: int, path: Path) -> None:
+        if not found_paths:
+            found_paths.append(path)
+            path.unlink()
+        real(fd, path)
+
+    monkeypatch.setattr(durable, "lock_file", lock_late)
+    file = created(tmp_path)
+    assert file.path != found_paths[0]
+    assert file.path.exists()
+    file.close()
+
+
+def test_what_fits_its_checksum_and_nothing_else_ends_a_half(tmp_path: Path) -> None:
+    for kind, content in (
+        (b"K", b"\0\1\0\0\0\5n" + bytes(24)),
+        (b"K", b"\0\1\0\0\0\0\xff"),
+        (b"K", b"\0"),
+        (b"C", b""),
+        (b"W", b"\1x"),
+    ):
+        file = created(tmp_path)
+        file.begin([keys(0, 2)])
+        file._append(kind[0], content)
+        file.close()
+        assert found(file.path) == [("n:1", ids(0, 2))]
+        assert note_whole(file.path.parent, "topic", "channel", UNIQUE, 7) == 7
+        file.path.unlink()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.archive.failing_os import FailingOs
 from tests.archive.helpers import NSQD, PAIRS, close, payload, read_bodies, spec, visible
 from tests.archive.test_killed import ACKNOWLEDGED, CALLS_MAX, in_child
 
@@ -281,6 +283,157 @@ def test_a_commit_that_could_not_be_synced_does_not_count(
     done = again.commit([message(1, attempts=2), message(2, attempts=2)])
     assert (done.messages, done.duplicates) == (1, 1)
     close(again)
+
+
+def started(wanted: ArchiveSpec) -> tuple[ArchiveWriter, OnceOnly]:
+    writer = ArchiveWriter(wanted)
+    assert writer.once is not None
+    writer.once.open()
+    return writer, writer.once
+
+
+def killed(writer: ArchiveWriter) -> None:
+    """What the kernel does: its descriptors are closed, and nothing else."""
+    assert writer._file is not None
+    assert writer.once is not None
+    assert writer.once._file is not None
+    for fd in (writer._file.fd, writer._file.claim._fd, writer.once._file._fd):
+        os.close(fd)
+
+
+def in_next_run(wanted: ArchiveSpec, number: int) -> list[int]:
+    """What stands in the archive when nsqd delivers one again to the next run."""
+    assert not any(result.failed for result in recover(wanted.work_dir))
+    writer, _ = started(wanted)
+    writer.commit([message(number, attempts=2)])
+    close(writer)
+    return sorted(bodies_in(wanted.output_dir))
+
+
+@pytest.mark.parametrize("ends_by", ["close", "kill"])
+@pytest.mark.parametrize(("record_format", "compression"), PAIRS)
+def test_a_commit_that_failed_before_its_file_was_sealed(
+    record_format: str,
+    compression: str,
+    ends_by: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What seals the file stands where the commit would have stood, and may be as long."""
+    wanted = replace(spec(tmp_path, record_format, compression), keys_max=10)
+    writer, _ = started(wanted)
+    for number in range(30):
+        writer.commit([message(number)])
+    FailingOs(0, only={"fdatasync"}).install(monkeypatch)
+    with pytest.raises(StorageError):
+        writer.commit([message(30)])
+    if ends_by == "close":
+        close(writer)
+        writer.abandon()
+    else:
+        assert writer._file is not None
+        writer._file.seal()
+        killed(writer)
+    assert in_next_run(wanted, 30) == list(range(31))
+
+
+@pytest.mark.parametrize(("record_format", "compression"), PAIRS)
+def test_what_a_failed_commit_left_is_not_taken_for_the_next(
+    record_format: str, compression: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It could not be cut back, and is as long as the one that was to take its place."""
+    wanted = replace(spec(tmp_path, record_format, compression), keys_max=10)
+    writer, _ = started(wanted)
+    writer.commit([message(10)])
+    failing = FailingOs(0, failures=9, only={"fdatasync", "ftruncate"})
+    failing.install(monkeypatch)
+    for number in (11, 12):
+        with pytest.raises(StorageError):
+            writer.commit([message(number)])
+    failing.heal()
+    killed(writer)
+    assert 12 in in_next_run(wanted, 12)
+
+
+def test_a_file_that_cannot_be_published_when_the_next_run_begins(tmp_path: Path) -> None:
+    """Its folder is not mounted: the topic goes on, and knows what is in it."""
+    output, work = tmp_path / "output", tmp_path / "work"
+    wanted = replace(spec(output, "lines", "zstd", work_dir=work), keys_max=10)
+    output.mkdir()
+    writer, _ = started(wanted)
+    writer.commit([message(1)])
+    writer.commit([message(2)])
+    killed(writer)
+    output.rename(tmp_path / "elsewhere")
+    for _ in range(2):
+        assert [result.failed for result in recover(work)] == [True]
+    again, _ = started(wanted)
+    done = again.commit([message(2, attempts=2), message(3)])
+    assert (done.messages, done.duplicates) == (1, 1)
+    again.abandon()
+    (tmp_path / "elsewhere").rename(output)
+    assert not any(result.failed for result in recover(work))
+    assert sorted(bodies_in(output)) == [1, 2, 3]
+
+
+def test_recovery_that_failed_after_it_found_a_cut_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second try cuts it, too, though the key file was told by the first."""
+    wanted = replace(spec(tmp_path), keys_max=10)
+    writer, _ = started(wanted)
+    writer.commit([message(number) for number in range(3)])
+    writer.commit([message(number) for number in range(3, 6)])
+    killed(writer)
+    (part,) = tmp_path.glob("*.part")
+    part.write_bytes(part.read_bytes()[:-2])
+    failing = FailingOs(1, only={"ftruncate"})  # the first is that of the claim
+    with monkeypatch.context() as while_failing:
+        failing.install(while_failing)
+        assert [result.failed for result in recover(tmp_path)] == [True]
+    assert in_next_run(wanted, 3) == [0, 1, 2, 3]
+
+
+def test_a_commit_that_fails_again_and_again_uses_up_no_watch(tmp_path: Path) -> None:
+    once = opened(tmp_path)
+    commit(once, message(1), message(2))
+    once.may_come_again(NSQD, None)
+    many = Messages([message(number).payloads[0] for number in range(10, 2010)], nsqd=NSQD)
+    for _ in range(20):
+        once.new_of([many])
+    assert commit(once, message(1), message(3)) == [3]
+
+
+def test_what_an_nsqd_got_last_is_remembered_beside_many_others(tmp_path: Path) -> None:
+    """A thousand nsqds share one bound, and a commit of all of them does not look at all for each."""
+    once = opened(tmp_path, keys_max=2500)
+    many = Keys(NSQD, b"".join([b"%016x" % number for number in range(2000)]), bytes(16_000))
+    began_s = time.process_time()
+    for round_ in range(12):
+        few = [
+            Keys(f"n{nsqd}:1", b"%016x" % (round_ * 10 + at), bytes(8))
+            for at in range(2)
+            for nsqd in range(1000)
+        ]
+        once.committed(few)
+        if round_ == 10:
+            once.committed([many])
+    assert time.process_time() - began_s < 1
+    assert once._recent_count == sum(recent.count for recent in once._recent.values()) <= 5000
+    assert once._recent[NSQD].count == 2000
+
+
+def test_very_much_that_may_come_again_is_forgotten_in_time(tmp_path: Path) -> None:
+    """A hundred thousand keys took seconds, and twice as many four times as long."""
+    once = opened(tmp_path, keys_max=100_000)
+    ids = b"".join([b"%016x" % number for number in range(100_000)])
+    once.committed([Keys(NSQD, ids, bytes(8 * 100_000))])
+    began_s = time.process_time()
+    once.may_come_again(NSQD, None)
+    assert time.process_time() - began_s < 1
+    assert once.forgotten == 90_000
+    assert len(once._awaited[NSQD]) == 10_000
+    assert b"%016x" % 99_999 in once._awaited[NSQD]
 
 
 def test_payload_helper_and_messages_agree() -> None:

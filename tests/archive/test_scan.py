@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.archive.helpers import batch_of, write_file
 
+from nsqtools.archive import resync as resync_module
 from nsqtools.archive import zstd_ahead
 from nsqtools.archive.ahead import ahead
-from nsqtools.archive.formats import RECORD_FORMATS, ZSTD
-from nsqtools.archive.resync import TRIES_MAX, resync
+from nsqtools.archive.formats import NONE, RECORD_FORMATS, ZSTD
+from nsqtools.archive.resync import resync
 from nsqtools.archive.scan import Lost, Scan, Text
-from nsqtools.archive.stream import Source
+from nsqtools.archive.stream import Records, Source
 from nsqtools.archive.zstd_frames import DATA_MAGIC
 
 if TYPE_CHECKING:
@@ -63,9 +64,25 @@ def test_a_frame_too_large_to_decode_ahead_is_read_in_its_turn(
     assert len(scanned(data, "lines", 1)) == 12
 
 
-def test_a_file_of_magic_numbers_does_not_cost_forever() -> None:
-    tried = Source(io.BytesIO(DATA_MAGIC * (4 * TRIES_MAX)), "x")
+def test_a_file_of_magic_numbers_does_not_cost_forever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resync_module, "TRIED_BYTES_MAX", 4 << 20)
+    tried = Source(io.BytesIO(DATA_MAGIC * 4000), "x")
     assert resync(tried, "zstd", "lines", 0) is None
+    assert tried.position < 4 * 1100
+
+
+def test_what_messages_look_like_hides_nothing_that_is_whole(tmp_path: Path) -> None:
+    """A message of little-endian numbers has thousands of what may be the marks of a group."""
+    likeness = b"\xff\xff\xff\xff" + bytes(12)
+    commits = [
+        [batch_of([b"one"])],
+        [batch_of([b"two", likeness * 2000], 1)],
+        [batch_of([b"4"], 3)],
+    ]
+    data = bytearray(write_file(tmp_path, "framed", "none", commits).read_bytes())
+    data[data.index(b"two")] ^= 1
+    scan = Scan(Source(io.BytesIO(data), "x"), RECORD_FORMATS["framed"], NONE)
+    assert [run.bodies for run in scan if isinstance(run, Records)] == [[b"one"], [b"4"]]
 
 
 def test_items_come_in_order_and_errors_behind_them() -> None:

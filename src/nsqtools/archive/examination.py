@@ -24,7 +24,7 @@ from nsqtools.archive.formats import (
 from nsqtools.archive.header import HEADER_BYTES_MAX, MAGIC, HeaderError, decode_header
 from nsqtools.archive.jsonl import topic_of
 from nsqtools.archive.lines import NEWLINE
-from nsqtools.archive.reader import open_archive
+from nsqtools.archive.reader import named_compression, open_archive
 from nsqtools.archive.scan import Lost, Scan, Text
 from nsqtools.archive.stream import READ_BYTES, Records, Source
 from nsqtools.archive.zstd_frames import ANY_TIME
@@ -122,7 +122,9 @@ def open_reader(file: BinaryIO, name: str, *, read_bytes: int = READ_BYTES) -> A
     start = file.read(HEADER_BYTES_MAX + START_BYTES)
     file.seek(0)
     record_format, compression = _was(start)
-    if reader is not None and (MAGIC not in start[:START_BYTES] or not record_format):
+    if compression == NONE.name and (named := named_compression(name)):
+        compression = named
+    elif reader is not None and (MAGIC not in start[:START_BYTES] or not record_format):
         return reader  # what it is can be told from what follows
     if not record_format:
         record_format = FRAMED.name if compression == NONE.name else LINES.name

@@ -50,6 +50,8 @@ _UNIQUE_BYTES_MAX = 255
 _HALF_BYTES_MIN, _HALF_BYTES_MAX = 64 << 10, 64 << 20
 # A writer's file is looked at for so long after it has ended: nsqd has delivered everything by then.
 DEAD_KEPT_S = 7 * 86400.0
+# How often another process may look at a file in the moment between its creation and its lock.
+_CREATE_TRIES = 8
 
 
 class Keys(NamedTuple):
@@ -96,19 +98,34 @@ class KeyFile:
     @classmethod
     def create(cls, work_dir: Path, topic: str, channel: str, half_bytes: int) -> KeyFile:
         """A new one, locked; it holds nothing yet."""
-        unique = f"{os.getpid()}-{secrets.token_hex(8)}"
-        path = make_claim_folder(work_dir) / f"{digest(topic, channel)}-{unique}{KEYS_SUFFIX}"
+        folder = make_claim_folder(work_dir)
         half_bytes = min(max(half_bytes, _HALF_BYTES_MIN), _HALF_BYTES_MAX)
+        for _ in range(_CREATE_TRIES):
+            unique = f"{os.getpid()}-{secrets.token_hex(8)}"
+            path = folder / f"{digest(topic, channel)}-{unique}{KEYS_SUFFIX}"
+            file = cls._try_to_create(path, half_bytes)
+            if file is not None:
+                return file
+        busy = OSError(f"looked at by another process {_CREATE_TRIES} times in a row")
+        raise StorageError("make a key file in", folder, busy)
+
+    @classmethod
+    def _try_to_create(cls, path: Path, half_bytes: int) -> KeyFile | None:
         try:
             file = cls(durable.create(path, 0o600), path, half_bytes)
-        except FileExistsError as error:
-            raise StorageError("create", path, error) from error
+        except FileExistsError:
+            return None
         try:
             durable.lock_file(file._fd, path)
+            if durable.is_at(path, durable.identity(file._fd, path)):
+                return file
+        except DataPathInUse:
+            pass  # another writer found it before it was locked, and removes it
         except BaseException:
             file.close()
             raise
-        return file
+        file.close()
+        return None
 
     def begin(self, known: Iterable[Keys]) -> None:
         """Begin the other half, with all that is to be remembered; what does not fit is left out."""
@@ -171,6 +188,7 @@ class _Found:
 
     known: list[Keys] = field(default_factory=list)
     pending: dict[str, list[tuple[int, int, int, Keys]]] = field(default_factory=dict)
+    whole: dict[str, int] = field(default_factory=dict)
     end: int = 0
 
     def add(self, unique: str, commit: tuple[int, int, int], keys: list[Keys]) -> None:
@@ -182,22 +200,26 @@ class _Found:
         before += [(*commit, one) for one in keys]
 
     def settle(self, unique: str, whole_end: int) -> None:
+        self.whole[unique] = whole_end
         for _, _, end, keys in self.pending.pop(unique, ()):
             if end <= whole_end:
                 self.known.append(keys)
 
 
-def dead_files(work_dir: Path) -> dict[str, list[Path]]:
-    """Key files by the digest of topic and channel, those of living writers among them.
+def key_files(work_dir: Path, topic: str, channel: str) -> list[Path]:
+    """The key files of a topic and channel, those of living writers among them.
 
     Raises `StorageError` when they cannot be listed.
     """
-    found: dict[str, list[Path]] = {}
-    for folder in claim_folders(work_dir):
-        for name in durable.names_in(folder):
-            if match := _NAME.fullmatch(name):
-                found.setdefault(match[1], []).append(folder / name)
-    return found
+    folders = claim_folders(work_dir)
+    return [folder / name for folder in folders for name in _names_of(folder, topic, channel)]
+
+
+def _names_of(folder: Path, topic: str, channel: str) -> list[str]:
+    begins = digest(topic, channel)
+    # One of many topics looks at the names of all.
+    mine = [name for name in durable.names_in(folder) if name.startswith(begins)]
+    return [name for name in mine if _NAME.fullmatch(name)]
 
 
 def digest(topic: str, channel: str) -> str:
@@ -211,19 +233,32 @@ def note_whole(folder: Path, topic: str, channel: str, unique: str, end: int) ->
 
     `unique` names the claim of the file, which is in `folder`. Raises `StorageError`.
     """
-    begins = digest(topic, channel)
-    for name in durable.names_in(folder):
-        if name.startswith(begins) and _NAME.fullmatch(name):
-            with _taken(folder / name) as fd:
-                if fd is not None:
-                    end = _note_whole(fd, folder / name, unique, end)
+    for name in _names_of(folder, topic, channel):
+        with _taken(folder / name) as fd:
+            if fd is not None:
+                end = _note_whole(fd, folder / name, unique, end)
     return end
+
+
+def is_awaited(folder: Path, topic: str, channel: str, unique: str) -> bool:
+    """Whether the key file of a writer that is gone waits for `note_whole` of this file. Raises
+    `StorageError`."""
+    for name in _names_of(folder, topic, channel):
+        with _taken(folder / name) as fd:
+            if fd is not None:
+                half = _newest(_read_halves(fd, folder / name))
+                if half is not None and half.found.pending.get(unique):
+                    return True
+    return False
 
 
 def _note_whole(fd: int, path: Path, unique: str, end: int) -> int:
     half = _newest(_read_halves(fd, path))
-    commits = half.found.pending.get(unique) if half is not None else None
-    if half is None or not commits:
+    if half is None:
+        return end
+    if (told := half.found.whole.get(unique)) is not None:
+        return min(end, told)  # whoever told it died before the file was cut there
+    if not (commits := half.found.pending.get(unique)):
         return end
     for _, start, commit_end, _ in commits:
         if start < end < commit_end:
@@ -236,14 +271,16 @@ def _note_whole(fd: int, path: Path, unique: str, end: int) -> int:
     return end
 
 
-def take_over(path: Path) -> list[Keys] | None:
+@contextlib.contextmanager
+def taken_over(path: Path) -> Iterator[list[Keys] | None]:
     """The keys that a writer which is gone has in the archive; None when it lives, or the file is
-    gone. Raises `StorageError`."""
+    gone. Remove the file within: it is locked. Raises `StorageError`."""
     with _taken(path) as fd:
         if fd is None:
-            return None
-        half = _newest(_read_halves(fd, path))
-        return half.found.known if half is not None else []
+            yield None
+        else:
+            half = _newest(_read_halves(fd, path))
+            yield half.found.known if half is not None else []
 
 
 @contextlib.contextmanager
@@ -315,7 +352,10 @@ def _read_half(data: memoryview) -> _Half | None:
         if kind == _END:
             is_whole = True
         else:
-            _note(found, kind, content)
+            try:
+                _note(found, kind, content)
+            except (ValueError, IndexError, struct.error):
+                break  # not what we write, whatever its checksum says
     return _Half(generation, half_bytes, found) if is_whole else None
 
 
@@ -374,4 +414,6 @@ def _groups(content: memoryview) -> Iterator[Keys]:
         times_at = ids_at + count * ID_BYTES
         nsqd = bytes(content[at + _GROUP.size : ids_at]).decode("utf-8", "surrogatepass")
         at = times_at + count * TIME_BYTES
+        if at > len(content):
+            raise ValueError("a group that is cut")
         yield Keys(nsqd, bytes(content[ids_at:times_at]), bytes(content[times_at:at]))

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from nsqtools import durable
-from nsqtools.archive.keys import KEY_BYTES, KeyFile, Keys, dead_files, digest, take_over
+from nsqtools.archive.keys import KEY_BYTES, KeyFile, Keys, key_files, taken_over
 from nsqtools.errors import StorageError
 from nsqtools.wire.messages import Messages
 
@@ -49,9 +50,12 @@ class Recent:
             self.drop_first()
         self._times = None
 
-    def drop_first(self) -> None:
-        self.count -= len(self._chunks.popleft())
+    def drop_first(self) -> int:
+        """Gives how many there are fewer."""
+        dropped = len(self._chunks.popleft())
+        self.count -= dropped
         self._times = None
+        return dropped
 
     def times(self) -> dict[bytes, int]:
         """The publish time of each id."""
@@ -78,6 +82,7 @@ class OnceOnly:
         self._channel = channel
         self._keys_max = keys_max
         self._recent: dict[str, Recent] = {}
+        self._recent_count = 0
         self._awaited: dict[str, dict[bytes, int]] = {}
         self._awaited_count = 0
         self._watched: dict[str, int] = {}
@@ -89,18 +94,19 @@ class OnceOnly:
         after that it can be called again."""
         if self._is_open:
             return
-        taken: list[Path] = []
-        for path in dead_files(self._work_dir).get(digest(self._topic, self._channel), []):
-            known = take_over(path)
-            if known is not None:
-                taken.append(path)
-                for keys in known:
-                    self._await(keys.nsqd, keys.pairs())
-                    self._watched[keys.nsqd] = WATCHED
-        if taken:
-            self._begin()
-            for path in taken:
-                durable.unlink(path)
+        with contextlib.ExitStack() as locked:
+            taken: list[Path] = []
+            for path in key_files(self._work_dir, self._topic, self._channel):
+                known = locked.enter_context(taken_over(path))
+                if known is not None:
+                    taken.append(path)
+                    for keys in known:
+                        self._await(keys.nsqd, keys.pairs())
+                        self._watched[keys.nsqd] = WATCHED
+            if taken:
+                self._begin()
+                for path in taken:
+                    durable.unlink(path)
         self._is_open = True
 
     def _begin(self) -> KeyFile:
@@ -133,7 +139,7 @@ class OnceOnly:
             pass
         elif message_id is None:
             self._await(nsqd, recent.times().items())
-            del self._recent[nsqd]
+            self._recent_count -= self._recent.pop(nsqd).count
         elif (time := recent.times().get(message_id)) is not None:
             self._await(nsqd, [(message_id, time)])
         if message_id is None and self._awaited.get(nsqd):
@@ -153,11 +159,7 @@ class OnceOnly:
         return kept
 
     def _is_doubtful(self, messages: Messages) -> bool:
-        watched = self._watched.get(messages.nsqd, 0)
-        if watched:
-            self._watched[messages.nsqd] = max(0, watched - len(messages))
-            return True
-        return messages.same_attempts != 1
+        return messages.nsqd in self._watched or messages.same_attempts != 1
 
     def _without_known(self, messages: Messages, seen: dict[bytes, int]) -> Messages:
         nsqd = messages.nsqd
@@ -209,6 +211,15 @@ class OnceOnly:
         """The commit is durable."""
         for one in keys:
             self._remember(one)
+            if self._watched:
+                self._came_new(one.nsqd, len(one))
+
+    def _came_new(self, nsqd: str, count: int) -> None:
+        watched = self._watched.get(nsqd, 0) - count
+        if watched > 0:
+            self._watched[nsqd] = watched
+        else:
+            self._watched.pop(nsqd, None)
 
     def sealed(self, unique: str, end: int) -> None:
         """Nothing is appended to a file any more. Raises `StorageError`."""
@@ -222,31 +233,39 @@ class OnceOnly:
         recent = self._recent.get(keys.nsqd)
         if recent is None:
             recent = self._recent[keys.nsqd] = Recent(self._keys_max)
+        before = recent.count
         recent.add(keys)
-        if len(self._recent) > 1:
-            self._bound_recent()
+        self._recent_count += recent.count - before
+        # A little less at once: with many nsqds it must not be done for each of them.
+        if self._recent_count > 2 * self._keys_max:
+            self._bound_recent(2 * self._keys_max * 7 // 8)
 
-    def _bound_recent(self) -> None:
-        """Of several nsqds together twice as many as of one: they share what may be in flight."""
-        total = sum(recent.count for recent in self._recent.values())
-        while total > 2 * self._keys_max:
-            nsqd, largest = max(self._recent.items(), key=lambda item: item[1].count)
-            total -= largest.count
-            largest.drop_first()
-            total += largest.count
-            if not largest.count:
-                del self._recent[nsqd]
+    def _bound_recent(self, keys_max: int) -> None:
+        """Of several nsqds together twice as many as of one: they share what may be in flight. First goes
+        what is not the newest of those that have more than the others."""
+        share = keys_max // len(self._recent)
+        for recent in self._recent.values():
+            while recent.count > share and len(recent.chunks()) > 1:
+                if self._recent_count <= keys_max:
+                    return
+                self._recent_count -= recent.drop_first()
+        for nsqd in list(self._recent):
+            if self._recent_count <= keys_max:
+                return
+            self._recent_count -= self._recent.pop(nsqd).count
 
     def _await(self, nsqd: str, pairs: Iterable[tuple[bytes, int]]) -> None:
         awaited = self._awaited.setdefault(nsqd, {})
         before = len(awaited)
         awaited.update(pairs)
         self._awaited_count += len(awaited) - before
-        while self._awaited_count > AWAITED_MAX:
+        while (excess := self._awaited_count - AWAITED_MAX) > 0:
             largest = max(self._awaited.values(), key=len)
-            del largest[next(iter(largest))]
-            self._awaited_count -= 1
-            self.forgotten += 1
+            some = list(islice(largest, min(excess, len(largest) // 2 + 1)))
+            for one in some:  # one by one the search for the first would be most of it
+                del largest[one]
+            self._awaited_count -= len(some)
+            self.forgotten += len(some)
 
     def _remembered(self) -> Iterator[Keys]:
         """What a half begins with: what was committed last comes first, should not all of it fit."""

@@ -59,6 +59,7 @@ class PartFile:
     """The file and what is known of it. `stem` and `revision` are what its name was made from.
 
     `opened_at` and `last_commit_at` are on the clock that never goes back (`Clock.monotonic`).
+    `commits_end` is where the last commit ends; what seals the file stands behind it.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class PartFile:
         self.opened_at = now
         self.last_commit_at = now
         self.size_bytes = 0
+        self.commits_end = 0
         self.records = 0
         self.groups = 0
         self.content_bytes = 0
@@ -160,8 +162,10 @@ class PartFile:
     ) -> int:
         """Write one commit; returns the bytes it took, when they and the name are durable.
 
-        `before` is called with where it begins and ends, before it is written.
+        `before` is called with where it begins and ends, before it is written, when nothing stands
+        there.
         """
+        self._cut_garbage()
         data = self.container.encode(groups)
         if self.size_bytes == 0:
             data = self.container.file_header + data
@@ -169,6 +173,7 @@ class PartFile:
             before(self.size_bytes, self.size_bytes + len(data))
         self._write(data)
         self.container.keep()
+        self.commits_end = self.size_bytes
         self.records += sum(group.records for group in groups)
         self.groups += len(groups)
         self.content_bytes += sum(len(group.content) for group in groups)
@@ -185,9 +190,7 @@ class PartFile:
         self.is_sealed = True
 
     def _write(self, data: bytes | bytearray) -> None:
-        if self._has_garbage:
-            durable.truncate(self.fd, self.size_bytes, self.path)
-            self._has_garbage = False
+        self._cut_garbage()
         try:
             durable.write_at(self.fd, data, self.size_bytes, self.path)
             durable.sync_data(self.fd, self.path)
@@ -198,6 +201,11 @@ class PartFile:
             self._cut_back()
             raise
         self.size_bytes += len(data)
+
+    def _cut_garbage(self) -> None:
+        if self._has_garbage:
+            durable.truncate(self.fd, self.size_bytes, self.path)
+            self._has_garbage = False
 
     def _check_place(self) -> None:
         if self.is_lost():

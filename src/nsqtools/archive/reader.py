@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Self, TypeVar
 
+from nsqtools.archive.files import PART_SUFFIX
 from nsqtools.archive.formats import (
     COMPRESSIONS,
     FRAMED,
@@ -120,6 +121,13 @@ def _named(known: Mapping[str, T], kind: str, name: str | None) -> T | None:
     if name not in known:
         raise ArchiveError(f"unknown {kind} {name}")
     return known[name]
+
+
+def named_compression(name: str) -> str:
+    """The compression that a name tells, "" for none. What begins otherwise is damaged."""
+    finished = name.removesuffix(PART_SUFFIX)
+    named = [one for one in COMPRESSIONS.values() if one.suffix and finished.endswith(one.suffix)]
+    return named[0].name if named else ""
 
 
 class ArchiveReader:
@@ -307,6 +315,8 @@ class ArchiveReader:
                 return compression
         if record_format is None and not start.startswith(MAGIC) and looks_damaged(start):
             raise self._damaged(Damage(0, "a damaged file header"))
+        if start and (named := named_compression(self._name)):
+            raise self._damaged(Damage(0, f"no {named}, as its name says that it is"))
         return NONE
 
     def _read_meta(self) -> dict[str, str]:

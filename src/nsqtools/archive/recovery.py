@@ -21,7 +21,7 @@ from nsqtools.archive.claims import Claim, Placing, claim_paths, topic_of
 from nsqtools.archive.destination import FileFacts, open_destination
 from nsqtools.archive.finishing import SealedFile
 from nsqtools.archive.formats import find_formats
-from nsqtools.archive.keys import note_whole
+from nsqtools.archive.keys import is_awaited, note_whole
 from nsqtools.archive.naming import REVISIONS_MAX, bump, path_of
 from nsqtools.archive.stream import Damage
 from nsqtools.archive.survey import Survey, survey
@@ -85,7 +85,11 @@ def recover(
                 channel = claim.facts.channel
                 subject = path_of(work_dir, claim.facts.working)
                 begun(claim.facts)
-                destination = open_destination(claim.facts.destination or str(work_dir))
+                try:
+                    destination = open_destination(claim.facts.destination or str(work_dir))
+                except StorageError:
+                    _note_keys(claim, subject)
+                    raise
                 result = _Recovery(claim, subject, destination).run()
         except (StorageError, ArchiveError) as error:
             yield _failed(subject, channel, str(error))
@@ -106,6 +110,37 @@ def claims_by_topic(work_dir: Path) -> dict[str, list[Path]]:
         except StorageError:
             topic = ""  # recovering it will say what is wrong
         found.setdefault(topic, []).append(path)
+    return found
+
+
+def _note_keys(claim: Claim, path: Path) -> None:
+    """Tell the writer's key file how far a file is whole that cannot be published now: its topic goes
+    on meanwhile, and what is in it is not to be written again."""
+    facts = claim.facts
+    folder = claim.path.parent
+    if not claim.is_created or claim.placing is not None or not durable.is_taken(path):
+        return
+    if is_awaited(folder, facts.topic, facts.channel, claim.unique):
+        fd = durable.open_existing(path)
+        try:
+            _survey(claim, path, fd)
+        finally:
+            durable.close(fd)
+
+
+def _survey(claim: Claim, path: Path, fd: int) -> Survey:
+    """How much of the file is whole commits; the writer's key file is told."""
+    facts = claim.facts
+    record_format, compression = find_formats(facts.record_format, facts.compression)
+    found = survey(fd, path, record_format, compression)
+    folder, unique = claim.path.parent, claim.unique
+    end = note_whole(folder, facts.topic, facts.channel, unique, found.commits_end)
+    if end < found.commits_end and (found.damage is None or found.damage.torn):
+        durable.truncate(fd, end, path)
+        damage = found.damage or Damage(end, "a cut commit", torn=True)
+        size_bytes = found.size_bytes
+        found = survey(fd, path, record_format, compression)
+        found.size_bytes, found.damage = size_bytes, damage
     return found
 
 
@@ -161,7 +196,7 @@ class _Recovery:
             if self._can_resume(placing):
                 return self._resume(placing, fd)
             self._claim.note_placing(None)  # its rewrite is lost: the file is still whole
-        found = self._survey(fd)
+        found = _survey(self._claim, self._path, fd)
         if found.damage is not None and not found.damage.torn:
             return self._set_aside(fd, found)
         if found.records == 0:
@@ -171,21 +206,6 @@ class _Recovery:
         self._complete(fd, found)
         reason = f"cut: {found.damage.reason}" if found.damage else "published as it was"
         return self._publish(fd, found, reason)
-
-    def _survey(self, fd: int) -> Survey:
-        """How much of the file is whole commits; the writer's key file is told."""
-        facts = self._claim.facts
-        record_format, compression = find_formats(facts.record_format, facts.compression)
-        found = survey(fd, self._path, record_format, compression)
-        folder, unique = self._claim.path.parent, self._claim.unique
-        end = note_whole(folder, facts.topic, facts.channel, unique, found.end)
-        if end < found.end and (found.damage is None or found.damage.torn):
-            durable.truncate(fd, end, self._path)
-            damage = found.damage or Damage(end, "a cut commit", torn=True)
-            size_bytes = found.size_bytes
-            found = survey(fd, self._path, record_format, compression)
-            found.size_bytes, found.damage = size_bytes, damage
-        return found
 
     def _not_begun(self, fd: int) -> Recovered | None:
         """Nothing was ever committed. A file that has our name may be somebody else's."""

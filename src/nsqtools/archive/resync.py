@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
     from nsqtools.archive.stream import Source
 
-# Places that are tried behind one damage: a file made of magic numbers must not cost forever.
-TRIES_MAX = 1000
+# What is read to try places behind one damage, and what one counts for at least: a file made of magic
+# numbers must not cost forever. A damaged commit may have thousands of them in what its messages say.
+TRIED_BYTES_MAX = 2 << 30
+_TRY_BYTES = 4 << 10
 _WINDOW_BYTES = 256 << 10
 _GZIP = re.compile(re.escape(gzip_members.MAGIC + b"\x08"))
 _ZSTD = re.compile(
@@ -53,15 +55,17 @@ def resync(source: Source, compression: str, record_format: str, behind: int) ->
     }.get(compression, (_FRAMED, _is_group))
     if compression == "none" and record_format != "framed":
         return None  # lines are cut at newlines, by whoever reads them
-    for tries, offset in enumerate(_candidates(source, looks, behind + 1)):
-        if tries >= TRIES_MAX:
-            return None
+    tried_bytes = 0
+    for offset in _candidates(source, looks, behind + 1):
         source.seek(offset)
         try:
             if is_whole(source):
                 return offset
         except Damage:
-            continue
+            pass
+        tried_bytes += max(source.position - offset, _TRY_BYTES)
+        if tried_bytes > TRIED_BYTES_MAX:
+            break
     return None
 
 

@@ -216,11 +216,14 @@ def replace(path: Path, old: Path, was: os.stat_result) -> None:
 
 
 def check_unchanged(path: Path, was: os.stat_result) -> None:
-    """Raise `StorageError` unless the name is still that of the file, which nobody wrote to since."""
+    """Raise `StorageError` unless the name is still that of the file, which nobody wrote to since, nor
+    has open for writing: what NSQ's nsq_to_file appends to it would be gone."""
     with durable.storage("stat", path):
         now = os.lstat(path)
         if _what(now) != _what(was):
             raise OSError(errno.EBUSY, "somebody changed the file meanwhile")
+        if durable.is_being_written(path):
+            raise OSError(errno.EBUSY, "somebody has the file open for writing")
 
 
 def _what(found: os.stat_result) -> tuple[int, ...]:

@@ -32,12 +32,14 @@ if TYPE_CHECKING:
 class Survey:
     """`end` is where the last whole commit ends; `damage` is what stands behind it, if anything.
 
-    `trailer` is to be written at `end` to seal the file; nothing, when it needs none. `groups` are
+    `trailer` is to be written at `end` to seal the file; nothing, when it needs none, or has one, which
+    are the last `trailer_bytes` before `end`. `groups` are
     members or frames with content; that of all whole ones has `content_bytes` and `content_crc32`.
     """
 
     size_bytes: int = 0
     end: int = 0
+    trailer_bytes: int = 0
     records: int = 0
     groups: int = 0
     content_bytes: int = 0
@@ -46,6 +48,11 @@ class Survey:
     last_ts_ns: int | None = None
     damage: Damage | None = None
     trailer: bytes = b""
+
+    @property
+    def commits_end(self) -> int:
+        """Where the last whole commit ends, and what seals the file begins."""
+        return self.end - self.trailer_bytes
 
     def add(self, records: int, first_ts_ns: int | None, last_ts_ns: int | None) -> None:
         self.records += records
@@ -100,6 +107,8 @@ def survey_zstd(source: Source, found: Survey, _record_format: RecordFormat) -> 
         found.content_bytes = sum(index.content_sizes)
         found.first_ts_ns = min(index.first_ts_ns, default=None)
         found.last_ts_ns = max(index.last_ts_ns, default=None)
+        if len(index) and walk.is_sealed:
+            found.trailer_bytes = walk.committed_end - zstd_frames.commits_end(index)
         if len(index) and not walk.is_sealed:
             found.trailer = zstd_frames.encode_trailer(walk.header_frame_bytes, index)
 

@@ -267,6 +267,11 @@ class ArchiveWriter:
             self.sealed.drop_first()
             return published
 
+    def release(self) -> None:
+        """Let go of what the next writer needs, when all is finished: it may be of this process."""
+        if self.once is not None:
+            self.once.close()
+
     def abandon(self) -> None:
         """Let go of all files as a crash would; recovery finds them at the next start."""
         if self._file is not None:
@@ -357,7 +362,7 @@ class ArchiveWriter:
             self._forget_if_lost(file)
             raise
         if self.once is not None:
-            self.once.sealed(file.unique, file.size_bytes)
+            self.once.sealed(file.unique, file.commits_end)
         self.sealed.put(
             SealedFile(
                 claim=file.claim,

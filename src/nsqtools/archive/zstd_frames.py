@@ -73,6 +73,11 @@ class IndexEntry:
     last_ts_ns: int
 
 
+def commits_end(index: Index) -> int:
+    """Offset behind the note of the last data frame, of which there must be one."""
+    return index.offsets[-1] + index.sizes[-1] + NOTE_FRAME_BYTES
+
+
 class Index:
     """The data frames of one file as columns: 36 bytes a frame, however small the commits are."""
 

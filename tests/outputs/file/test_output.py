@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tests.archive.helpers import batch_of, spec
+from tests.archive.helpers import NSQD, START_NS, batch_of, spec
 from tests.support.clients import until
 
 from nsqtools.archive.naming import FileNaming
@@ -18,6 +19,7 @@ from nsqtools.outputs.contract import DONE, Again
 from nsqtools.outputs.file import output as module
 from nsqtools.outputs.file.output import RETRY_FIRST_S, FileOutput
 from nsqtools.outputs.workers import Workers
+from nsqtools.wire.messages import Messages, encode_payload
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -96,4 +98,19 @@ async def test_a_watermark_follows_what_is_published(
     await asyncio.sleep(1.2)
     assert until_said() == held
     assert output.trouble() == ""
+
+
+async def test_a_topic_that_went_and_comes_back_in_the_same_process(tmp_path: Path) -> None:
+    """The key file was locked until the process ended, and its descriptor stayed open."""
+    wanted = replace(spec(tmp_path), keys_max=10)
+    workers = Workers()
+    once = [batch_of([b"one"])]
+    again = [Messages([encode_payload(START_NS, 2, b"%016x" % 0, b"one")], nsqd=NSQD)]
+    for messages in (once, again):
+        output = FileOutput(wanted, workers, sync_interval_s=1.0)
+        await output.open()
+        assert await output.deliver(messages) == DONE
+        await output.close()
+    assert output.counts()["duplicates"] == 1
+    assert [path.read_bytes() for path in tmp_path.glob("*.log")] == [b"one\n"]
     workers.close()

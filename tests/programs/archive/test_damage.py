@@ -237,3 +237,21 @@ def test_a_line_without_an_end_is_damage_and_takes_no_memory(
         ran = run(name, *(["--grep=x"] if name == "cat" else []), path)
         assert ran.code == (0 if (name, compression) == ("index", "none") else 4)
     assert [one.name for one in tmp_path.iterdir()] == ["bomb"]
+
+
+@pytest.mark.parametrize("zeros", [60, 200, 10_000])
+@pytest.mark.parametrize(
+    ("record_format", "compression"), [pair for pair in PAIRS if pair[1] != "none"]
+)
+def test_a_file_whose_beginning_says_nothing_is_what_its_name_says(
+    run: Run, tmp_path: Path, record_format: str, compression: str, zeros: int
+) -> None:
+    """It was taken for text of somebody else's, in which there is nothing to check."""
+    path = archive_of(tmp_path, record_format, compression, COMMITS)
+    data = path.read_bytes()
+    path.write_bytes(bytes(min(zeros, len(data))) + data[zeros:])
+    ran = run("verify", path)
+    assert ran.code == 4
+    assert "at byte 0" in ran.text
+    ran = run("cat", path)
+    assert (ran.code, ran.out) == (4, b"")

@@ -286,3 +286,19 @@ def test_archives_that_were_put_together(run: Run, tmp_path: Path) -> None:
     assert run("index", "--replace", path).code == 0
     assert read_bodies(path) == (BODIES * 3, None)
     assert "has an index" in run("index", path).text
+
+
+@pytest.mark.parametrize("command", ["index", "compact"])
+def test_a_file_that_somebody_has_open_for_writing_is_not_replaced(
+    run: Run, tmp_path: Path, command: str
+) -> None:
+    """As NSQ's nsq_to_file, which appends to its files under their final names."""
+    path = archive_of(tmp_path, "lines", "gzip", numbered(20))
+    data = path.read_bytes()
+    with path.open("ab"):
+        ran = run(command, "--replace", path)
+        assert ran.code == 5
+        assert "somebody has the file open for writing" in ran.err
+        assert [one.read_bytes() for one in tmp_path.iterdir() if one.is_file()] == [data]
+    assert run(command, "--replace", path).code == 0
+    assert [one.read_bytes() for one in tmp_path.iterdir() if one.is_file()] != [data]

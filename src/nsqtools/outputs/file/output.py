@@ -141,6 +141,7 @@ class FileOutput:
             await self._finisher.call(self._finish_all)
             await self._strand.call(self._writer.close)
             await self._finisher.call(self._finish_all)
+            await self._strand.call(self._writer.release)
         except StorageError:
             self._counts["failures"] += 1
             raise
