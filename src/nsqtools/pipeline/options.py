@@ -36,6 +36,7 @@ from nsqtools.options import (
     option,
     repeated,
 )
+from nsqtools.transform.options import TransformOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,7 +68,7 @@ def log_prefix_option(default: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConsumingOptions(LogOptions, StatusOptions):
+class ConsumingOptions(LogOptions, StatusOptions, TransformOptions):
     """One run of a consuming tool. Times are in seconds, sizes in bytes."""
 
     program: ClassVar[str]
@@ -194,6 +195,7 @@ class ConsumingOptions(LogOptions, StatusOptions):
         if not self.channel:
             yield "--channel is required"
         yield from self._check_sources()
+        yield from self.check_transforms()
         yield from self.check_output()
         yield from (f"--consumer-opt: {problem}" for problem in self._consumer()[1])
 
