@@ -46,7 +46,9 @@ def test_each_message_has_the_answer_of_what_was_made_of_it(
     mapped = route.answers(own)
     assert len(mapped) == len(fates)
     for at, fate in enumerate(fates):
-        parts = [one for place, one in zip(route.places, own, strict=True) if place == at]
+        parts: list[Answer] = [
+            one for place, one in zip(route.places, own, strict=True) if place == at
+        ]
         if fate == 0:
             assert mapped[at] == Removed("grep")
         elif fate < 0:
@@ -64,6 +66,7 @@ def test_over_any_number_of_tries_each_part_is_delivered_until_it_is_done_and_no
 ) -> None:
     known = KnownParts()
     times: dict[bytes, int] = {}
+    fares: list[Answer] = [DONE, DONE, LATER]
     open_places = list(range(len(fates)))
     while open_places:
         work = work_of(fates)
@@ -74,14 +77,13 @@ def test_over_any_number_of_tries_each_part_is_delivered_until_it_is_done_and_no
         again.refused = {order[at]: no for at, no in work.refused.items() if at in order}
         again.several = {order[at]: s for at, s in work.several.items() if at in order}
         route = known.route(again)
-        own: list[Answer] = [rng.choice([DONE, DONE, LATER]) for _ in range(len(route.messages))]
+        own = [rng.choice(fares) for _ in range(len(route.messages))]
         for body, answer in zip(route.messages.bodies, own, strict=True):
             times[body] = times.get(body, 0) + (answer is DONE)
         known.note(route, own)
         mapped = route.answers(own)
-        open_places = [
-            at for at, one in zip(open_places, mapped, strict=True) if isinstance(one, Again)
-        ]
+        pairs = zip(open_places, mapped, strict=True)
+        open_places = [at for at, one in pairs if isinstance(one, Again)]
     assert set(times.values()) <= {1}
     assert len(times) == sum(fate for fate in fates if fate > 0)
     assert not known._done

@@ -190,8 +190,10 @@ class TransformingOutput:
 
     def _note(self, route: Route, own: Sequence[Answer]) -> None:
         self._parts.note(route, own)
-        if route.work.several:
-            self._made += sum(isinstance(answer, Done) for answer in own)
+        several = route.work.several
+        if several:
+            pairs = zip(route.places, own, strict=True)
+            self._made += sum(at in several and isinstance(answer, Done) for at, answer in pairs)
 
     def _tell(self, works: Sequence[Work]) -> None:
         """Of messages that were refused, the errors: each kind at most once a minute."""
