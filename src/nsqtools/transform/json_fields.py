@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     from nsqtools.transform.steps import Work
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
-_SPACE = re.compile(r"[ \t\n\r]*")
+_SPACE = r"[ \t\n\r]*"
+_STRING = r'"[^"\\]*(?:\\.[^"\\]*)*"'
+# A field of what is known to be JSON: its name, and its value where that is not nested.
+_FIELD = re.compile(rf'{_SPACE}({_STRING}){_SPACE}:{_SPACE}({_STRING}|[^ \t\n\r"{{\[,}}]+)?')
+_SPACES = re.compile(_SPACE)
 
 
 class _Number(str):
@@ -132,19 +136,21 @@ def only_fields(body: bytes, names: Collection[str]) -> bytes:
     """An object with these fields alone, each as it is written."""
     text = body.decode("utf-8")
     kept: list[str] = []
-    at = _behind_space(text, text.index("{") + 1)
-    while text[at] != "}":
-        name, end = _SKIPPING.raw_decode(text, at)
-        colon = _behind_space(text, end)
-        _, end = _SKIPPING.raw_decode(text, _behind_space(text, colon + 1))
-        if name in names:
-            kept.append(text[at:end])
-        at = _behind_space(text, end)
-        if text[at] == ",":
-            at = _behind_space(text, at + 1)
+    at = text.index("{") + 1
+    while (field := _FIELD.match(text, at)) is not None:
+        name, end = field[1], field.end()
+        if field[2] is None:
+            end = _SKIPPING.raw_decode(text, end)[1]
+        if (json.loads(name) if "\\" in name else name[1:-1]) in names:
+            kept.append(text[field.start(1) : end])
+        at = end if text[end] == "," else _behind(text, end)
+        if text[at] != ",":
+            break
+        at += 1
     return f"{{{','.join(kept)}}}".encode()
 
 
-def _behind_space(text: str, at: int) -> int:
-    found = _SPACE.match(text, at)
+def _behind(text: str, at: int) -> int:
+    """Where something else than space stands."""
+    found = _SPACES.match(text, at)
     return at if found is None else found.end()
