@@ -68,8 +68,8 @@ def log_prefix_option(default: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConsumingOptions(LogOptions, StatusOptions, TransformOptions):
-    """One run of a consuming tool. Times are in seconds, sizes in bytes."""
+class SourceOptions(LogOptions, StatusOptions):
+    """What is consumed, and how. Times are in seconds, sizes in bytes."""
 
     program: ClassVar[str]
     """The tool's name: its user agent, and what its log lines begin with."""
@@ -195,7 +195,6 @@ class ConsumingOptions(LogOptions, StatusOptions, TransformOptions):
         if not self.channel:
             yield "--channel is required"
         yield from self._check_sources()
-        yield from self.check_transforms()
         yield from self.check_output()
         yield from (f"--consumer-opt: {problem}" for problem in self._consumer()[1])
 
@@ -215,3 +214,13 @@ class ConsumingOptions(LogOptions, StatusOptions, TransformOptions):
         filtered = [topic for topic in self.topic if not self.wants_topic(topic)]
         if self.topic and len(filtered) == len(self.topic):
             yield LEFT_NO_TOPIC
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsumingOptions(TransformOptions, SourceOptions):
+    """One run of a consuming tool: what it consumes, and what of that its output gets."""
+
+    def check(self) -> Iterator[str]:
+        """And the filters."""
+        yield from super().check()
+        yield from self.check_transforms()

@@ -87,7 +87,8 @@ class TransformOptions:
     transform: HookName | None = option(
         HOOK,
         help="function that gets each body as bytes, and returns the bytes to take instead, a list of"
-        " bytes for several messages, or None for none; what it raises leaves the message with nsqd",
+        " bytes for several messages, or None for none; what it raises leaves the message with nsqd;"
+        " such as mymodule:clean",
         group=_WHAT,
     )
     transform_path: Path | None = option(
