@@ -25,12 +25,14 @@ from tests.programs.nsq_to_http.helpers import delivering, removed
 from tests.programs.nsq_to_http.helpers import until_settled as until_delivered
 from tests.support.clients import until
 from tests.support.endpoints import Received, serving
+from tests.transform.test_steps import messages_of
 
 from nsqtools.errors import OptionsError
 from nsqtools.lifecycle import Lifecycle
 from nsqtools.outputs.contract import DONE, Again, Answer, Feeding
 from nsqtools.outputs.workers import Workers
 from nsqtools.pipeline import topic as topic_module
+from nsqtools.pipeline import transforming as transforming_module
 from nsqtools.pipeline.report import status_of, trouble_of
 from nsqtools.pipeline.run import Run
 from nsqtools.pipeline.transforming import TransformingOutput
@@ -250,6 +252,34 @@ async def test_a_function_works_in_a_thread_and_one_that_hangs_is_seen(
         await until_settled(nsqd, 1)
         assert not trouble_of(pipeline)
     assert threading.main_thread() not in threads
+
+
+async def test_of_a_slow_function_a_delivery_is_small(
+    nsqd: Nsqd, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transforming_module, "CALLS_S", 0.02)
+    monkeypatch.setattr(transforming_module, "FIRST_CALLS", 3)
+
+    def function(body: bytes) -> bytes:
+        time.sleep(0.004)
+        return body
+
+    output = ScriptedOutput()
+    pipeline = transforming(nsqd, workers, output, function=function)
+    async with running(pipeline):
+        await publish(nsqd, *[b"x"] * 30)
+        await until_settled(nsqd, 30)
+    assert len(got(output)) == 30
+    assert max(map(len, output.got)) <= 5
+
+
+async def test_a_quick_function_bounds_nothing(workers: Workers) -> None:
+    options = archive_options(Path(), "--nsqd-tcp-address=127.0.0.1:4150")
+    chain = Chain(options, lambda body: body)
+    output = TransformingOutput("t", ScriptedOutput(), chain, workers.strand("t"))
+    assert output.feeding.messages_max == 100
+    await output.deliver([messages_of(*[b"x"] * 100)])
+    assert output.feeding == output.inner.feeding
 
 
 async def test_at_the_end_what_was_not_looked_at_goes_back(nsqd: Nsqd, workers: Workers) -> None:

@@ -12,6 +12,7 @@ topic, and is seen in health.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nsqtools.clock import SystemClock
@@ -38,6 +39,12 @@ if TYPE_CHECKING:
 # A hand-over to a thread takes longer than the filters for this much.
 ON_LOOP_MESSAGES = 32
 ON_LOOP_BYTES = 32 << 10
+# A delivery is as large as a function of the user does in about this time.
+CALLS_S = 2.0
+# While it is not known how long a call takes.
+FIRST_CALLS = 100
+# More than this is as good as no bound, which costs less.
+UNBOUNDED_CALLS = 10_000
 _AT_END = Again(1.0, "the run ends", stands=True)
 
 
@@ -95,7 +102,15 @@ class TransformingOutput:
 
     @property
     def feeding(self) -> Feeding:
-        return self.inner.feeding
+        """As the output wants it; of a slow function no more at once than it does in a while, or one
+        delivery would take as long as if it hung."""
+        feeding, hook = self.inner.feeding, self._chain.hook
+        if hook is None:
+            return feeding
+        most = int(CALLS_S / hook.call_s) if hook.call_s else FIRST_CALLS
+        if most >= feeding.messages_max if feeding.messages_max else most > UNBOUNDED_CALLS:
+            return feeding
+        return replace(feeding, messages_max=max(1, most))
 
     def counts(self) -> Mapping[str, int]:
         """Those of the output, and how many messages were made where one became several."""

@@ -90,6 +90,8 @@ class Hook:
 
     def __init__(self, function: Function, name: str) -> None:
         self.name = name
+        self.call_s = 0.0
+        """How long a call took lately, in seconds; 0 while there was none."""
         self._function = function
         self._began_s: float | None = None
         self._is_stopped = False
@@ -107,6 +109,7 @@ class Hook:
 
     def apply(self, work: Work) -> None:
         kept: list[int] = []
+        count, began_s = len(work.places), time.monotonic()
         for at, body in zip(work.places, work.bodies(), strict=True):
             if self._is_stopped:
                 raise Stopped
@@ -122,6 +125,8 @@ class Hook:
                 elif made[0] is not body and made[0] != body:
                     work.changed[at] = made[0]
         work.places = kept
+        took_s = (time.monotonic() - began_s) / count
+        self.call_s = (self.call_s + took_s) / 2 if self.call_s else took_s
 
     def _call(self, body: bytes) -> list[bytes] | Refusal | None:
         self._began_s = time.monotonic()
