@@ -49,6 +49,17 @@ def test_a_message_that_comes_twice_at_once_is_written_once(tmp_path: Path) -> N
     once.close()
 
 
+def test_a_message_that_is_known_and_comes_twice_at_once_is_not_written(tmp_path: Path) -> None:
+    once = opened(tmp_path)
+    assert commit(once, parted(1)) == [1]
+    once.may_come_again(NSQD, None)
+    one = parted(2, attempts=2)
+    twice = PartedMessages(one.payloads * 2, [0, 1] * 2, nsqd=NSQD)
+    assert commit(once, twice, Messages(message(1).payloads * 2, nsqd=NSQD)) == []
+    assert commit(once, twice) == []
+    once.close()
+
+
 def test_a_message_has_one_key_however_many_are_made_of_it() -> None:
     """Of a window of messages all keys are remembered, not those of the last ones parted."""
     assert len(Keys.of(parted(100, 50, 1))) == 3

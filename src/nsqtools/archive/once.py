@@ -188,7 +188,7 @@ class OnceOnly:
         self, nsqd: str, awaited: dict[bytes, int], again: Sequence[tuple[bytes, int]]
     ) -> None:
         """They are answered once more, and that answer may be lost, too."""
-        mine = [key for key in again if awaited.get(key[0]) == key[1]]
+        mine = list(dict.fromkeys(key for key in again if awaited.get(key[0]) == key[1]))
         for one, _ in mine:
             del awaited[one]
         self._awaited_count -= len(mine)
