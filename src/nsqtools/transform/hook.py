@@ -5,6 +5,7 @@ What it raises, and what it returns that is none of what it may, is a refusal of
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import sys
@@ -18,7 +19,7 @@ from nsqtools.transform.steps import Refusal
 from nsqtools.wire.frames import BODY_SIZE_MAX_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from nsqtools.transform.options import HookName
     from nsqtools.transform.steps import Work
@@ -48,7 +49,9 @@ def load(name: HookName, folder: Path | None = None) -> Function:
             found: Any = importlib.import_module(name.module)
     except (Exception, SystemExit) as error:
         hint = ""
-        if isinstance(error, ModuleNotFoundError) and name.module.startswith(error.name or "?"):
+        if isinstance(error, ModuleNotFoundError) and f"{name.module}.".startswith(
+            f"{error.name}."
+        ):
             hint = "; --transform-path=FOLDER names a folder to import from, such as ."
         raise _cannot(name, f"{_said(error)}{hint}") from error
     for part in name.function.split("."):
@@ -68,21 +71,21 @@ def _cannot(name: HookName, why: str) -> OptionsError:
     return OptionsError([f"cannot use --transform {name}: {why}"])
 
 
-class _without_current_folder:  # noqa: N801 - reads as a statement
+@contextlib.contextmanager
+def _without_current_folder() -> Iterator[None]:
     """`python -m nsqtools` puts the current folder in front of all others; a file that lies there by
     chance is not to be run."""
-
-    def __enter__(self) -> None:
-        spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-        first = sys.path[0] if sys.path else None
-        is_ours = spec is not None and spec.name.partition(".")[0] == "nsqtools"
-        self._taken = first if is_ours and first in ("", str(Path.cwd())) else None
-        if self._taken is not None:
-            sys.path.remove(self._taken)
-
-    def __exit__(self, *_: object) -> None:
-        if self._taken is not None:
-            sys.path.insert(0, self._taken)
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    is_ours = spec is not None and spec.name.partition(".")[0] == "nsqtools"
+    first = sys.path[0] if sys.path else None
+    if not is_ours or first not in ("", str(Path.cwd())):
+        yield
+        return
+    sys.path.remove(first)
+    try:
+        yield
+    finally:
+        sys.path.insert(0, first)
 
 
 class Hook:
