@@ -12,12 +12,14 @@ import pytest
 from tests.archive.helpers import NSQD, PAIRS, close, payload, read_bodies, spec, visible
 from tests.archive.test_killed import ACKNOWLEDGED, CALLS_MAX, in_child
 
+from nsqtools import durable
 from nsqtools.archive import once as once_module
 from nsqtools.archive.keys import Keys
 from nsqtools.archive.once import OnceOnly
 from nsqtools.archive.recovery import recover
 from nsqtools.archive.rotation import RotationPolicy
 from nsqtools.archive.writer import ArchiveWriter
+from nsqtools.errors import StorageError
 from nsqtools.wire.messages import Messages, encode_payload
 
 if TYPE_CHECKING:
@@ -250,6 +252,35 @@ def test_a_commit_that_was_cut_in_its_middle_is_cut_off(tmp_path: Path) -> None:
     assert (done.messages, done.duplicates) == (3, 3)
     close(again)
     assert sorted(bodies_in(tmp_path)) == list(range(6))
+
+
+def test_a_commit_that_could_not_be_synced_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It can be read back, and may never reach the disk: when it comes again it is written again."""
+    wanted = replace(spec(tmp_path), keys_max=10)
+    writer = ArchiveWriter(wanted)
+    assert writer.once is not None
+    writer.once.open()
+    writer.commit([message(1)])
+
+    def fails(*_: object) -> None:
+        raise StorageError("sync", tmp_path, OSError(5, "Input/output error"))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(durable, "sync_data", fails)
+        broken.setattr(durable, "truncate", fails)
+        with pytest.raises(StorageError):
+            writer.commit([message(2)])
+    writer.abandon()
+    (result,) = recover(tmp_path)
+    assert result.records == 2
+    again = ArchiveWriter(wanted)
+    assert again.once is not None
+    again.once.open()
+    done = again.commit([message(1, attempts=2), message(2, attempts=2)])
+    assert (done.messages, done.duplicates) == (1, 1)
+    close(again)
 
 
 def test_payload_helper_and_messages_agree() -> None:

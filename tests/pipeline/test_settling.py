@@ -361,6 +361,53 @@ async def test_the_rest_is_given_back_at_once_when_the_end_is_cut(nsqd: Nsqd) ->
         await task
     await until_stats(nsqd, lambda now: (now["depth"], now["requeue_count"]) == (10, 10))
     assert output.events == ["open", "abandon"]
+    assert pipeline.counts.requeued == 10
+
+
+@pytest.mark.parametrize("gives_back", [True, False])
+async def test_what_stands_for_long_goes_back_before_nsqd_takes_it(
+    start_nsqd: StartNsqd, *, gives_back: bool
+) -> None:
+    """What was not taken yet, too."""
+    nsqd = await start_nsqd(msg_timeout="1s", max_msg_timeout="2s")
+    feeding = Feeding(wait_s=0.02, messages_max=2, deliveries_max=2, gives_back=gives_back)
+    output = ScriptedOutput(lambda _: Again(60.0, "hung", stands=True), feeding)
+    pipeline = pipeline_of(nsqd, output)
+    task = asyncio.create_task(pipeline.run())
+    await consumed(nsqd)
+    await publish(nsqd, *TEN)
+    await until(lambda: bool(output.got))
+    await until_stats(nsqd, lambda now: now["requeue_count"] >= 10)
+    assert (await stats(nsqd))["timeout_count"] == 0
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_delivery_of_which_nothing_is_done_is_no_last_one(nsqd: Nsqd) -> None:
+    output = ScriptedOutput(lambda bodies: DONE if bodies == [b"good"] else Refused("bad"))
+    pipeline = pipeline_of(nsqd, output)
+    async with running(pipeline):
+        await consumed(nsqd)
+        await publish(nsqd, *TEN)
+        await until_stats(nsqd, lambda now: now["deferred_count"] == 10)
+        assert (pipeline.last_delivery_time_s, pipeline.lag_s) == (0.0, 0.0)
+        await publish(nsqd, b"good")
+        await until(lambda: pipeline.last_delivery_time_s > 0)
+
+
+async def test_a_topic_has_as_many_workers_as_it_needed(nsqd: Nsqd) -> None:
+    """A thousand quiet topics are no hundred thousand tasks."""
+    output = ScriptedOutput(feeding=Feeding(wait_s=0.0, messages_max=1, deliveries_max=100))
+    pipeline = pipeline_of(nsqd, output)
+    before = len(asyncio.all_tasks())
+    async with running(pipeline):
+        await consumed(nsqd)
+        assert len(asyncio.all_tasks()) - before < 20
+        output.delay_s = 0.05
+        await publish(nsqd, *[b"%d" % number for number in range(300)])
+        await until_settled(nsqd, 300)
+    assert output.most_under_way == 100
 
 
 async def test_a_stand_among_many_answers_is_a_stand(nsqd: Nsqd) -> None:

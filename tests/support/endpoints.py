@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from nsqtools.options import join_address
 from nsqtools.outputs.http.connection import Exchange, Reply
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ async def serving(
     handler: Handler | None = None,
     *,
     status: int = 200,
+    host: str = "127.0.0.1",
     port: int = 0,
     tls: ssl.SSLContext | None = None,
     socket_path: str = "",
@@ -84,11 +86,10 @@ async def serving(
     if socket_path:
         site = web.UnixSite(runner, socket_path)
     else:
-        site = web.TCPSite(runner, "127.0.0.1", port, ssl_context=tls)
+        site = web.TCPSite(runner, host, port, ssl_context=tls)
     await site.start()
     if not socket_path:
-        host, found = runner.addresses[0][:2]
-        endpoint.address = f"{host}:{found}"
+        endpoint.address = join_address(*runner.addresses[0][:2])
     try:
         yield endpoint
     finally:

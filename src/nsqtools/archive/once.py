@@ -205,6 +205,13 @@ class OnceOnly:
             if not file.commit(unique, start, end, keys):
                 self.forgotten += sum(map(len, keys))
 
+    def failed(self, unique: str, start: int) -> None:
+        """The commit that was to begin there failed. What of it is in the file may never reach the disk,
+        whatever is read back: it does not count."""
+        if self._file is not None:
+            with contextlib.suppress(StorageError):  # the next one to begin there says the same
+                self._file.commit(unique, start, start, [])
+
     def committed(self, keys: Sequence[Keys]) -> None:
         """The commit is durable."""
         for one in keys:

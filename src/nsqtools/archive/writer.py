@@ -284,6 +284,8 @@ class ArchiveWriter:
             once.committed(keys)
             return disk_bytes
         except BaseException:
+            if once is not None:
+                once.failed(file.unique, file.size_bytes)
             if file.size_bytes == 0:
                 self._discard_quietly(file)
             else:

@@ -253,10 +253,10 @@ class Consumer:
         connections = list(self._subscriptions)
         await asyncio.gather(*(connection.close() for connection in connections))
 
-    def give_back(self) -> None:
-        """REQ for everything that is not settled, so that nsqd need not wait for its time to be over."""
-        for subscription in self._subscriptions.values():
-            subscription.give_back()
+    def give_back(self) -> int:
+        """REQ for everything that is not settled, so that nsqd need not wait for its time to be over;
+        gives how many messages that were."""
+        return sum(subscription.give_back() for subscription in self._subscriptions.values())
 
     # Receiver
 

@@ -111,11 +111,14 @@ class Subscription:
             data, self._unsent = self._unsent, []
             self.connection.send(b"".join(data))
 
-    def give_back(self) -> None:
-        """REQ for everything that is held, to be delivered again at once."""
+    def give_back(self) -> int:
+        """REQ for everything that is held, to be delivered again at once; gives how many messages."""
+        given_back = 0
         for batch in list(self._held):
-            batch.requeue()
+            unsettled = batch.unsettled
+            given_back += unsettled - batch.requeue()
         self.flush()
+        return given_back
 
     # RDY and TOUCH
 

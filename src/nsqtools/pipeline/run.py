@@ -316,4 +316,5 @@ class Run:
     def _summarize(self) -> None:
         total = self._sum()
         duplicates = total.pop("unsettled", 0) + total.pop("fin_failed", 0)
+        duplicates += total["unanswered_messages"]
         log.info(self._done, **total, possible_duplicates=duplicates)

@@ -48,6 +48,8 @@ RETRY_MAX_S = 30.0
 CLOSE_WAIT_S = 5.0
 # How long to wait between tries once the end has begun: it has a deadline.
 STAND_AT_END_S = 1.0
+# So long after its time is over what stands is given back for certain.
+_EXPIRED_S = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +93,8 @@ class TopicPipeline:
         self._failed = Repeated(self._log, "output failed", clock=self._clock)
         self._ended_s = 0.0
         self._under_way: dict[asyncio.Task[Any] | None, float] = {}
+        self._workers: list[asyncio.Task[None]] = []
+        self._free_workers = 0
         self.consumer = Consumer(
             spec.topic,
             spec.channel,
@@ -196,16 +200,14 @@ class TopicPipeline:
         try:
             async with asyncio.TaskGroup() as tasks:
                 ender = tasks.create_task(self._end_in_order())
-                workers = [
-                    tasks.create_task(self._work())
-                    for _ in range(self.output.feeding.deliveries_max)
-                ]
-                await asyncio.wait(workers)
+                self._begin_worker(tasks)
+                while workers := [one for one in self._workers if not one.done()]:
+                    await asyncio.wait(workers)
                 ender.cancel()
             self._give_back(self._waiting.take_all())
             await self.consumer.close()
         except BaseException:
-            self.consumer.give_back()
+            self.counts.requeued += self.consumer.give_back()
             raise
 
     async def _end_in_order(self) -> None:
@@ -240,9 +242,19 @@ class TopicPipeline:
 
     # Delivering
 
-    async def _work(self) -> None:
+    def _begin_worker(self, tasks: asyncio.TaskGroup) -> None:
+        """One more: there are never more than were needed at once, so that quiet topics cost little."""
+        self._free_workers += 1
+        self._workers.append(tasks.create_task(self._work(tasks)))
+
+    async def _work(self, tasks: asyncio.TaskGroup) -> None:
+        workers_max = self.output.feeding.deliveries_max
         while delivery := await self._next():
+            self._free_workers -= 1
+            if not self._free_workers and len(self._workers) < workers_max:
+                self._begin_worker(tasks)
             await self._deliver(delivery)
+            self._free_workers += 1
 
     async def _next(self) -> Sequence[Batch | Part]:
         """What is to be delivered next: what waited for its time, or what has come. One worker at a
@@ -282,23 +294,25 @@ class TopicPipeline:
             if self._stop.is_set() and self.output.feeding.gives_back:
                 self._give_back(delivery)
                 return
-            await self._stand(answer)
+            await self._stand(answer, delivery)
         else:
             # Nothing is left of it: let something come, to see whether the output works again.
             self._flow()
             return
         self._note_success()
         self._ended_s = now_s = self._clock.monotonic()
-        self.last_delivery_time_s = wall_s = self._clock.time()
-        self.lag_s = max(0.0, wall_s - delivery[0].messages.first_timestamp_ns / 1e9)
+        done = self.counts.messages
         used = self.consumer.in_flight / (self.consumer.inbox.window or 1)
         waiting_s = self._waiting.due_s
         self._settlement.settle(delivery, answer, now_s)
+        if self.counts.messages > done:
+            self.last_delivery_time_s = wall_s = self._clock.time()
+            self.lag_s = max(0.0, wall_s - delivery[0].messages.first_timestamp_ns / 1e9)
         if self._waiting.due_s != waiting_s:
             self._look_again()
         self.counts.deliveries += 1
         if standing := longest_stand(answer):
-            await self._stand(standing)
+            await self._stand(standing, delivery)
             self._note_success()
         self._pace.delivered(took_s=now_s - began_s, gathered_s=gathered_s, used=used)
 
@@ -316,16 +330,19 @@ class TopicPipeline:
             return Again(RETRY_MAX_S, f"{type(failure).__name__}: {failure}", stands=True)
         return answer
 
-    async def _stand(self, answer: Again) -> None:
-        """Let time pass until the output is to be asked again; nsqd is asked for nothing."""
+    async def _stand(self, answer: Again, delivery: Sequence[Batch | Part]) -> None:
+        """Let time pass until the output is to be asked again, or `delivery` cannot be kept any longer;
+        nsqd is asked for nothing."""
+        kept_s = min(held.expires_s for held in delivery) - self._clock.monotonic()
+        after_s = min(answer.after_s, max(0.0, kept_s) + _EXPIRED_S)
         self.trouble = answer.reason
         self._flows.clear()
         self.consumer.pause()
         if self._stop.is_set():  # the end has a deadline: what works again is to be found in time
-            await self._clock.sleep(min(answer.after_s, STAND_AT_END_S))
+            await self._clock.sleep(min(after_s, STAND_AT_END_S))
             return
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(answer.after_s):
+            async with asyncio.timeout(after_s):
                 await self._stop.wait()
 
     def _note_failure(self, failure: Exception) -> None:

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 
 def note(breaker: Breaker, failed: int, done: int) -> None:
-    for at in range(failed + done):
-        breaker.note(failed=at < failed)
+    for _ in range(failed):
+        breaker.note_failed()
+    breaker.note_done(done)
 
 
 def test_a_few_bad_messages_are_no_outage() -> None:

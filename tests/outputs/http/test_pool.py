@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from aiohttp import web
+from tests.support.clients import until
 from tests.support.endpoints import ask, read_request, saying, serving
 from tests.support.tls import make_certificate
 
@@ -250,6 +251,20 @@ async def test_nobody_there_is_a_failure_with_its_reason(make_pool: MakePool) ->
     assert (reply.status, "onnect" in reply.error) == (0, True), reply
 
 
+async def test_a_fault_in_connecting_is_a_failure_with_its_reason(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it is: a host name is looked up in a thread, and the system may give none."""
+
+    async def no_thread(*_args: object, **_kwargs: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", no_thread)
+    async with asyncio.timeout(5.0):
+        reply = await ask(make_pool("localhost:80"), REQUEST)
+    assert reply == Reply(0, "not connected: can't start new thread")
+
+
 async def test_an_old_connection_is_replaced(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,6 +277,20 @@ async def test_an_old_connection_is_replaced(
         monkeypatch.setattr(pool_module, "CONNECTION_AGE_MAX_S", -1.0)
         await ask(pool, REQUEST)
         assert pool.opened == 2
+
+
+async def test_connections_that_nobody_wants_are_closed(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one topic does not need any more another may want."""
+    monkeypatch.setattr(pool_module, "IDLE_MAX_S", 0.1)
+    async with serving() as endpoint:
+        pool = make_pool(endpoint.address)
+        await asyncio.gather(*(ask(pool, REQUEST) for _ in range(5)))
+        assert len(pool._connections) == len(pool._idle) == pool.opened == 5
+        await until(lambda: not pool._connections)
+        assert (await ask(pool, REQUEST)).status == 200
+        assert (pool.opened, pool._idle) == (6, list(pool._connections))
 
 
 async def test_closing_fails_what_is_on_its_way(make_pool: MakePool) -> None:

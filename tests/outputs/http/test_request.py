@@ -147,3 +147,19 @@ def test_a_template_without_fields_of_a_message_is_fixed() -> None:
 def test_values_of_a_message() -> None:
     messages = Messages([encode_payload(17, 2, b"0123456789abcdef", b"x")], nsqd="[::1]:4150")
     assert values_of(messages, 0) == VALUES
+
+
+@pytest.mark.parametrize(
+    ("url", "label"),
+    [
+        ("http://h/a/{topic}?token=x", "http://h/a/orders"),
+        (
+            "https://hooks.example/services/T00000000/B00000000/Xa1bXa1bXa1bXa1bXa1bXa1b",
+            "https://hooks.example/services/T00000000/B00000000/***",
+        ),
+        ("http://h/a-long-name-without-any-number", "http://h/a-long-name-without-any-number"),
+    ],
+)
+def test_what_is_told_of_a_url(url: str, label: str) -> None:
+    """The URLs of webhooks hold their key in the path."""
+    assert RequestMaker("POST", url, [], fixed=FIXED).label == label

@@ -175,3 +175,12 @@ async def test_all_endpoints_get_each_batch_once(nsqd: Nsqd) -> None:
 def test_what_cannot_be(nsqd: Nsqd, flags: tuple[str, ...], problem: str) -> None:
     with pytest.raises(OptionsError, match=problem):
         options_of(nsqd, *flags)
+
+
+async def test_messages_that_cannot_be_told_from_two_are_counted(nsqd: Nsqd) -> None:
+    async with serving() as endpoint:
+        flags = (f"--post={endpoint.url()}", "--batch-size=2", "--batch-wait=20ms")
+        async with delivering(nsqd, *flags) as run:
+            await publish(nsqd, *[b"a\nb", b"c"] * 10)
+            await until_settled(nsqd, 20)
+            assert counted(run, "ambiguous_messages") == 10

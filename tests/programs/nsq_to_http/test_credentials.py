@@ -151,6 +151,34 @@ async def test_an_endpoint_that_says_secrets_again(
     assert SECRET not in path.read_text() + "".join(capsys.readouterr())
 
 
+async def test_an_endpoint_that_says_again_what_is_secret_in_a_template(
+    nsqd: Nsqd, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a query, too: many say which URL they did not find."""
+
+    def echo(one: Received) -> web.Response:
+        return web.Response(status=404, text=f"no {one.path}, {one.headers['X-Key']} is no key")
+
+    async with serving(echo) as endpoint:
+        url = endpoint.url(f"/?topic={{topic}}&key=a%2B{SECRET}")
+        flags = (f"--header=X-Key: {{topic}}-{SECRET}", f"--dead-letter-dir={folder}")
+        async with delivering(nsqd, f"--post={url}", *flags):
+            await publish(nsqd, b"x")
+            await until_settled(nsqd, 1)
+    (path,) = folder.glob("*.jsonl")
+    assert "no /?topic=t&key=***, t***" in path.read_text()
+    assert SECRET not in path.read_text() + "".join(capsys.readouterr())
+
+
+async def test_a_key_may_be_any_bytes(nsqd: Nsqd) -> None:
+    key = b"\xff" + SECRET.encode()
+    variable = key.decode("utf-8", "surrogateescape")  # as Python reads the environment
+    for one in await received(nsqd, secrets={"hmac_key": variable}):
+        stamp, _, signature = one.headers["X-Nsq-Signature"].partition(",v1=")
+        signed = stamp.removeprefix("t=").encode() + b"." + one.body
+        assert signature == hmac.new(key, signed, hashlib.sha256).hexdigest()
+
+
 async def test_no_log_line_shows_a_secret(
     nsqd: Nsqd, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -155,6 +155,42 @@ async def test_an_outage_empties_no_topic_into_the_dead_letter(
     assert len(letters(folder)) == lost
 
 
+async def test_without_a_dead_letter_an_outage_defers_nothing(
+    nsqd: Nsqd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A credential has run out: nsqd is not to hold the whole topic back for a quarter of an hour."""
+    _probe_soon(monkeypatch)
+    async with (
+        serving(status=401) as endpoint,
+        delivering(nsqd, f"--post={endpoint.url()}", "--max-in-flight=50") as run,
+    ):
+        await publish(nsqd, *[b"%d" % at for at in range(300)])
+        await until(lambda: len(endpoint.received) > 60)
+        assert counted(run, "rejected") == BREAKER_MIN
+        assert (await stats(nsqd))["deferred_count"] == BREAKER_MIN
+        assert "401" in run._pipelines["t"].output.trouble()
+        endpoint.status = 200
+        await until_stats(nsqd, lambda now: now["depth"] + now["in_flight_count"] == 0)
+        assert counted(run, "rejected") == BREAKER_MIN
+
+
+async def test_in_an_outage_a_batch_is_not_parted_into_all_its_messages(
+    nsqd: Nsqd, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(breaker_module, "PROBE_S", 0.2)
+    async with serving(status=401) as endpoint:
+        flags = (
+            *(f"--post={endpoint.url()}", f"--dead-letter-dir={folder}"),
+            *("--batch-size=100", "--batch-wait=50ms", "--n=1"),
+        )
+        async with delivering(nsqd, *flags) as run:
+            await publish(nsqd, *[b"%d" % at for at in range(500)])
+            await until(lambda: bool(run._pipelines["t"].output.trouble()))
+            before = len(endpoint.received)
+            await asyncio.sleep(0.7)
+            assert 0 < len(endpoint.received) - before < 4 * 8
+
+
 async def test_bad_messages_before_good_ones_are_no_outage(
     nsqd: Nsqd, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -317,3 +353,26 @@ async def test_a_file_of_a_run_that_was_killed_is_finished_at_the_next_start(
             await until(lambda: letters(left))
     assert [one["body"] for one in letters(left)] == ["400 x"]
     assert not list(left.glob("*.part"))
+
+
+async def test_a_dead_letter_that_has_to_wait_is_one_failure(
+    nsqd: Nsqd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it is tried to keep it: that says nothing of what is sent."""
+    monkeypatch.setattr(dead_letter_module, "TOPIC_RETRY_S", 0.01)
+    async with serving(by_body) as endpoint:
+        flags = (
+            f"--post={endpoint.url()}",
+            "--dead-letter-topic=dead",
+            "--dead-letter-nsqd-tcp-address=127.0.0.1:1",
+        )
+        async with delivering(nsqd, *flags) as run:
+            await publish(nsqd, *GOOD)
+            await until_settled(nsqd, len(GOOD))
+            await publish(nsqd, b"400 bad")
+            await until(lambda: b"400 bad" in endpoint.bodies)
+            await asyncio.sleep(1.0)
+            assert counted(run, "rejected") == 1
+            (pipeline,) = run._pipelines.values()
+            assert "dead letter topic dead" in pipeline.trouble
+            assert endpoint.bodies.count(b"400 bad") == 1

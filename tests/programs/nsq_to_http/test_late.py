@@ -133,3 +133,45 @@ async def test_one_endpoint_refused_it_and_another_is_busy(nsqd: Nsqd) -> None:
             await until_stats(nsqd, lambda now: now["deferred_count"] == 1)
             assert counted(run, "rejected") == 1
         assert (one.bodies, two.bodies) == ([b"x"], [b"x"] * 4)
+
+
+async def test_one_endpoint_hangs_and_another_said_when(
+    nsqd: Nsqd, hanging: Hanging, endpoint: Endpoint
+) -> None:
+    """The one that said when is not asked before, however often the message asks for its answer."""
+
+    def later(one: Received) -> web.Response:
+        is_late = one.body == b"hang" and len(hung(other)) == 1
+        return web.Response(status=408 if is_late else 200, headers={"Retry-After": "1"})
+
+    async with serving(later) as other:
+        flags = (f"--post={endpoint.url()}", f"--post={other.url()}", "--mode=all", "--n=4")
+        async with delivering(nsqd, *flags) as run:
+            await publish(nsqd, *QUICK)
+            await until_settled(nsqd, 400)
+            await publish(nsqd, *QUICK[:30], b"hang", *QUICK[:30])
+            await until_stats(nsqd, lambda now: now["in_flight_count"] == 1)
+            await asyncio.sleep(0.5)
+            assert hung(other) == [b"hang"]
+            hanging.may_answer.set()
+            await until_settled(nsqd, 461)
+            assert hung(other) == [b"hang"] * 2
+            assert counted(run, "retries") == 1
+
+
+async def test_all_of_many_endpoints_hang(nsqd: Nsqd, hanging: Hanging, endpoint: Endpoint) -> None:
+    """Each message waits for each of them, and comes to each of them once."""
+    flags = ("--mode=all", "--n=4", "--max-in-flight=60")
+    posts = [f"--post={endpoint.url(f'/{number}')}" for number in range(16)]
+    hangs = [b"hang %d" % number for number in range(60)]
+    async with delivering(nsqd, *flags, *posts) as run:
+        await publish(nsqd, *QUICK)
+        await until_settled(nsqd, 400)
+        await publish(nsqd, *hangs)
+        await until(lambda: len(hung(endpoint)) == 4)
+        await asyncio.sleep(0.3)
+        hanging.may_answer.set()
+        await until_settled(nsqd, 460)
+        await asyncio.sleep(0.3)  # what is sent and not waited for
+        assert counted(run, "requests") == 460 * 16
+        assert sorted(hung(endpoint)) == sorted(hangs * 16)

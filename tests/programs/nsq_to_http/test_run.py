@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
+import logging
+import socket
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -28,6 +32,8 @@ from nsqtools.pipeline import delivery as delivery_module
 from nsqtools.pipeline import topic as topic_module
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.support.nsqd import Nsqd, StartNsqd
 
 BODIES = [b"%d" % number for number in range(200)]
@@ -163,6 +169,19 @@ async def test_retry_after_is_heeded(nsqd: Nsqd) -> None:
         await publish(nsqd, b"1")
         await until_settled(nsqd, 1)
     assert times[1] - times[0] >= 0.95
+
+
+async def test_one_endpoint_asks_for_a_pause_and_another_takes_its_messages(nsqd: Nsqd) -> None:
+    busy = web.Response
+    async with (
+        serving(lambda _: busy(status=503, headers={"Retry-After": "60"})) as one,
+        serving() as two,
+        delivering(nsqd, f"--post={one.url()}", f"--post={two.url()}"),
+    ):
+        await publish(nsqd, *BODIES)
+        await until_settled(nsqd, len(BODIES))
+        assert sorted(two.bodies) == sorted(BODIES)
+        assert 0 < len(one.bodies) < len(BODIES) / 2
 
 
 async def test_a_long_pause_is_told(nsqd: Nsqd, caplog: pytest.LogCaptureFixture) -> None:
@@ -345,3 +364,110 @@ async def test_the_first_failure_is_told(
         await until_settled(nsqd, 1)
     assert "a request failed, it will be tried again" in caplog.text
     assert f"{status}" in caplog.text
+
+
+async def test_what_is_told_of_an_endpoint_says_which_topic(
+    nsqd: Nsqd, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(status=503) as endpoint:
+        flags = ("--topic=orders", "--topic=clicks", f"--post={endpoint.url('/{topic}/{id}')}")
+        await publish(nsqd, b"1", topic="orders")
+        await publish(nsqd, b"1", topic="clicks")
+        async with delivering(nsqd, *flags):
+            wanted = {
+                (what, f"topic={topic} url={endpoint.url(f'/{topic}/{{id}}')} ")
+                for what in ("a request failed", "endpoint is in trouble")
+                for topic in ("orders", "clicks")
+            }
+            await until(
+                lambda: all(
+                    any(what in one and which in one for one in caplog.messages)
+                    for what, which in wanted
+                )
+            )
+
+
+async def test_requests_without_an_answer_may_be_double(
+    nsqd: Nsqd, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "nsqtools")
+
+    async def answer(_: Received) -> web.Response:
+        if len(endpoint.received) == 1:
+            await asyncio.sleep(0.4)
+        return web.Response()
+
+    async with serving(answer) as endpoint:
+        flags = (f"--post={endpoint.url()}", "--http-client-request-timeout=200ms")
+        async with delivering(nsqd, *flags) as run:
+            await publish(nsqd, b"1")
+            await until_settled(nsqd, 1)
+            assert counted(run, "unanswered_messages") == 1
+    assert endpoint.bodies == [b"1"] * 2
+    assert any("possible_duplicates=1" in one for one in caplog.messages)
+
+
+async def test_every_status(nsqd: Nsqd, tmp_path: Path) -> None:
+    """Each message asks for one at first, and gets 200 when it comes again."""
+    statuses = [status for status in range(200, 600) if status != 304]  # which has no body to end
+    seen: Counter[bytes] = Counter()
+
+    def answer(one: Received) -> web.Response:
+        seen[one.body] += 1
+        return web.Response(status=int(one.body) if seen[one.body] == 1 else 200)
+
+    async with serving(answer) as endpoint:
+        flags = (f"--dead-letter-dir={tmp_path}", "--dead-letter-max-ratio=1")
+        async with delivering(nsqd, f"--post={endpoint.url()}", *flags):
+            await publish(nsqd, *[b"%d" % status for status in statuses])
+            await until_settled(nsqd, len(statuses))
+    lines = [line for path in tmp_path.glob("*.jsonl") for line in path.read_text().splitlines()]
+    letters = [json.loads(line) for line in lines]
+    mended = {408, 425, 429, *range(500, 600)}
+    refused = {status for status in statuses if status >= 300} - mended
+    assert {int(one["body"]): one["status"] for one in letters} == {one: one for one in refused}
+    assert {int(body) for body, count in seen.items() if count == 2} == mended
+    assert max(seen.values()) == 2
+
+
+async def test_an_endpoint_that_comes_and_goes(nsqd: Nsqd) -> None:
+    """Down and up again while messages are on their way: each arrives, none is given up."""
+    wanted = {b"%d" % number for number in range(600)}
+    got: set[bytes] = set()
+    async with serving() as first:
+        port = int(first.address.rpartition(":")[2])
+    async with delivering(nsqd, f"--post=http://127.0.0.1:{port}/", "--n=5") as run:
+        await publish(nsqd, *wanted)
+        while len(got) < 500:
+            got |= await some_of(port)
+            await asyncio.sleep(0.02)
+        async with serving(port=port) as endpoint:
+            await until_settled(nsqd, 600)
+        assert got | set(endpoint.bodies) == wanted
+        assert counted(run, "rejected") == 0
+    assert (await stats(nsqd))["requeue_count"] == 0
+
+
+async def some_of(port: int) -> set[bytes]:
+    """What an endpoint gets that is there for thirty messages."""
+    async with serving(slowly, port=port) as endpoint:
+        await until(lambda: len(endpoint.received) >= 30)
+    return set(endpoint.bodies)
+
+
+async def slowly(_: Received) -> web.Response:
+    await asyncio.sleep(0.002)
+    return web.Response()
+
+
+async def test_an_endpoint_by_its_ipv6_address(nsqd: Nsqd) -> None:
+    with contextlib.closing(socket.socket(socket.AF_INET6)) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+    async with serving(host="::1") as endpoint, delivering(nsqd, f"--post={endpoint.url('/x')}"):
+        await publish(nsqd, b"1")
+        await until_settled(nsqd, 1)
+        assert endpoint.bodies == [b"1"]
+        assert endpoint.received[0].headers["Host"] == endpoint.address

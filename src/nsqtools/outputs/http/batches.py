@@ -78,7 +78,7 @@ def _refuse(constant: str) -> Any:
 
 
 def compressor(encoding: Encoding) -> Callable[[bytes], bytes] | None:
-    """What compresses a body; None where it stays as it is."""
+    """What compresses a body, for one thread at a time; None where it stays as it is."""
     if encoding == "zstd":
         return zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress
     return _gzip if encoding == "gzip" else None

@@ -42,6 +42,8 @@ class Bodies:
         self._template = template
         self._strand = strand
         self.compress = compressor(encoding)
+        # Its own: a compressor that is used on the loop and in a thread at once breaks its memory.
+        self._compress_in_thread = compressor(encoding)
         self.are_looked_at = batching is not None or template is not None
         self.are_plain = not self.are_looked_at and self.compress is None
 
@@ -58,7 +60,7 @@ class Bodies:
         elif batch_format == "json":
             unfit = {place: _NOT_JSON for place in places if not is_json(body_of(rows[place]))}
             places = [place for place in places if place not in unfit]
-        if batch_format == "lines" and not self.ambiguous:
+        if batch_format == "lines":
             self._look_for_newlines(self._texts(rows, texts, places))
         return places, texts, unfit
 
@@ -75,8 +77,10 @@ class Bodies:
         return texts, unfit
 
     def _look_for_newlines(self, texts: Sequence[bytes]) -> None:
-        self.ambiguous = sum(b"\n" in text for text in texts)
-        if self.ambiguous:
+        found = sum(b"\n" in text for text in texts)
+        is_first = found and not self.ambiguous
+        self.ambiguous += found
+        if is_first:
             get_log("http").warning(
                 "a message holds a newline: as lines it cannot be told from two; use"
                 " --batch-format=length-prefixed or json",
@@ -98,12 +102,12 @@ class Bodies:
 
     async def compressed(self, body: bytes) -> bytes:
         """On the loop what is small; what is not in a thread."""
-        compress = self.compress
-        if compress is None:
+        compress, compress_in_thread = self.compress, self._compress_in_thread
+        if compress is None or compress_in_thread is None:
             return body
         if len(body) <= COMPRESSED_ON_LOOP_BYTES:
             return compress(body)
-        return await self._strand.call(lambda: compress(body))
+        return await self._strand.call(lambda: compress_in_thread(body))
 
 
 _NOT_JSON = Unfit("the body is no JSON, and cannot stand in an array", "not JSON")

@@ -1,9 +1,9 @@
 """Bad messages, or an outage: when most of what is sent fails, it is not the messages that are bad.
 
-While the breaker is open nothing goes to the dead letter. One delivery at a time is sent, the probe: what
-fails of it is held, what goes well shows that the endpoint works. After a probe in which nothing went
-well the next one waits, so that an endpoint in trouble is asked little, and good messages behind many
-bad ones are found all the same.
+While the breaker is open no message is given up, to a dead letter or to nsqd. A few are sent at a time,
+the probe: what fails of it is held, what goes well shows that the endpoint works. After a probe in which
+nothing went well the next one waits, so that an endpoint in trouble is asked little, and good messages
+behind many bad ones are found all the same.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from nsqtools.outputs.contract import Again
 # Of so many messages it is known whether they were done; with fewer than the second nothing is said.
 BREAKER_WINDOW = 100
 BREAKER_MIN = 20
-# How long the next probe waits after one in which nothing went well.
+# How long the next probe waits after one in which nothing went well, and how many messages it has: an
+# account may be locked by too many wrong credentials.
 PROBE_S = 0.25
+PROBE_MESSAGES = 4
 # How long a message that failed in an outage is held: longer each time, so that others have their turn.
 HELD_S = 10.0
 HELD_MAX_S = 60.0
@@ -71,9 +73,21 @@ class Breaker:
         self._is_probing = False
         self._next_s = now_s if self._went_well else now_s + PROBE_S
 
-    def note(self, *, failed: bool) -> None:
-        """A message was done, or came to its end otherwise."""
-        self._went_well = self._went_well or not failed
+    def note_done(self, messages: int) -> None:
+        """So many messages were done."""
+        if not messages:
+            return
+        self._went_well = True
+        if not self._count and len(self._failed) == BREAKER_WINDOW:
+            return  # all is well, as it was
+        for _ in range(min(messages, BREAKER_WINDOW)):
+            self._push(failed=False)
+
+    def note_failed(self) -> None:
+        """A message will never be taken."""
+        self._push(failed=True)
+
+    def _push(self, *, failed: bool) -> None:
         if len(self._failed) == BREAKER_WINDOW:
             self._count -= self._failed[0]
         self._failed.append(failed)
@@ -85,13 +99,11 @@ class Breaker:
     def _tell(self) -> None:
         if self._was_open:
             self._log.error(
-                "most messages fail, this is taken for an outage: nothing goes to the dead letter",
+                "most messages fail, this is taken for an outage: none is given up",
                 topic=self._topic,
                 failed=self._count,
                 of=len(self._failed),
                 error=self.last_error,
             )
         else:
-            self._log.info(
-                "messages are taken again, the dead letter is in use again", topic=self._topic
-            )
+            self._log.info("messages are taken again, the outage is over", topic=self._topic)

@@ -66,7 +66,7 @@ class Connection(asyncio.Protocol):
     """See the module. Made by a pool, which is its owner."""
 
     def __init__(self, owner: Owner, now: Callable[[], float]) -> None:
-        self.made_s = now()
+        self.made_s = self.used_s = now()
         self.answered = 0
         self.exchange: Exchange | None = None
         self._owner = owner
@@ -170,7 +170,7 @@ class Connection(asyncio.Protocol):
         self._reset()
         self.exchange = exchange
         exchange.fresh = not self.answered
-        exchange.sent_s = self._now()
+        self.used_s = exchange.sent_s = self._now()
         self._transport.write(exchange.request)
 
     def fail(self, error: str) -> None:

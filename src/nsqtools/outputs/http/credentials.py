@@ -66,7 +66,7 @@ def credentials(*, basic: Secret, bearer: Secret, key: Secret, header_name: str)
     if token := bearer.read():
         headers.append(_bearer(token, bearer.name))
     secret = key.read()
-    sign = _signer(secret.encode("utf-8"), header_name) if secret else None
+    sign = _signer(secret.encode("utf-8", "surrogateescape"), header_name) if secret else None
     return Credentials(headers=tuple(headers), sign=sign)
 
 

@@ -5,13 +5,14 @@ A message is done when its dead letter is durable, and not before.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import random
 from typing import TYPE_CHECKING, Protocol
 
 from nsqtools.archive.failures import FailedMessages, Failure
 from nsqtools.clock import SystemClock
-from nsqtools.errors import NsqToolsError, ServerError
+from nsqtools.errors import ConnectionFailed, NsqToolsError, ServerError
 from nsqtools.observe.log import Repeated, get_log
 from nsqtools.outputs.contract import DONE, Again, Refused
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 # How long to wait for an nsqd that takes no dead letter.
 TOPIC_RETRY_S = 5.0
+# How long an nsqd may take to answer; the dead letter may stand in its topic twice then.
+ANSWER_MAX_S = 30.0
 # What nsqd says of a message that it will never take.
 _NEVER_TAKEN = ("E_BAD_MESSAGE", "E_BAD_TOPIC")
 
@@ -116,7 +119,10 @@ class DeadLetterTopic:
         failure: NsqToolsError | None = None
         for producer in self._producers:
             try:
-                await producer.publish(self._topic, body)
+                async with asyncio.timeout(ANSWER_MAX_S):
+                    await producer.publish(self._topic, body)
+            except TimeoutError:
+                failure = ConnectionFailed(producer.address, "no answer to PUB in time")
             except NsqToolsError as refusal:
                 failure = refusal
                 if isinstance(refusal, ServerError) and refusal.code in _NEVER_TAKEN:

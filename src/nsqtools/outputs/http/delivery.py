@@ -85,6 +85,12 @@ class Delivery:
         if not isinstance(self.answers[place], Again):
             self.answers[place] = Refused(given_up.reason)
 
+    def wait_for(self, place: int) -> None:
+        """A request for it has no answer yet: it comes again at once, unless another endpoint has said
+        when."""
+        if not isinstance(self.answers[place], Again):
+            self.answers[place] = LATE
+
     def finished(self, job: Job, reply: Reply, outcome: Outcome) -> None:
         """A job of this delivery was answered."""
         job.is_finished = True

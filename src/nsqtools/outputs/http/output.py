@@ -21,20 +21,19 @@ from nsqtools.archive.failures import Failure
 from nsqtools.clock import SystemClock
 from nsqtools.observe.log import Repeated, get_log
 from nsqtools.options import printable
-from nsqtools.outputs.contract import DONE, Again, Feeding, Refused
-from nsqtools.outputs.http.breaker import Breaker, held
+from nsqtools.outputs.contract import DONE, Again, Answer, Feeding, Refused
+from nsqtools.outputs.http.breaker import PROBE_MESSAGES, PROBE_S, Breaker, held
 from nsqtools.outputs.http.connection import Reply
-from nsqtools.outputs.http.delivery import LATE, LATE_S, Delivery
+from nsqtools.outputs.http.delivery import LATE_S, Delivery
 from nsqtools.outputs.http.health import PAUSE_MAX_S
 from nsqtools.outputs.http.outcome import Outcome, backoff_s, retry_after_s
 from nsqtools.outputs.http.request import values_of
-from nsqtools.outputs.http.sender import NO_VALUES, Job, error_of
+from nsqtools.outputs.http.sender import NO_VALUES, PAUSING, Job, error_of
 from nsqtools.outputs.http.tries import GivenUp, KnownTries, LateJobs, Tries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from nsqtools.outputs.contract import Answer
     from nsqtools.outputs.http.batches import Batching
     from nsqtools.outputs.http.bodies import Bodies, Row
     from nsqtools.outputs.http.dead_letter import DeadLetter
@@ -57,7 +56,10 @@ _COUNTED = (
 )
 
 
-_OWN_COUNTS = ("retries", "rejected", "dead_lettered", "split_batches")
+_OWN_COUNTS = (
+    *("retries", "rejected", "dead_lettered", "split_batches"),
+    "unanswered_messages",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +96,7 @@ class HttpOutput:
         """Gets a line for each request."""
         self._bodies = bodies
         self._dead_letter = dead_letter
-        ratio = policy.dead_letter_max_ratio if dead_letter is not None else 1.0
-        self._breaker = Breaker(ratio, topic)
+        self._breaker = Breaker(policy.dead_letter_max_ratio, topic)
         self._topic = topic
         self._sender = sender
         self._policy = policy
@@ -104,7 +105,9 @@ class HttpOutput:
         # Each message as it is to one endpoint: what is done most, and what must be quick.
         self._is_plain = self._bodies.are_plain and not (self._needs_values or policy.to_all)
         self._tries = KnownTries(policy.tries_kept_max)
-        self._late = LateJobs(policy.tries_kept_max)
+        # Where each goes to all endpoints, a message can wait for each of them.
+        jobs_max = len(sender.endpoints) if policy.to_all else 1
+        self._late = LateJobs(policy.tries_kept_max * jobs_max)
         self._latency_s = CHUNK_S
         refused = "an endpoint refused messages"
         if dead_letter is None:
@@ -161,9 +164,19 @@ class HttpOutput:
             return Again(wait_s, self._breaker.why, stands=True)
         self._breaker.probe_began()
         try:
-            return await self._deliver(messages)
+            return await self._probe(messages)
         finally:
             self._breaker.probe_ended(self._loop.time())
+
+    async def _probe(self, messages: Sequence[Messages]) -> Answer | Sequence[Answer]:
+        """Send the first few alone; the others come again soon."""
+        few = messages[0].part(0, PROBE_MESSAGES)
+        answer = await self._deliver([few])
+        rest = sum(map(len, messages)) - len(few)
+        if not rest or (isinstance(answer, Again) and answer.stands):
+            return answer
+        answers = [answer] * len(few) if isinstance(answer, Answer) else answer
+        return [*answers, *[Again(PROBE_S, self._breaker.why)] * rest]
 
     def may_come_again(self, nsqd: str, message_id: bytes | None) -> None:
         """It is delivered again: whoever must get each once tells them apart by their ids."""
@@ -203,8 +216,10 @@ class HttpOutput:
         else:
             await self._add_jobs(delivery)
         await self._send(delivery)
-        if delivery.failures or self._dead_letter is not None:
+        if delivery.failures:
             await self._bury(delivery)
+        else:
+            self._breaker.note_done(delivery.answers.count(DONE))
         self._note_done(delivery)
         return _together(delivery.answers)
 
@@ -228,10 +243,10 @@ class HttpOutput:
                 timer.cancel()
         for job in delivery.unfinished():
             place = job.places[0]
-            delivery.answers[place] = LATE
+            delivery.wait_for(place)
             self._late.leave(job, delivery.rows[place])
         if fresh and (sent_s := jobs[-1].sent_s) > 0:
-            took_s = self._loop.time() - sent_s
+            took_s = time.monotonic() - sent_s
             self._latency_s += (took_s - self._latency_s) * _LATENCY_WEIGHT
 
     async def _add_jobs(self, delivery: Delivery) -> None:
@@ -317,15 +332,24 @@ class HttpOutput:
                 self._tries.of(delivery.rows[job.places[0]]).refused_at[job.only] = given_up
             return None
         self._counts["retries"] += len(job.places)
-        asked_s = retry_after_s(reply.retry_after, time.time()) if reply.retry_after else 0.0
-        return Again(max(backoff_s(tries_max), min(asked_s, PAUSE_MAX_S)), error_of(reply))
+        if not reply.status and job.sent_s:  # the endpoint may have got them
+            self._counts["unanswered_messages"] += len(job.places)
+        return Again(max(backoff_s(tries_max), self._asked_s(job, reply)), error_of(reply))
+
+    def _asked_s(self, job: Job, reply: Reply) -> float:
+        """How long the message waits because an endpoint said so: not where it pauses the endpoint
+        alone, and there are others that may take it."""
+        is_elsewhere = job.only is None and len(self._sender.endpoints) > 1
+        if not reply.retry_after or (is_elsewhere and reply.status in PAUSING):
+            return 0.0
+        return min(retry_after_s(reply.retry_after, time.time()), PAUSE_MAX_S)
 
     def _tell(self, delivery: Delivery, job: Job, reply: Reply) -> None:
         """Say what became of a request."""
         if self.echo is None or job.wait_s:
             return
         messages, at = delivery.rows[job.places[0]]
-        took_ms = (self._loop.time() - job.sent_s) * 1000 if job.sent_s else 0.0
+        took_ms = (time.monotonic() - job.sent_s) * 1000 if job.sent_s else 0.0
         which = messages.ids[at].decode("latin-1")
         more = f" and {len(job.places) - 1} more" if len(job.places) > 1 else ""
         what = reply.status or f"- ({printable(reply.error)})"
@@ -383,10 +407,9 @@ class HttpOutput:
     def _refused(self, delivery: Delivery) -> list[int]:
         """The places of those that are refused; in an outage they are held instead."""
         places: list[int] = []
+        self._breaker.note_done(delivery.answers.count(DONE))
         for place, answer in enumerate(delivery.answers):
-            if answer is DONE:
-                self._breaker.note(failed=False)
-            elif not isinstance(answer, Refused):
+            if not isinstance(answer, Refused):
                 pass
             elif self._holds(delivery, place):
                 tries = self._tries.get(delivery.rows[place])
@@ -406,7 +429,7 @@ class HttpOutput:
         if self._breaker.is_open:
             return True
         if is_new:
-            self._breaker.note(failed=True)
+            self._breaker.note_failed()
             self._counts["rejected"] += 1
         return False
 

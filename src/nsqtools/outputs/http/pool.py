@@ -1,8 +1,11 @@
-"""The connections to one endpoint: kept alive, opened when none is free, closed when they are old."""
+"""The connections to one endpoint: kept alive, opened when none is free, closed when they are old, or
+not wanted any more.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 
 # A host name may mean another machine by now: so old a connection is not used again.
 CONNECTION_AGE_MAX_S = 300.0
+# A connection that was not used for so long is closed: others may want the place that it takes.
+IDLE_MAX_S = 30.0
 # A request that hangs is noticed so much too late at the most, as a part of its timeout.
 _WATCH_PART = 0.1
 _WATCH_MAX_S = 1.0
@@ -124,10 +129,7 @@ class Pool(Owner):
             timeout_s = self._options.connect_timeout_s
             way = f" through proxy {self.proxy}" if self.proxy else ""
             exchange.done(exchange, Reply(0, f"no connection within {timeout_s:g} s{way}"))
-        except (
-            OSError,
-            ValueError,
-        ) as failure:  # ssl's errors are OSErrors; ValueError: a host name
+        except Exception as failure:  # noqa: BLE001 - a request without an end is held for ever
             error = f"not connected: {reason_of(failure)}"
             if self.proxy is not None and not isinstance(failure, ProxyFailure):
                 error += f" through proxy {self.proxy}"
@@ -163,17 +165,22 @@ class Pool(Owner):
             connection = await tunnelled(proxy, origin, tls, name, self._made)
         return connection
 
+    # Not the loop's time, which has whole milliseconds only.
     def _made(self) -> Connection:
         if self.proxy is None and not self._options.keeps_location:
-            return Connection(self, self._loop.time)
+            return Connection(self, time.monotonic)
         is_tunnel = self.origin.is_tls
-        return RoutedConnection(self, self._loop.time, self.proxy, is_tunnel=is_tunnel)
+        return RoutedConnection(self, time.monotonic, self.proxy, is_tunnel=is_tunnel)
 
     def _look(self) -> None:
-        """Give up requests whose time is over: one timer for all of them."""
+        """Give up requests whose time is over, and connections that nobody wants: one timer for all of
+        them."""
         self._watch = None
+        now_s = self._loop.time()
+        while self._idle and self._idle[0].used_s <= now_s - IDLE_MAX_S:
+            self._idle[0].close()  # the one that was not used for longest
         timeout_s = self._options.request_timeout_s
-        began_s = self._loop.time() - timeout_s
+        began_s = now_s - timeout_s
         for connection in list(self._connections):
             if connection.exchange is not None and connection.exchange.sent_s <= began_s:
                 connection.fail(f"no reply within {timeout_s:g} s")

@@ -31,6 +31,9 @@ GET_FIELD = "%s"
 _PLACE = "\0"
 _PLACE_BYTES = _PLACE.encode()
 
+# A part of a path that looks like a key: long, of letters and digits.
+_KEY = re.compile(r"(?=[^/]*[0-9])(?=[^/]*[A-Za-z])[A-Za-z0-9_~.:-]{22,}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
@@ -148,10 +151,12 @@ class RequestMaker:
         self.origin: Origin = parsed.origin
         self._authority = parsed.authority
         self.proxy = proxy_of(parsed.origin)
-        # For messages: a query may hold a secret.
-        self.label = (
-            f"{url.partition('://')[0]}://{parsed.authority}{parsed.target.partition('?')[0]}"
-        )
+        # For messages: a query may hold a secret, and a path, as those of webhooks do.
+        path = parsed.target.partition("?")[0]
+        for name, value in fixed.items():
+            path = path.replace(f"{{{name}}}", escape_url(value))
+        path = _KEY.sub("***", path)
+        self.label = f"{url.partition('://')[0]}://{parsed.authority}{path}"
         self._sign = sign
         self._is_get = method == "GET"
         # The body's place is marked with what cannot stand in a URL.

@@ -7,6 +7,7 @@ no endpoint may be asked now, it is told so at once, with the time when one may 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -40,7 +41,7 @@ HURRY_WAIT_S = 0.1
 # How much of an endpoint's text is told.
 TOLD_BYTES_MAX = 200
 # Statuses by which an endpoint says when it wants to be asked again.
-_PAUSING = frozenset({429, 503})
+PAUSING = frozenset({429, 503})
 NO_VALUES: Mapping[str, str] = {}
 # A pause that an endpoint asks for is told when it is as long as this.
 PAUSE_TOLD_S = 10.0
@@ -61,11 +62,13 @@ class Pacing:
 
 
 class Endpoint:
-    """One URL: its requests, its connections and its health."""
+    """One URL of a topic: its requests, its connections and its health."""
 
-    def __init__(self, maker: RequestMaker, options: ClientOptions, label: str) -> None:
+    def __init__(self, maker: RequestMaker, options: ClientOptions, label: str, topic: str) -> None:
         """`label` stands for it in messages, without what could be secret."""
         self.label = label
+        self.which = {"topic": topic, "url": label}
+        """In log lines."""
         self.maker = maker
         self.pool = Pool(maker.origin, options, maker.proxy)
         self.circuit = Circuit()
@@ -279,7 +282,7 @@ class Sender:
             reply = Reply(0, f"status {reply.status} came before the request was sent")
             outcome = self._judge(0)
         self.counts["requests"] += 1
-        latency_s = now_s - job.sent_s if job.sent_s else 0.0
+        latency_s = time.monotonic() - job.sent_s if job.sent_s else 0.0
         if self._pacing.status is not None:
             self._pacing.status.note(job.endpoint, latency_s, now_s)
         if self._pacing.latencies is not None:
@@ -311,7 +314,7 @@ class Sender:
     def _well(self, job: Job, latency_s: float, now_s: float) -> None:
         endpoint = self.endpoints[job.endpoint]
         if endpoint.circuit.answered():
-            endpoint.trouble.recovered("endpoint works again", url=endpoint.label)
+            endpoint.trouble.recovered("endpoint works again", **endpoint.which)
         if len(self._everywhere) > 1:
             self._picker.succeeded(job.endpoint, latency_s, now_s)
 
@@ -320,23 +323,23 @@ class Sender:
         endpoint.last_error = error = error_of(reply)
         self.counts[f"status_{reply.status // 100}xx" if reply.status else "network_errors"] += 1
         pause_s = 0.0
-        if reply.status in _PAUSING and reply.retry_after:
+        if reply.status in PAUSING and reply.retry_after:
             pause_s = retry_after_s(reply.retry_after, SystemClock().time())
             endpoint.circuit.pause(now_s, pause_s)
             if pause_s >= PAUSE_TOLD_S:
-                endpoint.pauses.failed(error, url=endpoint.label, seconds=round(pause_s))
+                endpoint.pauses.failed(error, **endpoint.which, seconds=round(pause_s))
         if outcome is Outcome.RETRY and (not reply.status or reply.status >= _SERVER_ERROR):
             self._picker.failed(job.endpoint, now_s)
             if endpoint.circuit.failed(now_s):
                 self.counts["circuits_opened"] += 1
-                endpoint.trouble.failed(error, url=endpoint.label)
+                endpoint.trouble.failed(error, **endpoint.which)
             elif not endpoint.circuit.is_open:
-                endpoint.failures.failed(error, url=endpoint.label)
+                endpoint.failures.failed(error, **endpoint.which)
             return
         if outcome is Outcome.RETRY and pause_s < PAUSE_TOLD_S:
-            endpoint.failures.failed(error, url=endpoint.label)
+            endpoint.failures.failed(error, **endpoint.which)
         if endpoint.circuit.answered():
-            endpoint.trouble.recovered("endpoint works again", url=endpoint.label)
+            endpoint.trouble.recovered("endpoint works again", **endpoint.which)
 
 
 def error_of(reply: Reply) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import ssl
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
+from urllib.parse import unquote_plus
 
 from nsqtools import __version__
 from nsqtools.ending import INTERRUPTED
@@ -51,6 +53,7 @@ _PICKERS: dict[str, type[RoundRobin]] = {
 
 # Anything shorter stands in every text.
 SECRET_LENGTH_MIN = 4
+_FIELD = re.compile(r"\{[a-z]+\}")
 _OF_TOPIC = (("X-Nsq-Topic", "{topic}"),)
 _OF_MESSAGE = (
     ("X-Nsq-Message-Id", "{id}"),
@@ -231,7 +234,7 @@ def _tls(options: NsqToHttpOptions) -> ssl.SSLContext:
 def output_of(options: NsqToHttpOptions, topic: str, shared: Shared) -> HttpOutput:
     """The delivery of one topic. Raises OptionsError for what is no URL with this topic in it."""
     makers = makers_of(options, topic, shared)
-    endpoints = [Endpoint(maker, shared.client, label=maker.label) for maker in makers]
+    endpoints = [Endpoint(maker, shared.client, maker.label, topic) for maker in makers]
     sender = sender_of(options, topic, endpoints, shared)
     policy = DeliveryPolicy(
         concurrency=options.n,
@@ -274,12 +277,22 @@ def sender_of(
 
 
 def secrets_of(options: NsqToHttpOptions, shared: Shared) -> list[str]:
-    """What must not be told though an endpoint says it: credentials, and the values of headers."""
-    values = [one.value for one in (*shared.credentials.headers, *options.header)]
+    """What must not be told though an endpoint says it: credentials, and the values of headers and of
+    queries, whatever stands for their fields."""
+    values = [one.value for one in shared.credentials.headers]
     values += shared.proxies.secrets()
+    for template in (*(one.value for one in options.header), *queried(options.urls)):
+        values += _FIELD.split(template)
     words = [value.partition(" ")[2] for value in values]
     found = {secret for secret in (*values, *words) if len(secret) >= SECRET_LENGTH_MIN}
     return sorted(found, key=len, reverse=True)
+
+
+def queried(urls: Sequence[str]) -> list[str]:
+    """The values in the queries of URLs, as they stand there and as they are meant."""
+    pairs = [pair for url in urls for pair in url.partition("?")[2].split("&")]
+    found = [value if equals else name for name, equals, value in (p.partition("=") for p in pairs)]
+    return [*found, *map(unquote_plus, found)]
 
 
 def makers_of(options: NsqToHttpOptions, topic: str, shared: Shared) -> list[RequestMaker]:
