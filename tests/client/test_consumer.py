@@ -12,8 +12,9 @@ from tests.support.nsqd import PATIENCE_S
 from tests.support.peer import Peer, fins, frame, ids_of, message, messages
 
 from nsqtools.client import consumer as consumer_module
+from nsqtools.client.batch import settle_all
 from nsqtools.client.connection import Connection
-from nsqtools.client.consumer import Consumer, settle_all
+from nsqtools.client.consumer import Consumer
 from nsqtools.client.memory import ConsumerMemory
 from nsqtools.errors import NotSettled, OptionsError
 from nsqtools.wire.frames import FrameDecoder

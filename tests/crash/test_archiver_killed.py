@@ -54,6 +54,7 @@ class Case:
     kills: int
     messages: int
     separate_work_dir: bool = False
+    made_of_one: int = 1
 
 
 ZSTD = Case(
@@ -77,6 +78,17 @@ OTHERS = {
         compression="zstd",
         kills=7,
         messages=35_000,
+    ),
+    "two-made-of-one": Case(
+        flags=(
+            "--transform=tests.crash.doubling:two_of_one",
+            f"--transform-path={Path(__file__).parents[2]}",
+            "--compress=zstd",
+        ),
+        compression="zstd",
+        kills=6,
+        messages=30_000,
+        made_of_one=2,
     ),
 }
 
@@ -115,6 +127,7 @@ async def test_killed_hundreds_of_times(
         kills=200,
         messages=1_000_000,
         separate_work_dir=case.separate_work_dir,
+        made_of_one=case.made_of_one,
     )
     await kill_and_account(longer, tmp_path, *folders)
 
@@ -189,7 +202,7 @@ async def _finish(tool: Program, flags: list[str], case: Case, output_dir: Path)
     await tool.start(*flags)
     await tool.says("subscribed")
     counted: set[Path] = set()
-    tally = Tally(case.messages)
+    tally = Tally(case.messages * case.made_of_one)
     deadline = time.monotonic() + patience_s(case.messages)
     while lost := _count_new(tally, counted, output_dir):
         assert time.monotonic() < deadline, f"lost: {len(lost)} messages, such as {lost[0]}"

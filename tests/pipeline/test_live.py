@@ -43,3 +43,8 @@ def test_a_lag_and_the_first_trouble_are_told_without_what_moves_the_cursor() ->
     assert found.index("room") < found.index("in flight"), "a narrow terminal cuts the end"
     assert "\x1b" not in found
     assert "room" in found
+
+
+def test_what_was_filtered_out_is_told() -> None:
+    found = LiveText("archived").say(Counter(messages=1, removed=2000), [], 1.0)
+    assert "2,000 filtered out" in found

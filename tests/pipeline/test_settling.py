@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from tests.support.nsqd import Nsqd, StartNsqd
 
+    from nsqtools.outputs.contract import Output
     from nsqtools.wire.messages import Messages
 
 TEN = [b"%d" % number for number in range(10)]
@@ -83,7 +84,7 @@ class ScriptedOutput:
         self.events.append("abandon")
 
 
-def pipeline_of(nsqd: Nsqd, output: ScriptedOutput, **settings: str) -> TopicPipeline:
+def pipeline_of(nsqd: Nsqd, output: Output, **settings: str) -> TopicPipeline:
     spec = TopicSpec(
         topic="t",
         channel=CHANNEL,

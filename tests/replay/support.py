@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from nsqtools.broker.options import NsqdOptions
 from nsqtools.broker.server import Broker
-from nsqtools.client.consumer import Consumer, settle_all
+from nsqtools.client.batch import settle_all
+from nsqtools.client.consumer import Consumer
 from nsqtools.client.options import ConsumerOptions
 from nsqtools.clock import SystemClock
 from nsqtools.wire.frames import ERROR, OK, RESPONSE, encode_frame

@@ -66,6 +66,7 @@ class Keys(NamedTuple):
 
     @classmethod
     def of(cls, messages: Messages) -> Keys:
+        messages = messages.without_siblings()
         return cls(messages.nsqd, b"".join(messages.ids), messages.times)
 
     def pairs(self) -> Iterator[tuple[bytes, int]]:

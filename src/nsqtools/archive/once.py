@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING
 from nsqtools import durable
 from nsqtools.archive.keys import KEY_BYTES, KeyFile, Keys, key_files, taken_over
 from nsqtools.errors import StorageError
-from nsqtools.wire.messages import Messages
+from nsqtools.wire.messages import PartedMessages
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
+
+    from nsqtools.wire.messages import Messages
 
 # Messages that may still come, of all nsqds of a topic; beyond that those known longest are forgotten.
 AWAITED_MAX = 10_000
@@ -165,25 +167,30 @@ class OnceOnly:
         nsqd = messages.nsqd
         awaited = self._awaited.get(nsqd, {})
         recent = self._recent[nsqd].times() if nsqd in self._recent else {}
+        siblings = messages.are_siblings if isinstance(messages, PartedMessages) else ()
         new: list[int] = []
         again: list[tuple[bytes, int]] = []
+        is_new = True
         for at, key in enumerate(zip(messages.ids, messages.timestamps, strict=True)):
-            one, time = key
-            if time in (awaited.get(one), recent.get(one), seen.get(one)):
-                again.append(key)
-            else:
-                seen[one] = time
+            if not (siblings and siblings[at]):  # those made of one message have one key
+                one, time = key
+                is_new = time not in (awaited.get(one), recent.get(one), seen.get(one))
+                if is_new:
+                    seen[one] = time
+                else:
+                    again.append(key)
+            if is_new:
                 new.append(at)
         if not again:
             return messages
         self._came(nsqd, awaited, again)
-        return Messages([messages.payloads[at] for at in new], nsqd=nsqd)
+        return messages.pick(new)
 
     def _came(
         self, nsqd: str, awaited: dict[bytes, int], again: Sequence[tuple[bytes, int]]
     ) -> None:
         """They are answered once more, and that answer may be lost, too."""
-        mine = [key for key in again if awaited.get(key[0]) == key[1]]
+        mine = list(dict.fromkeys(key for key in again if awaited.get(key[0]) == key[1]))
         for one, _ in mine:
             del awaited[one]
         self._awaited_count -= len(mine)

@@ -28,6 +28,14 @@ PROGRAM = Program(
                 "    --output-dir=/var/log/nsq --format=framed --rotate-size=1GiB"
             ),
         ),
+        (
+            "errors alone, and two fields of each",
+            (
+                "nsq_to_file --topic=log --nsqd-tcp-address=127.0.0.1:4150 \\\n"
+                "    --require-json-field=level --require-json-value=error \\\n"
+                "    --whitelist-json-field=ts --whitelist-json-field=msg"
+            ),
+        ),
     ),
 )
 main = PROGRAM.main

@@ -37,6 +37,13 @@ PROGRAM = Program(
             ),
         ),
         (
+            "what a function in ./mymodule.py makes of each message",
+            (
+                "nsq_to_http --topic=orders --nsqd-tcp-address=127.0.0.1:4150 \\\n"
+                "    --post=http://127.0.0.1:8080/{topic} --transform=mymodule:clean --transform-path=."
+            ),
+        ),
+        (
             "several topics to two endpoints, the quicker one more often",
             (
                 "nsq_to_http --topic-pattern='^log' --lookupd-http-address=127.0.0.1:4161 \\\n"

@@ -274,3 +274,8 @@ class Message:
     def touch(self) -> None:
         """More time; the consumer does this by itself while the message is held."""
         self._batch.send_touch(self.id)
+
+
+def settle_all(batches: Sequence[Batch]) -> int:
+    """FIN for whole batches; gives how many messages could not be settled any more."""
+    return sum(batch.finish() for batch in batches)

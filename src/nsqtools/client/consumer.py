@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import re
 from collections import Counter
 from typing import TYPE_CHECKING, Self
 
@@ -27,11 +26,11 @@ from nsqtools.client.subscription import Subscription
 from nsqtools.errors import ConnectionFailed, NsqToolsError, OptionsError
 from nsqtools.observe.log import get_log
 from nsqtools.wire import commands
-from nsqtools.wire.frames import BODY_SIZE_MAX_BYTES, CLOSE_WAIT, ERROR_CODES, OK
+from nsqtools.wire.frames import BODY_SIZE_MAX_BYTES, CLOSE_WAIT, ERROR_CODES, OK, refused_fin
 from nsqtools.wire.names import is_valid_name
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable
     from types import TracebackType
 
     from nsqtools.client.batch import Batch, Message
@@ -41,8 +40,6 @@ if TYPE_CHECKING:
     from nsqtools.wire.frames import Oversized
     from nsqtools.wire.messages import Messages
 
-# What nsqd says of a FIN that it does not take (spec: tcp-protocol, part 2): which one it is.
-_FIN_FAILED = re.compile(r"FIN ([^ ]{16}) ")
 # How often held messages are looked at; a small part of the shortest msg_timeout (1 s).
 TOUCH_INTERVAL_S = 0.2
 # How soon RDY is shared anew when some nsqd may send nothing more.
@@ -306,8 +303,8 @@ class Consumer:
 
     def error_received(self, connection: Connection, error: ServerError) -> None:
         self.counts[error.code if error.code in ERROR_CODES else "other_errors"] += 1
-        if error.code == "E_FIN_FAILED" and (failed := _FIN_FAILED.match(error.description)):
-            self._on_refused(connection.address, failed[1].encode("latin-1"))
+        if (refused := refused_fin(error.code, error.description)) is not None:
+            self._on_refused(connection.address, refused)
         if error.fatal:
             self._log.error("nsqd refused", nsqd=connection.address, error=error)
         else:
@@ -499,8 +496,3 @@ class Consumer:
         if self._stopping and all(s.silent for s in self._subscriptions.values()):
             self._all_closed.set()
             self.inbox.end()
-
-
-def settle_all(batches: Sequence[Batch]) -> int:
-    """FIN for whole batches; gives how many messages could not be settled any more."""
-    return sum(batch.finish() for batch in batches)

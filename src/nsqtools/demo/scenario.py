@@ -23,7 +23,8 @@ from nsqtools.archive.rotation import RotationPolicy
 from nsqtools.archive.writer import ArchiveSpec
 from nsqtools.broker.options import NsqdOptions
 from nsqtools.broker.server import Broker
-from nsqtools.client.consumer import Consumer, settle_all
+from nsqtools.client.batch import settle_all
+from nsqtools.client.consumer import Consumer
 from nsqtools.client.options import ConsumerOptions, ProducerOptions
 from nsqtools.clock import SystemClock
 from nsqtools.demo.log_input import LINE_BYTES_MAX, LogInput, choose_input

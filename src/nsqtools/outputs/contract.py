@@ -54,7 +54,15 @@ class Refused:
     reason: str
 
 
-Answer = Done | Again | Refused
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """It was not asked for: FIN, and counted as removed by that, not as delivered. It is the answer of
+    the filters in front of an output (`pipeline.transforming`)."""
+
+    by: str
+
+
+Answer = Done | Again | Refused | Removed
 DONE = Done()
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 from nsqtools.client.batch import Part
-from nsqtools.outputs.contract import Again, Answer, Done, Refused
+from nsqtools.outputs.contract import Again, Answer, Done, Refused, Removed
 from nsqtools.wire.messages import Messages
 
 if TYPE_CHECKING:
@@ -33,12 +33,17 @@ class Counts:
     requeued: int = 0
     disconnected: int = 0
     unsettled: int = 0
+    removed: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     """Of the refused, by reason."""
+    removed_by: Counter[str] = field(default_factory=Counter)
+    """Of the removed, by what removed them."""
 
     def totals(self) -> dict[str, int]:
-        """The numbers by name."""
-        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "reasons"}
+        """The numbers by name; of what removes messages only what has done so."""
+        names = [one.name for one in fields(self) if one.name not in ("reasons", "removed_by")]
+        by = {f"removed_by_{what.replace('-', '_')}": n for what, n in self.removed_by.items()}
+        return {name: getattr(self, name) for name in names} | by
 
 
 class Waiting:
@@ -103,7 +108,7 @@ class Settlement:
         """Carry out an answer for all, or one for each message in their order. Messages with equal
         answers come again together, as they were delivered."""
         again: dict[Again, list[Batch | Part]] = {}
-        if isinstance(answer, Done | Again | Refused):
+        if isinstance(answer, Answer):
             for held in delivery:
                 self._settle_one(held, answer, now_s, again)
         else:
@@ -143,6 +148,10 @@ class Settlement:
             counts.messages += messages
             counts.body_bytes += held.messages.size_bytes
             counts.unsettled += held.finish()
+        elif isinstance(answer, Removed):
+            counts.removed += messages
+            counts.removed_by[answer.by] += messages
+            counts.unsettled += held.finish()
         elif isinstance(answer, Refused):
             counts.refused += messages
             counts.reasons[answer.reason] += messages
@@ -175,18 +184,18 @@ class Settlement:
 
 def check_answer(answer: Answer | Sequence[Answer], messages: int) -> None:
     """Raises ValueError unless it is one answer for all, or one for each message."""
-    if isinstance(answer, Done | Again | Refused):
+    if isinstance(answer, Answer):
         return
     if len(answer) != messages:
         raise ValueError(f"an output gave {len(answer)} answers for {messages} messages")
     given: Sequence[object] = answer
-    if wrong := [one for one in given if not isinstance(one, Done | Again | Refused)]:
+    if wrong := [one for one in given if not isinstance(one, Answer)]:
         raise ValueError(f"an output gave an answer that is none: {wrong[0]!r:.80}")
 
 
 def longest_stand(answer: Answer | Sequence[Answer]) -> Again | None:
     """Of answers for each message, the one that has the output stand still for longest, if any."""
-    if isinstance(answer, Done | Again | Refused):
+    if isinstance(answer, Answer):
         return None
     stands = [one for one in answer if isinstance(one, Again) and one.stands]
     return max(stands, key=lambda one: one.after_s, default=None)

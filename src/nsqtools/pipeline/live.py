@@ -42,6 +42,8 @@ class LiveText:
         troubles = [one.trouble or one.output_trouble() for one in pipelines]
         parts += [printable(trouble)[:_TROUBLE_MAX] for trouble in troubles if trouble][:1]
         parts.append(f"{sum(one.consumer.in_flight for one in pipelines):,} in flight")
+        if total["removed"]:
+            parts.append(f"{total['removed']:,} filtered out")
         parts += self._more(total)
         if len(pipelines) > 1:
             parts.append(f"{len(pipelines):,} topics")

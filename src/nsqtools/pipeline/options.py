@@ -36,6 +36,7 @@ from nsqtools.options import (
     option,
     repeated,
 )
+from nsqtools.transform.options import TransformOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,8 +69,8 @@ def log_prefix_option(default: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConsumingOptions(LogOptions, StatusOptions):
-    """One run of a consuming tool. Times are in seconds, sizes in bytes."""
+class SourceOptions(LogOptions, StatusOptions):
+    """What is consumed, and how. Times are in seconds, sizes in bytes."""
 
     program: ClassVar[str]
     """The tool's name: its user agent, and what its log lines begin with."""
@@ -227,3 +228,13 @@ class ConsumingOptions(LogOptions, StatusOptions):
         filtered = [topic for topic in self.topic if not self.wants_topic(topic)]
         if self.topic and len(filtered) == len(self.topic):
             yield LEFT_NO_TOPIC
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsumingOptions(TransformOptions, SourceOptions):
+    """One run of a consuming tool: what it consumes, and what of that its output gets."""
+
+    def check(self) -> Iterator[str]:
+        """And the filters."""
+        yield from super().check()
+        yield from self.check_transforms()

@@ -72,6 +72,12 @@ class RunMetrics:
             "topic",
             "reason",
         )
+        self._removed = registry.counter(
+            "nsqtools_pipeline_removed_messages_total",
+            "messages that were filtered out, and finished",
+            "topic",
+            "by",
+        )
         self._gauges = {
             name: registry.gauge(f"nsqtools_{name}", text, "topic")
             for name, text in _GAUGES.items()
@@ -81,7 +87,8 @@ class RunMetrics:
 
     def _refresh(self) -> None:
         families: list[Family[Counter] | Family[Gauge]]
-        families = [*self._counters.values(), *self._gauges.values(), self._refused]
+        families = [*self._counters.values(), *self._gauges.values()]
+        families += [self._refused, self._removed]
         for family in (*families, *self._outputs.values()):
             family.clear()
         for pipeline in self._pipelines:
@@ -100,6 +107,8 @@ class RunMetrics:
             self._counters[name].labels(topic=topic).add(pipeline.consumer.counts[name])
         for reason, count in pipeline.counts.reasons.items():
             self._refused.labels(topic=topic, reason=reason).add(count)
+        for by, count in pipeline.counts.removed_by.items():
+            self._removed.labels(topic=topic, by=by).add(count)
         for name, value in pipeline.output_counts().items():
             self._output(name).labels(topic=topic).add(value)
 
@@ -152,10 +161,10 @@ def trouble_of(pipeline: TopicPipeline) -> str:
     """Why the topic does not flow; nothing when it does, or when that is not known yet."""
     if pipeline.trouble:
         return pipeline.trouble
+    if trouble := pipeline.output_trouble():
+        return trouble  # which may say what a delivery hangs at
     if pipeline.delivering_s > DELIVERY_LONG_S:
         return f"a delivery has been under way for {pipeline.delivering_s:.0f} s"
-    if trouble := pipeline.output_trouble():
-        return trouble
     consumer = pipeline.consumer
     reasons = [reason for address, reason in consumer.unconnected.items() if address and reason]
     if reasons:

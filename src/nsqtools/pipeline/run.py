@@ -24,6 +24,7 @@ from nsqtools.pipeline.batch import SHARE_INTERVAL_S, Idle, Quota
 from nsqtools.pipeline.live import LIVE_INTERVAL_S, LiveText
 from nsqtools.pipeline.report import RunMetrics, part_of, status_of, tell_health
 from nsqtools.pipeline.topic import TopicPipeline, TopicSpec
+from nsqtools.pipeline.transforming import Transforms
 from nsqtools.wire.names import is_ephemeral
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class Run:
         self._text = LiveText(done, more)
         self._options = options
         self._output_of = output_of
+        self._transforms = Transforms(options)
         self._pipelines: dict[str, TopicPipeline] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._totals: Counter[str] = Counter()
@@ -88,11 +90,19 @@ class Run:
     async def run(self, life: Lifecycle) -> bool:
         """Consume until `life` stops; whether everything ended in order.
 
-        Raises what `output_of` raised when it did so for every topic that was asked for.
+        Raises what `output_of` raised when it did so for every topic that was asked for, and OptionsError
+        for a `--transform` that cannot be used.
         """
         self._health = life.health
         if wanted := self._options.max_messages:
             self._quota = Quota(wanted, lambda: life.end("all messages that were wanted are done"))
+        await self._transforms.open()
+        try:
+            return await self._run(life)
+        finally:
+            self._transforms.close()
+
+    async def _run(self, life: Lifecycle) -> bool:
         if not self._options.is_discovering:
             self._check_outputs()
         async with self._status_server(life), asyncio.TaskGroup() as group:
@@ -255,7 +265,9 @@ class Run:
             memory=self._memory,
             quota=self._quota,
         )
-        pipeline = self._pipelines[topic] = TopicPipeline(spec, self._output_of(topic))
+        pipeline = self._pipelines[topic] = TopicPipeline(
+            spec, self._transforms.around(topic, self._output_of(topic))
+        )
         try:
             await pipeline.run()
         finally:

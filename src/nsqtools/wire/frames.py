@@ -12,6 +12,7 @@ so that mixed sizes pay next to nothing for it.
 
 from __future__ import annotations
 
+import re
 import struct
 from typing import NamedTuple
 
@@ -45,6 +46,7 @@ ERROR_CODES = (
     .union(f"E_AUTH_{what}" for what in ("FIRST", "DISABLED", "ERROR"))
 )
 
+_FIN_FAILED = re.compile(r"FIN ([^ ]{16}) ")
 _HEADER = struct.Struct(">ii")
 _SIZE_FIELD_BYTES = 4
 # The size that a frame would have of which the first bytes are those of a reply by HTTP.
@@ -62,6 +64,13 @@ _RUN_MIN = 16
 _RUN_MAX = 1024
 # Messages that go header by header after a run that did not hold.
 _RUN_PAUSE = 64
+
+
+def refused_fin(code: str, description: str) -> bytes | None:
+    """The id of the message for which nsqd took no FIN; None for any other error (spec: tcp-protocol,
+    part 2)."""
+    found = _FIN_FAILED.match(description) if code == "E_FIN_FAILED" else None
+    return None if found is None else found[1].encode("latin-1")
 
 
 class Response(NamedTuple):

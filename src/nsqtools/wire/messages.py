@@ -80,6 +80,9 @@ class Messages:
     the connection fills it in.
     """
 
+    parts: Sequence[int] = ()
+    """Which of those that were made of one message each is; empty where none was made."""
+
     def __init__(
         self,
         payloads: list[bytes],
@@ -204,6 +207,15 @@ class Messages:
         """Those from number `start` up to `stop`."""
         return Messages(self.payloads[start:stop], nsqd=self.nsqd)
 
+    def pick(self, places: Sequence[int]) -> Messages:
+        """Some of them, by their numbers."""
+        payloads = self.payloads
+        return Messages([payloads[at] for at in places], nsqd=self.nsqd)
+
+    def without_siblings(self) -> Messages:
+        """One of those that were made of one message, for each such message."""
+        return self
+
     def _numbers(self, start: int, end: int) -> list[int]:
         numbers: list[int] = []
         for part in self._parts:
@@ -224,6 +236,38 @@ class Messages:
             else:
                 column += [payload[start:end] for payload in part]
         return column
+
+
+class PartedMessages(Messages):
+    """Messages of which several may be made of one: these have its id and time, stand together, and each
+    has its number among them in `parts`, from 0."""
+
+    def __init__(self, payloads: list[bytes], parts: Sequence[int], *, nsqd: str = "") -> None:
+        super().__init__(payloads, nsqd=nsqd)
+        self.parts = parts
+
+    def part(self, start: int, stop: int) -> PartedMessages:
+        return PartedMessages(self.payloads[start:stop], self.parts[start:stop], nsqd=self.nsqd)
+
+    def pick(self, places: Sequence[int]) -> PartedMessages:
+        payloads, parts = self.payloads, self.parts
+        return PartedMessages(
+            [payloads[at] for at in places], [parts[at] for at in places], nsqd=self.nsqd
+        )
+
+    @cached_property
+    def are_siblings(self) -> list[bool]:
+        """Whether each is made of the same message as the one before it."""
+        keys = list(zip(self.ids, self.timestamps, strict=True))
+        return [
+            part > 0 and at > 0 and keys[at] == keys[at - 1] for at, part in enumerate(self.parts)
+        ]
+
+    def without_siblings(self) -> Messages:
+        pairs = zip(self.payloads, self.are_siblings, strict=True)
+        return Messages(
+            [payload for payload, is_sibling in pairs if not is_sibling], nsqd=self.nsqd
+        )
 
 
 def _head_span(payloads: list[bytes]) -> Span:

@@ -95,3 +95,14 @@ def counted(run: Run, name: str, topic: str = "t") -> float:
         if sample.name == f"nsqtools_output_{name}_total" and ("topic", topic) in sample.labels:
             return sample.value
     raise KeyError(name)
+
+
+def removed(run: Run, by: str, topic: str = "t") -> float:
+    """How many messages of a topic were filtered out by that."""
+    labels = {("topic", topic), ("by", by)}
+    for sample in run.registry.snapshot():
+        if sample.name == "nsqtools_pipeline_removed_messages_total" and labels <= set(
+            sample.labels
+        ):
+            return sample.value
+    return 0.0

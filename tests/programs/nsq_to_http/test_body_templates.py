@@ -15,6 +15,7 @@ from tests.programs.nsq_to_http.helpers import (
     options_of,
     publish,
     until_settled,
+    until_stats,
 )
 from tests.support.endpoints import Received, serving
 
@@ -179,3 +180,25 @@ async def test_a_dry_run_shows_it(
 def test_mistakes(nsqd: Nsqd, flags: tuple[str, ...], problem: str) -> None:
     with pytest.raises(OptionsError, match=problem):
         options_of(nsqd, *flags)
+
+
+@pytest.mark.parametrize(
+    ("flag", "shown"),
+    [
+        ("--whitelist-json-field=a", '\n\n{"text": "t: {\\"a\\":1}"}'),
+        ("--grep=absent", "nothing would be sent: the message is removed by --grep\n"),
+        (
+            "--transform=json:loads",
+            "the message is refused: --transform returned dict: dict is not",
+        ),
+    ],
+)
+async def test_a_dry_run_shows_what_filters_leave_and_removes_nothing(
+    nsqd: Nsqd, capsys: pytest.CaptureFixture[str], flag: str, shown: str
+) -> None:
+    options = options_of(nsqd, "--post=http://h/", "--dry-run", f"--body-template={SLACK}", flag)
+    await publish(nsqd, b'{"a":1,"b":2}')
+    async with Shared(options) as shared, Lifecycle(5.0, handle_signals=False) as life:
+        assert await dry_run(options, shared, life)
+    assert shown in capsys.readouterr().out
+    await until_stats(nsqd, lambda now: (now["depth"], now["in_flight_count"]) == (1, 0))

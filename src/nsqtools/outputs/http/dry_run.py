@@ -37,9 +37,12 @@ class DryRun:
         bodies: Bodies,
         *,
         encoding: Encoding = "none",
+        steps: Callable[[Messages], Messages | str] = lambda messages: messages,
     ) -> None:
         """`secrets` are not shown, whatever their headers are called. A body that is compressed when it
-        is sent is shown as it was before."""
+        is sent is shown as it was before. `steps` gives what filters leave of a message, or why nothing.
+        """
+        self._steps = steps
         self._bodies = bodies
         self._encoding = encoding
         self._secrets = [secret.encode("utf-8", "surrogateescape") for secret in secrets]
@@ -64,7 +67,10 @@ class DryRun:
             self._show(self._shown_of(messages[0]))
         return Again(_LATER_S, "a dry run", stands=True)
 
-    def _shown_of(self, first: Messages) -> str:
+    def _shown_of(self, message: Messages) -> str:
+        first = self._steps(message)
+        if isinstance(first, str):
+            return f"nothing would be sent: {first}"
         rows = [(first, 0)]
         places, texts, unfit = self._bodies.fit(rows, [0])
         if not places:

@@ -137,13 +137,6 @@ class HttpOptions:
         help="requests of a topic a second, 0: as fast as it goes",
         group=_ENDPOINTS,
     )
-    sample: float = option(
-        Float(minimum=0.0, maximum=1.0),
-        default="1",
-        help="part of the messages that is sent, 0 to 1; the rest is counted and finished",
-        group=_ENDPOINTS,
-        problem="ERROR: {flag} must be between 0.0 and 1.0",
-    )
     http_client_connect_timeout_s: float = option(
         _POSITIVE,
         default="2s",

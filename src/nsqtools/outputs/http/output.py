@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,7 @@ from nsqtools.archive.failures import Failure
 from nsqtools.clock import SystemClock
 from nsqtools.observe.log import Repeated, get_log
 from nsqtools.options import printable
-from nsqtools.outputs.contract import DONE, Again, Done, Feeding, Refused
+from nsqtools.outputs.contract import DONE, Again, Answer, Feeding, Refused
 from nsqtools.outputs.http.breaker import PROBE_MESSAGES, PROBE_S, Breaker, held
 from nsqtools.outputs.http.connection import Reply
 from nsqtools.outputs.http.delivery import LATE_S, Delivery
@@ -30,12 +29,11 @@ from nsqtools.outputs.http.health import PAUSE_MAX_S
 from nsqtools.outputs.http.outcome import Outcome, backoff_s, retry_after_s
 from nsqtools.outputs.http.request import values_of
 from nsqtools.outputs.http.sender import NO_VALUES, PAUSING, Job, error_of
-from nsqtools.outputs.http.tries import GivenUp, KnownTries, LateJobs, Tries, key_of
+from nsqtools.outputs.http.tries import GivenUp, KnownTries, LateJobs, Tries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from nsqtools.outputs.contract import Answer
     from nsqtools.outputs.http.batches import Batching
     from nsqtools.outputs.http.bodies import Bodies, Row
     from nsqtools.outputs.http.dead_letter import DeadLetter
@@ -59,18 +57,16 @@ _COUNTED = (
 
 
 _OWN_COUNTS = (
-    *("sampled_out", "retries", "rejected", "dead_lettered", "split_batches"),
+    *("retries", "rejected", "dead_lettered", "split_batches"),
     "unanswered_messages",
 )
-_CHECKSUMS = 1 << 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveryPolicy:
-    """`sample` is the part of messages that is sent; `to_all` sends each to every endpoint."""
+    """`to_all` sends each message to every endpoint."""
 
     concurrency: int
-    sample: float = 1.0
     to_all: bool = False
     batching: Batching | None = None
     """None: a request for each message."""
@@ -107,9 +103,7 @@ class HttpOutput:
         self._loop = asyncio.get_running_loop()
         self._needs_values = any(not one.maker.is_fixed for one in sender.endpoints)
         # Each message as it is to one endpoint: what is done most, and what must be quick.
-        self._is_plain = self._bodies.are_plain and not (
-            self._needs_values or policy.to_all or policy.sample < 1.0
-        )
+        self._is_plain = self._bodies.are_plain and not (self._needs_values or policy.to_all)
         self._tries = KnownTries(policy.tries_kept_max)
         # Where each goes to all endpoints, a message can wait for each of them.
         jobs_max = len(sender.endpoints) if policy.to_all else 1
@@ -162,7 +156,7 @@ class HttpOutput:
             await self._dead_letter.open()
 
     async def deliver(self, messages: Sequence[Messages]) -> Answer | Sequence[Answer]:
-        """Send what is sampled, each message to an endpoint, or to all."""
+        """Send each message to an endpoint, or to all."""
         if not self._breaker.is_open:
             return await self._deliver(messages)
         now_s = self._loop.time()
@@ -181,7 +175,7 @@ class HttpOutput:
         rest = sum(map(len, messages)) - len(few)
         if not rest or (isinstance(answer, Again) and answer.stands):
             return answer
-        answers = [answer] * len(few) if isinstance(answer, Done | Again | Refused) else answer
+        answers = [answer] * len(few) if isinstance(answer, Answer) else answer
         return [*answers, *[Again(PROBE_S, self._breaker.why)] * rest]
 
     def may_come_again(self, nsqd: str, message_id: bytes | None) -> None:
@@ -258,8 +252,6 @@ class HttpOutput:
     async def _add_jobs(self, delivery: Delivery) -> None:
         """A job for each message that is sent, or for all of them."""
         places: Sequence[int] = range(len(delivery.rows))
-        if self._policy.sample < 1.0:
-            places = self._sampled(delivery, places)
         if self._tries:
             places = self._not_given_up(delivery, places)
         if self._bodies.are_looked_at:
@@ -286,13 +278,6 @@ class HttpOutput:
     def _job(self, delivery: Delivery, places: Sequence[int], body: bytes, only: int | None) -> Job:
         values = values_of(*delivery.rows[places[0]]) if self._needs_values else NO_VALUES
         return Job(body, delivery.finished, places=places, values=values, only=only)
-
-    def _sampled(self, delivery: Delivery, places: Sequence[int]) -> list[int]:
-        """The same ones at each try: what was chosen is sent until it is done."""
-        bound = self._policy.sample * _CHECKSUMS
-        kept = [place for place in places if zlib.crc32(_identity(delivery.rows[place])) < bound]
-        self._counts["sampled_out"] += len(places) - len(kept)
-        return kept
 
     def _fitting(self, delivery: Delivery, places: Sequence[int]) -> Sequence[int]:
         """Those that can be sent; the others fail."""
@@ -459,11 +444,6 @@ class HttpOutput:
             for place in job.places if job.is_done else ():
                 if delivery.answers[place] is not DONE and job.only is not None:
                     self._tries.of(delivery.rows[place]).done_at.add(job.only)
-
-
-def _identity(row: Row) -> bytes:
-    nsqd, message_id = key_of(row)
-    return nsqd.encode("utf-8", "replace") + message_id
 
 
 def _together(answers: list[Answer]) -> Answer | Sequence[Answer]:

@@ -40,7 +40,7 @@ class KnownTries:
 
     def __init__(self, kept_max: int) -> None:
         self._kept_max = kept_max
-        self._tries: dict[tuple[str, bytes], Tries] = {}
+        self._tries: dict[tuple[str, bytes, int], Tries] = {}
 
     def __len__(self) -> int:
         return len(self._tries)
@@ -69,7 +69,7 @@ class LateJobs:
 
     def __init__(self, kept_max: int) -> None:
         self._kept_max = kept_max
-        self._late: dict[tuple[str, bytes, int, int | None], Job] = {}
+        self._late: dict[tuple[str, bytes, int, int, int | None], Job] = {}
 
     def __len__(self) -> int:
         return len(self._late)
@@ -91,12 +91,13 @@ def _keep_answer(job: Job, reply: Reply, outcome: Outcome) -> None:
     job.answered = reply, outcome
 
 
-def key_of(row: Row) -> tuple[str, bytes]:
+def key_of(row: Row) -> tuple[str, bytes, int]:
     """Which message it is."""
-    return row[0].nsqd, row[0].ids[row[1]]
+    messages, at = row
+    return messages.nsqd, messages.ids[at], messages.parts[at] if messages.parts else 0
 
 
-def _late_key(row: Row, only: int | None) -> tuple[str, bytes, int, int | None]:
+def _late_key(row: Row, only: int | None) -> tuple[str, bytes, int, int, int | None]:
     """With the time: the id of a message that is done may come again with another one."""
     messages, at = row
-    return messages.nsqd, messages.ids[at], messages.timestamps[at], only
+    return (*key_of(row), messages.timestamps[at], only)

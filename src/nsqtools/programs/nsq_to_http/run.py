@@ -34,6 +34,7 @@ from nsqtools.outputs.http.sender import Endpoint, Pacing, Sender
 from nsqtools.outputs.http.status_lines import StatusLines
 from nsqtools.outputs.http.url import split_url
 from nsqtools.pipeline.run import Run
+from nsqtools.pipeline.transforming import Transforms
 from nsqtools.programs.nsq_to_http.dead_letters import DeadLetters
 
 if TYPE_CHECKING:
@@ -110,6 +111,8 @@ async def dry_run(options: NsqToHttpOptions, shared: Shared, life: Lifecycle) ->
 
     one = replace(options, max_in_flight=1)
     secrets = secrets_of(one, shared)
+    transforms = Transforms(one)
+    await transforms.open()
 
     def output_of(topic: str) -> DryRun:
         return DryRun(
@@ -118,10 +121,12 @@ async def dry_run(options: NsqToHttpOptions, shared: Shared, life: Lifecycle) ->
             secrets,
             bodies_of(one, topic, shared),
             encoding=options.compress,
+            steps=transforms.first,
         )
 
     get_log("http").info("a dry run waits for a message of which it can show the request")
-    trial = Run(one, output_of)
+    # What they would remove is not to be finished.
+    trial = Run(one.without_transforms(), output_of)
     return await trial.run(life)
 
 
@@ -233,7 +238,6 @@ def output_of(options: NsqToHttpOptions, topic: str, shared: Shared) -> HttpOutp
     sender = sender_of(options, topic, endpoints, shared)
     policy = DeliveryPolicy(
         concurrency=options.n,
-        sample=options.sample,
         to_all=options.mode == "all",
         tries_kept_max=2 * options.max_in_flight,
         tries_max=options.max_attempts,
