@@ -48,8 +48,6 @@ _KNOWN, _COMMITTED, _WHOLE, _END = b"KCWE"
 _NAME = re.compile(r"([0-9a-f]{16})-[0-9]+-[0-9a-f]{16}\.keys", re.ASCII)
 _UNIQUE_BYTES_MAX = 255
 _HALF_BYTES_MIN, _HALF_BYTES_MAX = 64 << 10, 64 << 20
-# A writer's file is looked at for so long after it has ended: nsqd has delivered everything by then.
-DEAD_KEPT_S = 7 * 86400.0
 # How often another process may look at a file in the moment between its creation and its lock.
 _CREATE_TRIES = 8
 
