@@ -70,7 +70,6 @@ def test_parts_stay_what_they_are_in_groups_and_files(
 ) -> None:
     """A commit of several groups cuts between the parts of a message."""
     monkeypatch.setattr("nsqtools.archive.groups.GROUP_BYTES_MAX", 100)
-    monkeypatch.setattr("nsqtools.archive.writer.GROUP_BYTES_MAX", 100)
     monkeypatch.setattr(once_module, "WATCHED", 10)
     payloads = [encode_payload(1, 2, b"%016x" % 1, b"x" * 30 + b"%d" % part) for part in range(9)]
     archive = replace(spec(tmp_path, "framed"), keys_max=10)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.archive.helpers import START_NS, batch_of, claimed, spec, unfinished_file
+from tests.support.clients import until
 from tests.support.nsqd import PATIENCE_S
 
 from nsqtools.archive.rotation import RotationPolicy
@@ -179,7 +180,7 @@ async def test_an_output_runs_it_for_each_file_and_counts(tmp_path: Path) -> Non
     for number in range(3):
         assert await output.deliver([batch_of([b"%d" % number], number)]) == DONE
     await output.close()
-    await asyncio.sleep(0)  # what it has counted comes from another thread
+    await until(lambda: output.counts()["commands"] == 3)  # it is counted in another thread
     paths = sorted(json.loads(line)[0][0] for line in told.read_text().splitlines())
     assert paths == sorted(map(str, archive.glob("*.log")))
     assert (output.counts()["commands"], output.counts()["failed_commands"]) == (3, 1)
