@@ -29,8 +29,8 @@ def test_a_full_disk_stops_no_start(
     options = archive_options(tmp_path / "archive", "--nsqd-tcp-address=127.0.0.1:1", work)
     FailingOs(0, failures=99, only={"pwrite"}).install(monkeypatch)
     run._prepare(options)
-    assert len(caplog.messages) == folders
-    assert all("topics wait until there is room" in message for message in caplog.messages)
+    told = [one for one in caplog.messages if "topics wait until there is room" in one]
+    assert len(told) == folders
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
