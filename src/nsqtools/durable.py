@@ -202,6 +202,12 @@ def write_at(fd: int, data: bytes | bytearray, offset: int, path: Path) -> None:
             written += step
 
 
+def changed_s(fd: int, path: Path) -> float:
+    """When a file was written to last, in seconds since the epoch."""
+    with storage("stat", path):
+        return os.fstat(fd).st_mtime
+
+
 def sync_data(fd: int, path: Path) -> None:
     """fdatasync: the bytes and the file's size are on the disk when this returns."""
     with storage("fsync", path):

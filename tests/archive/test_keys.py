@@ -9,7 +9,16 @@ from tests.archive.helpers import batch_of
 
 from nsqtools import durable
 from nsqtools.archive import keys as keys_module
-from nsqtools.archive.keys import KeyFile, Keys, digest, key_files, note_whole, taken_over
+from nsqtools.archive.keys import (
+    DEAD_KEPT_S,
+    KeyFile,
+    Keys,
+    digest,
+    key_files,
+    note_whole,
+    remove_old,
+    taken_over,
+)
 from nsqtools.wire.messages import Messages, encode_payload
 
 if TYPE_CHECKING:
@@ -28,10 +37,10 @@ def created(folder: Path) -> KeyFile:
 
 
 def found(path: Path) -> list[tuple[str, list[bytes]]] | None:
-    with taken_over(path) as known:
-        if known is None:
+    with taken_over(path) as left:
+        if left is None:
             return None
-        return [(one.nsqd, [pair[0] for pair in one.pairs()]) for one in known]
+        return [(one.nsqd, [pair[0] for pair in one.pairs()]) for one in left.known]
 
 
 def ids(first: int, count: int) -> list[bytes]:
@@ -209,3 +218,16 @@ def test_what_fits_its_checksum_and_nothing_else_ends_a_half(tmp_path: Path) -> 
         assert found(file.path) == [("n:1", ids(0, 2))]
         assert note_whole(file.path.parent, "topic", "channel", UNIQUE, 7) == 7
         file.path.unlink()
+
+
+def test_what_nobody_has_taken_over_for_a_week_is_removed(tmp_path: Path) -> None:
+    """But not of a writer that lives, however little it has to note."""
+    gone, alive = created(tmp_path), created(tmp_path)
+    for file in (gone, alive):
+        file.begin([])
+    gone.close()
+    written_s = gone.path.stat().st_mtime
+    assert remove_old(tmp_path, written_s + DEAD_KEPT_S - 1) == 0
+    assert remove_old(tmp_path, written_s + DEAD_KEPT_S + 60) == 1
+    assert key_files(tmp_path, "topic", "channel") == [alive.path]
+    alive.close()

@@ -16,6 +16,7 @@ from tests.archive.test_killed import ACKNOWLEDGED, CALLS_MAX, in_child
 
 from nsqtools import durable
 from nsqtools.archive import once as once_module
+from nsqtools.archive import recovery
 from nsqtools.archive.keys import Keys
 from nsqtools.archive.once import OnceOnly
 from nsqtools.archive.recovery import recover
@@ -434,6 +435,45 @@ def test_very_much_that_may_come_again_is_forgotten_in_time(tmp_path: Path) -> N
     assert once.forgotten == 90_000
     assert len(once._awaited[NSQD]) == 10_000
     assert b"%016x" % 99_999 in once._awaited[NSQD]
+
+
+def test_a_failed_commit_is_noted_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two notes a power cut may leave the first one alone: that of the failure is synced."""
+    wanted = replace(spec(tmp_path), keys_max=10)
+    writer, _ = started(wanted)
+    writer.commit([message(1)])
+    FailingOs(0, only={"fdatasync"}).install(monkeypatch)
+    synced: list[Path] = []
+    real = durable.sync_data
+    monkeypatch.setattr(
+        durable, "sync_data", lambda fd, path: (synced.append(path), real(fd, path))
+    )
+    with pytest.raises(StorageError):
+        writer.commit([message(2)])
+    assert writer.once is not None
+    assert writer.once._file is not None
+    assert synced == [writer.once._file.path], "that of the file failed"
+    writer.abandon()
+
+
+def test_a_file_that_cannot_be_read_when_the_next_run_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is known of it is not thrown away: the run after that recovers it."""
+    wanted = replace(spec(tmp_path), keys_max=10)
+    writer, _ = started(wanted)
+    writer.commit([message(1)])
+    killed(writer)
+
+    def fails(*_: object) -> None:
+        raise StorageError("read", tmp_path, OSError(5, "Input/output error"))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(recovery, "survey", fails)
+        assert [result.failed for result in recover(tmp_path)] == [True]
+        between, _ = started(wanted)
+        between.abandon()
+    assert in_next_run(wanted, 1) == [1]
 
 
 def test_payload_helper_and_messages_agree() -> None:

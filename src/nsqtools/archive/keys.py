@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from zlib_ng.zlib_ng import crc32
 
 from nsqtools import durable
-from nsqtools.archive.claims import claim_folders, make_claim_folder
+from nsqtools.archive.claims import CLAIM_SUFFIX, claim_folders, make_claim_folder
 from nsqtools.errors import DataPathInUse, StorageError
 from nsqtools.wire.messages import ID_BYTES, TIME_BYTES
 
@@ -47,6 +47,8 @@ _GROUP = struct.Struct(">HI")  # bytes of the nsqd's name, messages
 _KNOWN, _COMMITTED, _WHOLE, _END = b"KCWE"
 _NAME = re.compile(r"([0-9a-f]{16})-[0-9]+-[0-9a-f]{16}\.keys", re.ASCII)
 _UNIQUE_BYTES_MAX = 255
+# nsqd has delivered by then what a writer that ended has not acknowledged.
+DEAD_KEPT_S = 7 * 86400.0
 _HALF_BYTES_MIN, _HALF_BYTES_MAX = 64 << 10, 64 << 20
 # How often another process may look at a file in the moment between its creation and its lock.
 _CREATE_TRIES = 8
@@ -155,6 +157,14 @@ class KeyFile:
             return False
         self._commit += 1
         return True
+
+    def void(self, unique: str, start: int) -> bool:
+        """Note that the commit that was to begin there failed; False as for `commit`. Durable on return:
+        of two notes a power cut may leave the first one alone."""
+        has_room = self.commit(unique, start, start, [])
+        if has_room:
+            durable.sync_data(self._fd, self.path)
+        return has_room
 
     def whole(self, unique: str, end: int) -> bool:
         """Note that a file is whole up to this byte, and that nothing is appended any more. False as
@@ -270,16 +280,41 @@ def _note_whole(fd: int, path: Path, unique: str, end: int) -> int:
     return end
 
 
+class Left(NamedTuple):
+    """What a writer that is gone left: the keys that it has in the archive, and whether it is not known
+    yet how much of a file of its is whole."""
+
+    known: list[Keys]
+    is_awaiting: bool
+
+
 @contextlib.contextmanager
-def taken_over(path: Path) -> Iterator[list[Keys] | None]:
-    """The keys that a writer which is gone has in the archive; None when it lives, or the file is
-    gone. Remove the file within: it is locked. Raises `StorageError`."""
+def taken_over(path: Path) -> Iterator[Left | None]:
+    """None when the writer lives, or the file is gone. Remove the file within: it is locked. Raises
+    `StorageError`."""
     with _taken(path) as fd:
         if fd is None:
             yield None
-        else:
-            half = _newest(_read_halves(fd, path))
-            yield half.found.known if half is not None else []
+            return
+        half = _newest(_read_halves(fd, path))
+        found = half.found if half is not None else _Found()
+        waiting = [unique for unique, commits in found.pending.items() if commits]
+        claims = [path.with_name(f"{unique}{CLAIM_SUFFIX}") for unique in waiting]
+        yield Left(found.known, any(map(durable.is_taken, claims)))
+
+
+def remove_old(work_dir: Path, now_s: float) -> int:
+    """Remove the key files of writers that ended long ago, whose topics nobody archives any more; gives
+    how many. `now_s` is in seconds since the epoch. Raises `StorageError`."""
+    removed = 0
+    for folder in claim_folders(work_dir):
+        for name in filter(_NAME.fullmatch, durable.names_in(folder)):
+            path = folder / name
+            with _taken(path) as fd:
+                if fd is not None and now_s - durable.changed_s(fd, path) > DEAD_KEPT_S:
+                    durable.unlink(path)
+                    removed += 1
+    return removed
 
 
 @contextlib.contextmanager

@@ -99,10 +99,11 @@ class OnceOnly:
         with contextlib.ExitStack() as locked:
             taken: list[Path] = []
             for path in key_files(self._work_dir, self._topic, self._channel):
-                known = locked.enter_context(taken_over(path))
-                if known is not None:
-                    taken.append(path)
-                    for keys in known:
+                left = locked.enter_context(taken_over(path))
+                if left is not None:
+                    if not left.is_awaiting:  # one that recovery could not read is read again
+                        taken.append(path)
+                    for keys in left.known:
                         self._await(keys.nsqd, keys.pairs())
                         self._watched[keys.nsqd] = WATCHED
             if taken:
@@ -212,7 +213,8 @@ class OnceOnly:
         whatever is read back: it does not count."""
         if self._file is not None:
             with contextlib.suppress(StorageError):  # the next one to begin there says the same
-                self._file.commit(unique, start, start, [])
+                if not self._file.void(unique, start):
+                    self._begin()  # in which nothing stands of it
 
     def committed(self, keys: Sequence[Keys]) -> None:
         """The commit is durable."""

@@ -10,6 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from nsqtools.archive.claims import foreign_folders
+from nsqtools.archive.keys import remove_old
 from nsqtools.archive.recovery import claims_by_topic, recover
 from nsqtools.clock import SystemClock
 from nsqtools.errors import StorageError
@@ -100,6 +101,7 @@ class Leftovers:
             if self._claims is None:
                 strand = self._workers.background.strand("leftovers")
                 self._claims = await strand.call(lambda: claims_by_topic(self._work_dir))
+                await strand.call(lambda: remove_old(self._work_dir, SystemClock().time()))
                 for folder in await strand.call(lambda: foreign_folders(self._work_dir)):
                     log.warning(
                         "another user's claims of unfinished files are there: they are for a run of"
