@@ -445,9 +445,12 @@ def test_a_failed_commit_is_noted_for_good(tmp_path: Path, monkeypatch: pytest.M
     FailingOs(0, only={"fdatasync"}).install(monkeypatch)
     synced: list[Path] = []
     real = durable.sync_data
-    monkeypatch.setattr(
-        durable, "sync_data", lambda fd, path: (synced.append(path), real(fd, path))
-    )
+
+    def sync(fd: int, path: Path) -> None:
+        real(fd, path)
+        synced.append(path)
+
+    monkeypatch.setattr(durable, "sync_data", sync)
     with pytest.raises(StorageError):
         writer.commit([message(2)])
     assert writer.once is not None
