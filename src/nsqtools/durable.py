@@ -433,19 +433,28 @@ def check_writable(directory: Path) -> None:
         unlink(probe)
 
 
+def write_anew(path: Path, data: bytes) -> None:
+    """A file under a name that nobody else uses, in the place of one that a crash has left; its bytes are
+    on the disk when this returns, its name need not be."""
+    unlink(path)
+    try:
+        fd = create(path)
+    except FileExistsError as error:
+        raise StorageError("create", path, error) from error
+    _fill(fd, data, path)
+
+
 def replace_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Give `path` the content `data`, whole or not at all, replacing what is there."""
     temporary = temporary_name(path.parent)
     fd = create(temporary, mode)
     try:
         _fill(fd, data, temporary)
-        with storage("rename", path):
-            os.replace(temporary, path)
+        put_in_place(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    fsync_directory(path.parent)
 
 
 def put_in_place(source: Path, path: Path) -> None:

@@ -6,13 +6,13 @@ Writer, reader and recovery know them from here only; another one is an entry in
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from nsqtools.archive import gzip_members, zstd_frames
 from nsqtools.archive.framed import FramedDecoder, FramedEncoder
 from nsqtools.archive.groups import PlainContainer
 from nsqtools.archive.gzip_members import GzipContainer, gzip_groups, read_gzip_header
-from nsqtools.archive.header import HEADER_BYTES_MAX, MAGIC
+from nsqtools.archive.header import HEADER_BYTES_MAX, MAGIC, encode_header
 from nsqtools.archive.jsonl import JsonlDecoder, JsonlEncoder
 from nsqtools.archive.lines import LinesDecoder, LinesEncoder
 from nsqtools.archive.survey import (
@@ -247,3 +247,21 @@ def find_formats(record_format: str, compression: str) -> tuple[RecordFormat, Co
             f"a record format or compression that is not known here: {error.args[0]}",
             hint="Start the nsqtools that wrote it, or a later one.",
         ) from error
+
+
+class Encoding(NamedTuple):
+    """How one archive writes: its records, and what stands around them in each of its files."""
+
+    encoder: RecordEncoder
+    new_container: Callable[[], Container]
+
+
+def new_encoding(
+    *, record_format: str, compression: str, level: int, topic: str, channel: str, host: str
+) -> Encoding:
+    """Of formats that are known; the rest is what the file header says."""
+    header = encode_header(record_format=record_format, topic=topic, channel=channel, host=host)
+    return Encoding(
+        RECORD_FORMATS[record_format].new_encoder(topic=topic, header=header),
+        COMPRESSIONS[compression].new_containers(header, level),
+    )

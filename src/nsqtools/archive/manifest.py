@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from nsqtools import durable
 from nsqtools.archive.destination import FileFacts
 from nsqtools.archive.files import MANIFEST_SUFFIX
-from nsqtools.errors import ArchiveError, StorageError
+from nsqtools.errors import ArchiveError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,7 +86,9 @@ def prepare(claim: Claim, placing: Placing, source: Path) -> Placing:
         stored_bytes=facts.size_bytes,
         sha256=facts.sha256 or "",
     )
-    _write(claim.manifest_path, made.encode())
+    durable.write_anew(claim.manifest_path, made.encode())
+    durable.stamp(claim.manifest_path)
+    durable.fsync_directory(claim.manifest_path.parent)
     return replace(placing, facts=facts)
 
 
@@ -159,22 +161,6 @@ def write_beside(path: Path, said: Manifest) -> None:
     beside = path.with_name(manifest_name(path.name))
     if not durable.is_taken(beside):
         durable.replace_file(beside, said.encode(), mode=0o666)
-
-
-def _write(path: Path, data: bytes) -> None:
-    """A small file that nobody else uses, in the place of one of an attempt that was cut."""
-    durable.unlink(path)
-    try:
-        fd = durable.create(path)
-    except FileExistsError as error:
-        raise StorageError("create", path, error) from error
-    try:
-        durable.write_at(fd, data, 0, path)
-        durable.sync_data(fd, path)
-    finally:
-        durable.close(fd)
-    durable.stamp(path)
-    durable.fsync_directory(path.parent)
 
 
 def _decode(data: bytes, path: Path) -> Manifest:

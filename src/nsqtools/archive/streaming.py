@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nsqtools import durable
-from nsqtools.archive.formats import COMPRESSIONS, RECORD_FORMATS
+from nsqtools.archive.formats import COMPRESSIONS, new_encoding
 from nsqtools.archive.groups import encode_groups
-from nsqtools.archive.header import encode_header
 from nsqtools.archive.zstd_frames import FRAMES_PER_FILE
 from nsqtools.errors import StorageError
 from nsqtools.wire.messages import count_messages
@@ -45,17 +44,15 @@ class StreamWriter:
     """Blocking, for one thread. Raises `StorageError`; after that always the same."""
 
     def __init__(self, spec: StreamSpec, fd: int, name: str = NAME) -> None:
-        header = encode_header(
+        default_level = COMPRESSIONS[spec.compression].default_level
+        self._encoder, self._new_container = new_encoding(
             record_format=spec.record_format,
+            compression=spec.compression,
+            level=default_level if spec.level is None else spec.level,
             topic=spec.topic,
             channel=spec.channel,
             host=spec.host,
         )
-        record_format = RECORD_FORMATS[spec.record_format]
-        compression = COMPRESSIONS[spec.compression]
-        level = compression.default_level if spec.level is None else spec.level
-        self._encoder = record_format.new_encoder(topic=spec.topic, header=header)
-        self._new_container = compression.new_containers(header, level)
         self._container = self._new_container()
         self._is_first = True
         self._fd = fd

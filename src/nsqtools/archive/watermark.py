@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from nsqtools import durable
 from nsqtools.archive.files import WATERMARK_SUFFIX
 from nsqtools.archive.naming import path_of
-from nsqtools.errors import ArchiveError, StorageError
+from nsqtools.errors import ArchiveError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,16 +70,7 @@ class Watermark:
         """By way of always the same other name, so that kills leave no more than one file behind."""
         name = f"{durable.TEMPORARY_PREFIX}{self.path.name}{durable.TEMPORARY_SUFFIX}"
         temporary = self.path.with_name(name)
-        durable.unlink(temporary)
-        try:
-            fd = durable.create(temporary)
-        except FileExistsError as error:
-            raise StorageError("create", temporary, error) from error
-        try:
-            durable.write_at(fd, data, 0, temporary)
-            durable.sync_data(fd, temporary)
-        finally:
-            durable.close(fd)
+        durable.write_anew(temporary, data)
         durable.put_in_place(temporary, self.path)
 
     def _before(self) -> int:

@@ -24,9 +24,8 @@ from nsqtools.archive.claims import ClaimFacts
 from nsqtools.archive.destination import DIRECTORY_MODE, FolderDestination
 from nsqtools.archive.files import PART_SUFFIX
 from nsqtools.archive.finishing import SealedFile, SealedFiles
-from nsqtools.archive.formats import COMPRESSIONS, RECORD_FORMATS
+from nsqtools.archive.formats import COMPRESSIONS, RECORD_FORMATS, new_encoding
 from nsqtools.archive.groups import encode_groups
-from nsqtools.archive.header import encode_header
 from nsqtools.archive.keys import Keys
 from nsqtools.archive.naming import first_free, needs_revision, path_of
 from nsqtools.archive.once import OnceOnly
@@ -145,16 +144,14 @@ class ArchiveWriter:
             ),
         )
         self._naming.stem(self._clock.time())
-        header = encode_header(
+        self._encoder, self._new_container = new_encoding(
             record_format=spec.record_format,
+            compression=spec.compression,
+            level=spec.effective_level,
             topic=spec.topic,
             channel=spec.channel,
             host=spec.host,
         )
-        record_format = RECORD_FORMATS[spec.record_format]
-        self._encoder = record_format.new_encoder(topic=spec.topic, header=header)
-        compression = COMPRESSIONS[spec.compression]
-        self._new_container = compression.new_containers(header, spec.effective_level)
         self.once = (
             OnceOnly(spec.work_dir, spec.topic, spec.channel, spec.keys_max)
             if spec.keys_max
