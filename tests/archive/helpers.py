@@ -150,7 +150,7 @@ def unfinished_file(
     path: Path | None = None
     for commit in commits:
         done = writer.commit(commit)
-        path = done.created or path
+        path = done.created[0] if done.created else path
         assert path is not None
         ends.append(path.stat().st_size)
     writer.abandon()

@@ -41,11 +41,10 @@ BODIES = [b"one", b"two", b"three", b"four"]
 def leave_behind(folder: Path, record_format: str, compression: str) -> Path:
     """A `.part` file with `COMMITS` whose writer is gone."""
     writer = ArchiveWriter(spec(folder, record_format, compression), clock=ManualClock())
-    created = writer.commit(COMMITS[0]).created
+    (created,) = writer.commit(COMMITS[0]).created
     for commit in COMMITS[1:]:
         writer.commit(commit)
     writer.abandon()
-    assert created is not None
     return created
 
 

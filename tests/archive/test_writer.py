@@ -48,9 +48,9 @@ def test_a_commit_says_what_became_durable(tmp_path: Path) -> None:
     assert commit.body_bytes == 16
     assert commit.disk_bytes == 19
     assert commit.ambiguous == 1
-    assert commit.created == tmp_path / "topic.log.part"
-    assert commit.created.read_bytes() == b"one\ntwo\nthree\nfour\n"
-    assert writer.commit([batch_of([b"five"], 3)]).created is None
+    assert commit.created == (tmp_path / "topic.log.part",)
+    assert commit.created[0].read_bytes() == b"one\ntwo\nthree\nfour\n"
+    assert writer.commit([batch_of([b"five"], 3)]).created == ()
     assert close(writer) == [
         Published(
             name="topic.log",
@@ -68,7 +68,7 @@ def test_a_commit_says_what_became_durable(tmp_path: Path) -> None:
 def test_no_file_comes_without_a_message(tmp_path: Path) -> None:
     writer = ArchiveWriter(spec(tmp_path / "new"), clock=ManualClock(time_s=START_S))
     commit = writer.commit([Messages([], nsqd="nsqd")])
-    assert (commit.messages, commit.created) == (0, None)
+    assert (commit.messages, commit.created) == (0, ())
     writer.tick()
     writer.rotate()
     assert close(writer) == []
@@ -118,7 +118,7 @@ def test_the_name_ends_a_file(tmp_path: Path) -> None:
     clock.jump(3600)
     commit = writer.commit([batch_of([b"b"])])
     assert [found.name for found in finish(writer)] == ["topic-000000.22.log"]
-    assert commit.created == tmp_path / "topic-000000.23.log.part"
+    assert commit.created == (tmp_path / "topic-000000.23.log.part",)
     clock.jump(3600)
     writer.tick()
     assert [found.name for found in finish(writer)] == ["topic-000000.23.log"]
@@ -184,7 +184,7 @@ def test_a_taken_name_is_never_written_to(tmp_path: Path) -> None:
     (tmp_path / "topic.log").write_bytes(b"somebody's")
     (tmp_path / "topic-000001.log.part").symlink_to(tmp_path / "nowhere")
     writer = ArchiveWriter(spec(tmp_path), clock=ManualClock(time_s=START_S))
-    assert writer.commit([batch_of([b"a"])]).created == tmp_path / "topic-000002.log.part"
+    assert writer.commit([batch_of([b"a"])]).created == (tmp_path / "topic-000002.log.part",)
     (tmp_path / "topic-000002.log").write_bytes(b"somebody's too")
     assert [found.name for found in close(writer)] == ["topic-000003.log"]
     assert (tmp_path / "topic.log").read_bytes() == b"somebody's"
@@ -226,7 +226,7 @@ def test_a_work_dir_of_its_own(tmp_path: Path) -> None:
     writer = ArchiveWriter(
         spec(output, naming=naming, work_dir=work, topic=".."), clock=ManualClock(time_s=START_S)
     )
-    created = writer.commit([batch_of([b"a"])]).created
+    (created,) = writer.commit([batch_of([b"a"])]).created
     assert created == work / "a/%2E%2E/2023-11-14_22-000000.log.part"
     (published,) = close(writer)
     assert Path(published.location) == output / "a/%2E%2E/2023-11-14_22-000000.log"
@@ -272,12 +272,11 @@ def test_a_specification_that_cannot_be_written(
 
 def test_a_file_that_was_taken_away_stops_nothing(tmp_path: Path) -> None:
     writer = ArchiveWriter(spec(tmp_path), clock=ManualClock(time_s=START_S))
-    created = writer.commit([batch_of([b"a"])]).created
-    assert created is not None
+    (created,) = writer.commit([batch_of([b"a"])]).created
     created.unlink()
     with pytest.raises(StorageError, match="moved or removed"):
         writer.commit([batch_of([b"b"])])
-    assert writer.commit([batch_of([b"b"])]).created == created
+    assert writer.commit([batch_of([b"b"])]).created == (created,)
     (published,) = close(writer)
     assert read_bodies(Path(published.location)) == ([b"b"], None)
 
@@ -385,8 +384,7 @@ def test_a_failed_commit_leaves_the_file_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = ArchiveWriter(spec(tmp_path), clock=ManualClock(time_s=START_S))
-    created = writer.commit([batch_of([b"a"])]).created
-    assert created is not None
+    (created,) = writer.commit([batch_of([b"a"])]).created
     monkeypatch.setattr(durable, "os", FailingOs(0, only={"fdatasync"}, code=errno.EIO))
     with pytest.raises(StorageError) as caught:
         writer.commit([batch_of([b"lost"])])

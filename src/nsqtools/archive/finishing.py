@@ -188,9 +188,10 @@ class SealedFile:
 
 
 class SealedFiles:
-    """The sealed files of one writer, oldest first; at most `SEALED_FILES_MAX`. Thread-safe."""
+    """The sealed files of one writer, oldest first; at most `files_max`. Thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, files_max: int = SEALED_FILES_MAX) -> None:
+        self._files_max = files_max
         self._files: deque[SealedFile] = deque()
         self._lock = threading.Lock()
 
@@ -200,7 +201,7 @@ class SealedFiles:
     def check_room(self) -> None:
         """Raise `StorageError`, saying what waits, when no other file may be put in."""
         with self._lock:
-            if len(self._files) < SEALED_FILES_MAX:
+            if len(self._files) < self._files_max:
                 return
             waiting = OSError(
                 errno.EAGAIN,
@@ -220,8 +221,8 @@ class SealedFiles:
     @property
     def oldest_s(self) -> float | None:
         """When the oldest of them was created, in seconds since the epoch; None without one."""
-        first = self.first()
-        return None if first is None else first.claim.facts.created_at
+        with self._lock:
+            return min((file.claim.facts.created_at for file in self._files), default=None)
 
     def drop_first(self) -> None:
         with self._lock:

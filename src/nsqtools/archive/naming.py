@@ -148,17 +148,20 @@ class TopicNaming:
 
     def next_change(self, now: float) -> float | None:
         """The next time at which the stem may be another one; None when it never changes."""
+        step = self.step_s
+        return None if step is None else now - now % step + step
+
+    @property
+    def step_s(self) -> int | None:
+        """The stem can only change at multiples of this; None when it never changes."""
         if "<DATETIME>" not in self.template:
             return None
         directives = {match.group(1) for match in _DIRECTIVE.finditer(self.datetime_format)}
         if not directives - {"%"}:
             return None
-        step = _QUARTER_S
         if directives & set("ScX"):
-            step = _SECOND_S
-        elif "M" in directives:
-            step = _MINUTE_S
-        return now - now % step + step
+            return _SECOND_S
+        return _MINUTE_S if "M" in directives else _QUARTER_S
 
     def datetime_at(self, now: float) -> str:
         """`<DATETIME>` at a time."""

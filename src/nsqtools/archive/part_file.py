@@ -58,7 +58,8 @@ class Extent:
 class PartFile:
     """The file and what is known of it. `stem` and `revision` are what its name was made from.
 
-    `opened_at` and `last_commit_at` are on the clock that never goes back (`Clock.monotonic`).
+    `opened_at`, `last_commit_at` and `closes_at`, when it ends though its name stays (None: never), are
+    on the clock that never goes back (`Clock.monotonic`).
     `commits_end` is where the last commit ends; what seals the file stands behind it.
     """
 
@@ -72,6 +73,7 @@ class PartFile:
         stem: str,
         revision: int,
         now: float,
+        closes_at: float | None = None,
     ) -> None:
         self.path = path
         self.claim = claim
@@ -80,6 +82,7 @@ class PartFile:
         self.revision = revision
         self.opened_at = now
         self.last_commit_at = now
+        self.closes_at = closes_at
         self.size_bytes = 0
         self.commits_end = 0
         self.records = 0
@@ -102,6 +105,7 @@ class PartFile:
         stem: str,
         revision: int,
         now: float,
+        closes_at: float | None = None,
     ) -> PartFile | None:
         """Claim and create the file; None when the name is taken since it was looked for.
 
@@ -123,6 +127,7 @@ class PartFile:
             stem=stem,
             revision=revision,
             now=now,
+            closes_at=closes_at,
         )
         try:
             claim.mark_created()

@@ -45,6 +45,8 @@ class FileState:
     size_bytes: int
     records: int
     frames: int
+    closes_at: float | None = None
+    """When the file ends though its name stays: its period is over, and what came late is in it."""
 
 
 def reason_to_rotate(
@@ -56,6 +58,8 @@ def reason_to_rotate(
     """
     if stem != state.stem:
         return "name"
+    if state.closes_at is not None and now >= state.closes_at:
+        return "period"
     if policy.rotate_interval_s > 0 and now - state.opened_at >= policy.rotate_interval_s:
         return "interval"
     if policy.rotate_size_bytes > 0 and state.size_bytes >= policy.rotate_size_bytes:
@@ -75,6 +79,8 @@ def next_rotation(
     `name_change_s` is in how many seconds the name may change.
     """
     delays = [] if name_change_s is None else [name_change_s]
+    if state.closes_at is not None:
+        delays.append(state.closes_at - now)
     if policy.rotate_interval_s > 0:
         delays.append(state.opened_at + policy.rotate_interval_s - now)
     if policy.rotate_idle_s > 0:

@@ -18,33 +18,31 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from nsqtools import durable
-from nsqtools.archive import manifest
-from nsqtools.archive.claims import ClaimFacts
-from nsqtools.archive.destination import DIRECTORY_MODE, FolderDestination
-from nsqtools.archive.files import PART_SUFFIX
-from nsqtools.archive.finishing import SealedFile, SealedFiles
+from nsqtools.archive.destination import FolderDestination
+from nsqtools.archive.finishing import SEALED_FILES_MAX, SealedFiles
 from nsqtools.archive.formats import COMPRESSIONS, RECORD_FORMATS, new_encoding
 from nsqtools.archive.groups import encode_groups
 from nsqtools.archive.keys import Keys
-from nsqtools.archive.naming import first_free, needs_revision, path_of
+from nsqtools.archive.naming import needs_revision
 from nsqtools.archive.once import OnceOnly
-from nsqtools.archive.part_file import PartFile
-from nsqtools.archive.rotation import FileState, RotationPolicy, next_rotation, reason_to_rotate
+from nsqtools.archive.open_files import OpenFiles
+from nsqtools.archive.partition import Periods, Piece, Settled
+from nsqtools.archive.rotation import RotationPolicy
 from nsqtools.archive.stream import BODY_BYTES_MAX
-from nsqtools.archive.zstd_frames import FRAMES_PER_FILE
 from nsqtools.clock import SystemClock
 from nsqtools.errors import ArchiveError, StorageError
 from nsqtools.wire.messages import count_messages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from nsqtools.archive.destination import Destination
-    from nsqtools.archive.finishing import Published
+    from nsqtools.archive.finishing import Published, SealedFile
     from nsqtools.archive.groups import Group
     from nsqtools.archive.naming import FileNaming
+    from nsqtools.archive.part_file import PartFile
+    from nsqtools.archive.partition import ByPublishTime
     from nsqtools.clock import Clock
     from nsqtools.wire.messages import Messages
 
@@ -72,6 +70,8 @@ class ArchiveSpec:
     keys_max: int = 0
     """How many messages may be delivered again without our knowing: 0: they are not looked for."""
     rotation: RotationPolicy = field(default_factory=RotationPolicy)
+    partition: ByPublishTime | None = None
+    """Whether messages go into the file of their publish time; None: of their arrival."""
 
     @property
     def has_work_dir(self) -> bool:
@@ -98,16 +98,26 @@ class ArchiveSpec:
 class Commit:
     """What became durable. `ambiguous` counts bodies that hold a newline in `lines`.
 
-    `created` is the working file that this commit opened.
+    `created` are the working files that this commit opened.
     """
 
-    messages: int
-    body_bytes: int
-    disk_bytes: int
-    ambiguous: int
-    created: Path | None
+    messages: int = 0
+    body_bytes: int = 0
+    disk_bytes: int = 0
+    ambiguous: int = 0
+    created: tuple[Path, ...] = ()
     duplicates: int = 0
     """Messages that were in the archive already."""
+
+    def __add__(self, other: Commit) -> Commit:
+        return Commit(
+            messages=self.messages + other.messages,
+            body_bytes=self.body_bytes + other.body_bytes,
+            disk_bytes=self.disk_bytes + other.disk_bytes,
+            ambiguous=self.ambiguous + other.ambiguous,
+            created=self.created + other.created,
+            duplicates=self.duplicates + other.duplicates,
+        )
 
 
 class ArchiveWriter:
@@ -139,12 +149,12 @@ class ArchiveWriter:
             channel=spec.channel,
             revision_needed=needs_revision(
                 compression=spec.compression,
-                rotated=spec.rotation.is_on,
+                rotated=spec.rotation.is_on or spec.partition is not None,
                 separate_work_dir=spec.has_work_dir,
             ),
         )
         self._naming.stem(self._clock.time())
-        self._encoder, self._new_container = new_encoding(
+        self._encoder, new_container = new_encoding(
             record_format=spec.record_format,
             compression=spec.compression,
             level=spec.effective_level,
@@ -158,89 +168,102 @@ class ArchiveWriter:
             else None
         )
         """What finds messages that come again; `open` it first."""
-        self.sealed = SealedFiles()
+        self.sealed = SealedFiles(
+            SEALED_FILES_MAX + (spec.partition.open_files_max if spec.partition else 0)
+        )
         """Complete files that wait for `finish`."""
-        self._file: PartFile | None = None
+        self._files = OpenFiles(
+            spec,
+            self._naming,
+            destination=self._destination,
+            described=self._described,
+            new_container=new_container,
+            sealed=self.sealed,
+            on_sealed=self._note_sealed,
+            clock=self._clock,
+        )
+        self._periods = None if spec.partition is None else Periods(self._naming)
+        self._settled = Settled()
+        self._settled_commit = Commit()
         self._stem = ""
         self._stem_second = -1
-        self._last_name = ("", -1)
-        self._last_name_lock = threading.Lock()
         self._finishing = threading.Lock()
 
     @property
     def next_tick(self) -> float | None:
         """In how many seconds to call `tick`; None while no file is open, or time ends none."""
-        if self._file is None:
-            return None
-        if self._file.is_sealed:
-            return 0.0
-        time_s = self._clock.time()
-        change = self._naming.next_change(time_s)
-        return next_rotation(
-            self._spec.rotation,
-            self._state(self._file),
-            now=self._clock.monotonic(),
-            name_change_s=None if change is None else change - time_s,
-        )
+        return self._files.next_tick()
 
     @property
     def oldest_unfinished_s(self) -> float | None:
         """When the oldest file was created that is not published, in seconds since the epoch."""
-        if (oldest_s := self.sealed.oldest_s) is not None:
-            return oldest_s
-        return None if self._file is None else self._file.claim.facts.created_at
+        both = (self.sealed.oldest_s, self._files.oldest_s)
+        return min((one for one in both if one is not None), default=None)
 
     def period_at(self, time_s: float) -> str:
         """`<DATETIME>` for a time."""
         return self._naming.datetime_at(time_s)
 
     def commit(self, batches: Sequence[Messages]) -> Commit:
-        """Append messages to the archive; they, and their file's name, are durable on return.
+        """Append messages to the archive; they, and the names of their files, are durable on return.
 
+        When it raises after some of several files took theirs, the same call once more writes the rest.
         Raises `ArchiveError`, too, for a body of more than `BODY_BYTES_MAX`, which no reader takes.
         """
+        batches = self._settled.rest_of(batches)
         delivered = count_messages(batches)
         if self.once is not None:
             batches = self.once.new_of(batches)
-        messages = count_messages(batches)
-        if not messages:
-            return Commit(
-                messages=0,
-                body_bytes=0,
-                disk_bytes=0,
-                ambiguous=0,
-                created=None,
-                duplicates=delivered,
-            )
-        if (largest := max(each.body_bytes_max for each in batches)) > BODY_BYTES_MAX:
-            raise ArchiveError(f"a body of {largest} bytes is larger than {BODY_BYTES_MAX}")
-        self._seal_if_due()
-        if self._file is None:
-            self._file = self._open()
-        file = self._file
+        new = count_messages(batches)
+        if new:
+            if (largest := max(each.body_bytes_max for each in batches)) > BODY_BYTES_MAX:
+                raise ArchiveError(f"a body of {largest} bytes is larger than {BODY_BYTES_MAX}")
+            self._seal_if_due()
+            self._commit_pieces(self._pieces(batches))
+        made = self._settled_commit + Commit(duplicates=delivered - new)
+        self._settled_commit = Commit()
+        self._settled.clear()
+        return made
+
+    def _pieces(self, batches: Sequence[Messages]) -> list[Piece]:
+        if self._periods is None:
+            return [Piece(self._stem_now(), batches)]
+        return self._periods.split(batches)
+
+    def _commit_pieces(self, pieces: Sequence[Piece]) -> None:
+        done: list[Piece] = []
+        try:
+            for piece in pieces:
+                self._settled_commit += self._commit_piece(piece)
+                done.append(piece)
+        except BaseException:
+            for piece in done:
+                self._settled.add(piece.batches)
+            raise
+
+    def _commit_piece(self, piece: Piece) -> Commit:
+        file = self._files.file_of(piece.stem, lambda: self._closes_in_s(piece))
         is_first = file.size_bytes == 0
-        groups, ambiguous = encode_groups(self._encoder, batches, is_first=is_first)
-        disk_bytes = self._append(file, groups, batches)
+        groups, ambiguous = encode_groups(self._encoder, piece.batches, is_first=is_first)
+        disk_bytes = self._append(file, groups, piece.batches)
         return Commit(
-            messages=messages,
-            body_bytes=sum(each.size_bytes for each in batches),
+            messages=count_messages(piece.batches),
+            body_bytes=sum(each.size_bytes for each in piece.batches),
             disk_bytes=disk_bytes,
             ambiguous=ambiguous,
-            created=file.path if is_first else None,
-            duplicates=delivered - messages,
+            created=(file.path,) if is_first else (),
         )
 
     def tick(self) -> None:
-        """Seal the open file if its name, age or idle time says so; never creates one."""
+        """Seal files whose name, age or idle time says so; never creates one."""
         self._seal_if_due()
 
     def rotate(self) -> None:
-        """Seal the open file now (SIGHUP); the next commit opens another."""
-        if self._file is not None:
-            self._seal(self._file)
+        """Seal what is open now (SIGHUP); the next commit opens another."""
+        self._files.seal_all()
 
     def close(self) -> None:
-        """Seal the open file; then call `finish` until it returns None.
+        """Seal what is open; then call `finish` until it returns None.
 
         When it raises, the file is still there for another try.
         """
@@ -271,9 +294,7 @@ class ArchiveWriter:
 
     def abandon(self) -> None:
         """Let go of all files as a crash would; recovery finds them at the next start."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._files.abandon()
         if self.once is not None:
             self.once.close()
         with self._finishing:
@@ -293,34 +314,8 @@ class ArchiveWriter:
         except BaseException:
             if once is not None:
                 once.failed(file.unique, file.size_bytes)
-            if file.size_bytes == 0:
-                self._discard_quietly(file)
-            else:
-                self._forget_if_lost(file)
+            self._files.failed(file)
             raise
-
-    def _discard_quietly(self, file: PartFile) -> None:
-        """Take back a file whose first commit failed; one that resists is used again."""
-        try:
-            file.discard()
-        except StorageError:
-            return
-        self._file = None
-        with self._last_name_lock:
-            if self._last_name == (file.stem, file.revision):
-                self._last_name = (file.stem, file.revision - 1)  # nobody has seen it
-
-    def _forget_if_lost(self, file: PartFile) -> None:
-        """A file that was moved away by somebody must not stop the archive for ever."""
-        try:
-            if not file.is_lost():
-                return
-        except StorageError:
-            return
-        with contextlib.suppress(StorageError):
-            file.claim.remove()  # what stays of it is removed at the next start
-        file.close()
-        self._file = None
 
     def _drop_if_lost(self, file: SealedFile) -> None:
         try:
@@ -334,107 +329,22 @@ class ArchiveWriter:
         self.sealed.drop_first()
 
     def _seal_if_due(self) -> None:
-        file = self._file
-        if file is None:
-            return
-        reason = reason_to_rotate(
-            self._spec.rotation,
-            self._state(file),
-            stem=self._stem_now(),
-            frames_max=FRAMES_PER_FILE,
-            now=self._clock.monotonic(),
-        )
-        if file.is_sealed or reason is not None:
-            self._seal(file)
+        if len(self._files):
+            self._files.seal_due(self._stem_now() if self._periods is None else None)
 
-    def _seal(self, file: PartFile) -> None:
-        if file.size_bytes == 0:
-            file.discard()
-            self._file = None
-            return
-        self.sealed.check_room()
-        try:
-            file.seal()
-        except StorageError:
-            self._forget_if_lost(file)
-            raise
+    def _note_sealed(self, file: PartFile) -> None:
         if self.once is not None:
             self.once.sealed(file.unique, file.commits_end)
-        self.sealed.put(
-            SealedFile(
-                claim=file.claim,
-                path=file.path,
-                fd=file.fd,
-                facts=file.facts,
-                name_at=self._names_from(file.stem, file.revision),
-                groups=file.groups,
-                content_bytes=file.content_bytes,
-                on_placed=lambda number: self._note_name(file.stem, file.revision + number),
-            )
-        )
-        self._file = None
 
-    def _names_from(self, stem: str, revision: int) -> Callable[[int], str]:
-        return lambda number: self._naming.name(stem, revision + number)
-
-    def _open(self) -> PartFile:
-        stem = self._stem_now()
-        revision = self._first_revision(stem)
-        while True:
-            revision = first_free(revision, lambda wanted: self._is_taken(stem, wanted))
-            file = self._create(stem, revision)
-            if file is not None:
-                with self._last_name_lock:
-                    self._last_name = (stem, revision)
-                return file
-
-    def _create(self, stem: str, revision: int) -> PartFile | None:
-        spec = self._spec
-        name = self._naming.name(stem, revision)
-        path = path_of(spec.work_dir, name + PART_SUFFIX)
-        durable.make_directories(path.parent, DIRECTORY_MODE)
-        facts = ClaimFacts(
-            working=name + PART_SUFFIX,
-            destination=self._described,
-            name=name,
-            record_format=spec.record_format,
-            compression=spec.compression,
-            level=spec.effective_level,
-            compact=spec.compact,
-            topic=spec.topic,
-            channel=spec.channel,
-            host=spec.host,
-            created_at=self._clock.time(),
-            manifest=spec.manifest,
-        )
-        return PartFile.create(
-            work_dir=spec.work_dir,
-            path=path,
-            facts=facts,
-            container=self._new_container(),
-            stem=stem,
-            revision=revision,
-            now=self._clock.monotonic(),
-        )
-
-    def _first_revision(self, stem: str) -> int:
-        """Not even a name that was moved away since is used twice."""
-        with self._last_name_lock:
-            last_stem, last = self._last_name
-        return last + 1 if stem == last_stem and not self._naming.revision_is_optional else 0
-
-    def _note_name(self, stem: str, revision: int) -> None:
-        """A finished file got this name, perhaps behind the one that it was opened under."""
-        with self._last_name_lock:
-            last_stem, last = self._last_name
-            if stem == last_stem:
-                self._last_name = (stem, max(revision, last))
-
-    def _is_taken(self, stem: str, revision: int) -> bool:
-        name = self._naming.name(stem, revision)
-        return manifest.is_taken(
-            self._destination, name, with_manifest=self._spec.manifest
-        ) or durable.is_taken(path_of(self._spec.work_dir, name + PART_SUFFIX))
+    def _closes_in_s(self, piece: Piece) -> float | None:
+        """The end of a period is told by the machine's clock once: that may be set meanwhile."""
+        if self._periods is None or self._spec.partition is None:
+            return None
+        first_ns, _ = piece.batches[0].time_range_ns()
+        end_s = self._periods.ends_at(first_ns)
+        if end_s is None:
+            return None
+        return max(0.0, end_s - self._clock.time()) + self._spec.partition.lateness_s
 
     def _stem_now(self) -> str:
         """The stem at this time, worked out once a second."""
@@ -443,13 +353,3 @@ class ArchiveWriter:
             self._stem = self._naming.stem(now)
             self._stem_second = int(now)
         return self._stem
-
-    def _state(self, file: PartFile) -> FileState:
-        return FileState(
-            stem=file.stem,
-            opened_at=file.opened_at,
-            last_commit_at=file.last_commit_at,
-            size_bytes=file.size_bytes,
-            records=file.records,
-            frames=file.container.frames,
-        )

@@ -277,8 +277,8 @@ class FileOutput:
         self._counts["duplicates"] += commit.duplicates
         if self._writer.once is not None:
             self._counts["forgotten_keys"] = self._writer.once.forgotten
-        if commit.created is not None:
-            self._log.info("opened", path=commit.created)
+        for path in commit.created:
+            self._log.info("opened", path=path)
 
     def _report(self, file: Published) -> None:
         self._counts["files"] += 1
