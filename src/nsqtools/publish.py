@@ -204,6 +204,19 @@ def _remove_dead_copy(source: Path, directory: Path) -> None:
         durable.close(fd)
 
 
+def show(source: Path, destination: Path) -> None:
+    """Give a file that is still written a second name, for readers who follow it.
+
+    Raises `FileExistsError` when the name is taken, and `StorageError`: there may be no hard links.
+    """
+    try:
+        os.link(source, destination)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise StorageError("link", destination, error) from error
+
+
 def keep_as(source: Path, destination: Path) -> None:
     """Give a file a second name, by hard link or, where there are none, by a copy.
 

@@ -72,6 +72,8 @@ class ClaimFacts:
     created_at: float
     manifest: bool = False
     """Whether a manifest is placed beside the finished file."""
+    live: bool = False
+    """Whether it has its finished name already while it is written, as a hard link."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

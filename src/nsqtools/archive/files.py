@@ -143,9 +143,17 @@ def _below(folder: Path) -> Iterator[FoundFile]:
         for name in sorted(filter(_may_be_archive, files)):
             path = Path(above, name)
             # A link may lead to what somebody else must not show by our hand.
-            if path.is_file() and not path.is_symlink():
+            if path.is_file() and not path.is_symlink() and not is_open_by_name(path):
                 yield FoundFile(path=path)
     yield from failed
+
+
+def is_open_by_name(path: Path) -> bool:
+    """Whether it is the second name of a file that is still written (`--live-name`)."""
+    try:
+        return path.with_name(path.name + PART_SUFFIX).samefile(path)
+    except OSError:
+        return False
 
 
 def _may_be_archive(name: str) -> bool:

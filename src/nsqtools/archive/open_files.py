@@ -209,12 +209,13 @@ class OpenFiles:
             record_format=spec.record_format,
             compression=spec.compression,
             level=spec.effective_level,
-            compact=spec.compact,
+            compact=spec.compact and not spec.live_name,
             topic=spec.topic,
             channel=spec.channel,
             host=spec.host,
             created_at=self._clock.time(),
             manifest=spec.manifest,
+            live=spec.live_name,
         )
         now = self._clock.monotonic()
         return PartFile.create(

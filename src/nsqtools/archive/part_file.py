@@ -14,9 +14,10 @@ import errno
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from nsqtools import durable
+from nsqtools import durable, publish
 from nsqtools.archive.claims import Claim
 from nsqtools.archive.destination import FileFacts
+from nsqtools.archive.files import PART_SUFFIX
 from nsqtools.errors import StorageError
 from nsqtools.wire.messages import PAYLOAD_HEADER
 
@@ -131,12 +132,21 @@ class PartFile:
         )
         try:
             claim.mark_created()
-        except BaseException:
+            if facts.live:
+                publish.show(path, file.live_path)
+        except BaseException as error:
             with contextlib.suppress(StorageError):
                 file.discard()
             file.close()
+            if isinstance(error, FileExistsError):
+                return None
             raise
         return file
+
+    @property
+    def live_path(self) -> Path:
+        """Where it is shown while it is written, if it is."""
+        return self.path.with_name(self.path.name.removesuffix(PART_SUFFIX))
 
     @property
     def facts(self) -> FileFacts:
@@ -232,7 +242,10 @@ class PartFile:
     def discard(self) -> None:
         """Remove the file, in which nothing was committed, and its claim."""
         assert self.size_bytes == 0, "discarded with commits in it"  # noqa: S101
-        durable.remove(self.path, durable.identity(self.fd, self.path))
+        file = durable.identity(self.fd, self.path)
+        if self.claim.facts.live:
+            durable.remove(self.live_path, file)
+        durable.remove(self.path, file)
         self.claim.remove()
         self.close()
 

@@ -19,6 +19,7 @@ from nsqtools import durable, publish
 from nsqtools.archive import manifest
 from nsqtools.archive.claims import Claim, Placing, claim_paths, topic_of
 from nsqtools.archive.destination import FileFacts, open_destination
+from nsqtools.archive.files import PART_SUFFIX
 from nsqtools.archive.finishing import SealedFile
 from nsqtools.archive.formats import find_formats
 from nsqtools.archive.keys import is_awaited, note_whole
@@ -298,6 +299,7 @@ class _Recovery:
         """Keep the damaged file as `.bad`, and publish what is sound in front of the damage."""
         assert found.damage is not None, "nothing to set aside"  # noqa: S101
         bad = self._keep_as_bad()
+        self._hide(fd)
         reason = f"kept as {bad.name}: {found.damage.reason} at byte {found.damage.offset}"
         cut_bytes = found.size_bytes - found.end
         if found.records == 0:
@@ -333,7 +335,14 @@ class _Recovery:
             return bad
         raise ArchiveError(f"more than {REVISIONS_MAX} files named {self._path.name}{BAD_SUFFIX}")
 
+    def _hide(self, fd: int) -> None:
+        """It loses the name under which it was shown while it was written, if it was."""
+        if self._claim.facts.live:
+            shown = self._path.with_name(self._path.name.removesuffix(PART_SUFFIX))
+            durable.remove(shown, durable.identity(fd, self._path))
+
     def _remove(self, fd: int) -> None:
+        self._hide(fd)
         durable.remove(self._path, durable.identity(fd, self._path))
         self._claim.remove()
 

@@ -72,6 +72,8 @@ class ArchiveSpec:
     rotation: RotationPolicy = field(default_factory=RotationPolicy)
     partition: ByPublishTime | None = None
     """Whether messages go into the file of their publish time; None: of their arrival."""
+    live_name: bool = False
+    """Whether an open file is there under its finished name, too; it is not compacted then."""
 
     @property
     def has_work_dir(self) -> bool:
@@ -91,6 +93,8 @@ class ArchiveSpec:
         if self.effective_level not in levels:
             within = f"{levels[0]}-{levels[-1]}"
             return f"{self.compression} level {self.effective_level} is not within {within}"
+        if self.live_name and self.has_work_dir:
+            return "an open file has its finished name only in the folder where it is written"
         return None
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from nsqtools.archive.files import BESIDE
+from nsqtools.archive.files import BESIDE, is_open_by_name
 from nsqtools.archive.reader import open_archive
 from nsqtools.errors import OptionsError, StorageError
 from nsqtools.observe.log import get_log
@@ -128,8 +128,9 @@ def _below(folder: Path) -> Iterator[Input]:
     for above, folders, files in os.walk(folder, onerror=_raise):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for path in (Path(above, name) for name in files if not name.endswith(BESIDE)):
+            is_finished = path.suffix not in _NOT_FINISHED and not is_open_by_name(path)
             hidden = path.name.startswith(".") and path.suffix not in _ARCHIVES
-            is_out = hidden or path.suffix in _NOT_FINISHED or path.is_symlink()
+            is_out = hidden or not is_finished or path.is_symlink()
             (left_out if is_out else paths).append(path)
     if left_out:
         log.warning(

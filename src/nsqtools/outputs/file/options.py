@@ -32,6 +32,10 @@ RecordFormat = Literal["lines", "jsonl", "framed"]
 Compression = Literal["none", "gzip", "zstd"]
 RECORD_FORMAT: Kind[RecordFormat] = Choice(("lines", "jsonl", "framed"))
 COMPRESSION: Kind[Compression] = Choice(("none", "gzip", "zstd"))
+PartitionBy = Literal["arrival", "publish-time"]
+PARTITION_BY: Kind[PartitionBy] = Choice(("arrival", "publish-time"))
+LATENESS_S = 300.0
+OPEN_FILES_MAX = 16
 _STREAM: Kind[Literal["-"]] = Choice(("-",))
 _POSITIVE = Duration(minimum="1ns")
 _SHOULD_BE_POSITIVE = "{flag} should be positive"
@@ -154,6 +158,32 @@ class FileOptions:
         group=_FILES,
     )
 
+    live_name: bool = option(
+        BOOL,
+        default="false",
+        help="show the open file under its finished name, too, for `tail -F`; it is then not compacted",
+        group=_FILES,
+    )
+
+    partition_by: PartitionBy = option(
+        PARTITION_BY,
+        default="arrival",
+        help="arrival: messages go into the file of now; publish-time: into that of the hour, or what"
+        " else <DATETIME> names, in which nsqd got them",
+        group=_ROTATION,
+    )
+    lateness_s: float | None = option(
+        Duration(),
+        help="with publish-time: how long the file of a period stays open after it (default 5m); what"
+        " comes later goes into another file of that period",
+        group=_ROTATION,
+    )
+    max_open_files: int | None = option(
+        Int(minimum=1, maximum=1000),
+        help="with publish-time: so many files of a topic are open at most (default 16)",
+        group=_ROTATION,
+    )
+
     rotate_size_bytes: int = option(
         SIZE,
         default="0",
@@ -220,8 +250,26 @@ class FileOptions:
             or self.rotate_records
             or self.rotate_idle_s
         )
-        needs_rev = self.compression != "none" or bool(rotates) or self.has_work_dir
+        is_several = bool(rotates) or self.partition_by == "publish-time"
+        needs_rev = self.compression != "none" or is_several or self.has_work_dir
         yield from self._check_names(needs_rev=needs_rev)
+        yield from self._check_partition()
+        if self.live_name and self.has_work_dir:
+            yield "--live-name shows the open file where it is written: it cannot be with --work-dir"
+
+    def _check_partition(self) -> Iterator[str]:
+        if self.partition_by == "arrival":
+            given = {"--lateness": self.lateness_s, "--max-open-files": self.max_open_files}
+            for flag in (flag for flag, value in given.items() if value is not None):
+                yield f"{flag} has no meaning without --partition-by=publish-time"
+            return
+        if "<DATETIME>" not in self.filename_format:
+            yield "--partition-by=publish-time needs <DATETIME> in --filename-format"
+        if self.watermark:
+            yield (
+                "--watermark cannot be with --partition-by=publish-time: a message of any time may"
+                " still wait in nsqd"
+            )
 
     def _check_stream(self) -> Iterator[str]:
         """What has no meaning without files."""
@@ -229,6 +277,10 @@ class FileOptions:
             "--work-dir": self.work_dir,
             "--manifest": self.manifest,
             "--watermark": self.watermark,
+            "--live-name": self.live_name,
+            "--partition-by": self.partition_by != "arrival",
+            "--lateness": self.lateness_s is not None,
+            "--max-open-files": self.max_open_files,
             "--on-publish": self.on_publish,
             "--min-free-space": self.min_free_space,
             "--rotate-size": self.rotate_size_bytes,

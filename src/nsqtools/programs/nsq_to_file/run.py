@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from nsqtools import durable
 from nsqtools.archive.destination import DIRECTORY_MODE
 from nsqtools.archive.naming import FileNaming, host_identifier
+from nsqtools.archive.partition import ByPublishTime
 from nsqtools.archive.rotation import RotationPolicy
 from nsqtools.archive.space import FreeSpace
 from nsqtools.archive.streaming import StreamSpec
@@ -21,6 +22,7 @@ from nsqtools.observe.log import configure, get_log
 from nsqtools.options.fields import variable_of
 from nsqtools.outputs.file.hook import PublishHook
 from nsqtools.outputs.file.leftovers import Leftovers
+from nsqtools.outputs.file.options import LATENESS_S, OPEN_FILES_MAX
 from nsqtools.outputs.file.output import FileOutput
 from nsqtools.outputs.file.stream import StreamOutput
 from nsqtools.outputs.workers import Workers
@@ -184,6 +186,16 @@ def archive_naming(options: FileOptions) -> FileNaming:
     )
 
 
+def partition_of(options: FileOptions) -> ByPublishTime | None:
+    """Whether messages are filed under their own time."""
+    if options.partition_by == "arrival":
+        return None
+    return ByPublishTime(
+        lateness_s=LATENESS_S if options.lateness_s is None else options.lateness_s,
+        open_files_max=options.max_open_files or OPEN_FILES_MAX,
+    )
+
+
 def archive_spec(options: NsqToFileOptions, topic: str) -> ArchiveSpec:
     """Where and how one topic is archived."""
     naming = archive_naming(options)
@@ -198,6 +210,8 @@ def archive_spec(options: NsqToFileOptions, topic: str) -> ArchiveSpec:
         compression=options.compression,
         compact=not options.no_compact,
         manifest=options.manifest,
+        live_name=options.live_name,
+        partition=partition_of(options),
         # As many FINs may be on their way as messages are in flight; twice, because RDY moves.
         keys_max=0 if options.no_dedupe else 2 * options.effective_max_in_flight,
         level=options.compression_level if options.compression != "none" else None,
