@@ -246,16 +246,17 @@ def test_a_hup_and_the_end_finish_all_of_them(tmp_path: Path) -> None:
 
 def test_the_oldest_file_is_known(tmp_path: Path) -> None:
     writer = ArchiveWriter(partitioned(tmp_path), clock=(clock := ManualClock(time_s=TEN_S)))
-    assert writer.oldest_unfinished_s is None
+    oldest = [writer.oldest_unfinished_s]
     writer.commit([one(TEN_S, 1)])
     clock.jump(10.0)
     writer.commit([one(TEN_S - HOUR_S, 2)])
     writer.commit([one(TEN_S, 3)])
-    assert writer.oldest_unfinished_s == TEN_S
+    oldest.append(writer.oldest_unfinished_s)
     writer.close()
-    assert writer.oldest_unfinished_s == TEN_S
+    oldest.append(writer.oldest_unfinished_s)
     finish(writer)
-    assert writer.oldest_unfinished_s is None
+    oldest.append(writer.oldest_unfinished_s)
+    assert oldest == [None, TEN_S, TEN_S, None]
 
 
 # What fails
@@ -324,9 +325,7 @@ def archive(wanted: ArchiveSpec, delivered: Sequence[Messages], pipe: int) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("record_format", "compression"), [("lines", "none"), ("framed", "zstd"), ("jsonl", "gzip")]
-)
+@pytest.mark.parametrize(("record_format", "compression"), [("lines", "none"), ("framed", "zstd")])
 def test_killed_at_every_call(record_format: str, compression: str, tmp_path: Path) -> None:
     """Two hours in each commit, at most two files open: lost 0, twice 0."""
     for kill_at in range(CALLS_MAX):
