@@ -9,7 +9,7 @@ import pytest
 from nsqtools.archive import formats
 from nsqtools.errors import OptionsError
 from nsqtools.options import NAME_VALUE, Choice, load, options_of, settings_of
-from nsqtools.outputs.file.options import COMPRESSION, RECORD_FORMAT
+from nsqtools.outputs.archive_options import COMPRESSION, RECORD_FORMAT
 from nsqtools.programs.nsq_to_file.options import NsqToFileOptions
 
 SOUND = ["--topic=t", "--nsqd-tcp-address=127.0.0.1:4150"]

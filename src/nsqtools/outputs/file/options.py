@@ -1,4 +1,4 @@
-"""The options of an archive of files: NSQ's flags, defaults and words, and ours beside them."""
+"""The options of an archive in folders: NSQ's flags, defaults and words, and ours beside them."""
 
 # ruff: noqa: RUF009 - option() makes a dataclass field
 
@@ -10,219 +10,59 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from nsqtools.errors import ArchiveError
-from nsqtools.options import (
-    BOOL,
-    FOLDER,
-    SIZE,
-    STRFTIME,
-    TEXT,
-    Choice,
-    Duration,
-    Int,
-    Kind,
-    option,
-)
-from nsqtools.options.system import COMMAND, SIZE_OR_PERCENT, Space
+from nsqtools.options import BOOL, FOLDER, STRFTIME, TEXT, Choice, Kind, option
+from nsqtools.outputs.archive_options import FILES, ArchiveOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-RecordFormat = Literal["lines", "jsonl", "framed"]
-Compression = Literal["none", "gzip", "zstd"]
-RECORD_FORMAT: Kind[RecordFormat] = Choice(("lines", "jsonl", "framed"))
-COMPRESSION: Kind[Compression] = Choice(("none", "gzip", "zstd"))
-PartitionBy = Literal["arrival", "publish-time"]
-PARTITION_BY: Kind[PartitionBy] = Choice(("arrival", "publish-time"))
-LATENESS_S = 300.0
-OPEN_FILES_MAX = 16
 _STREAM: Kind[Literal["-"]] = Choice(("-",))
-_POSITIVE = Duration(minimum="1ns")
-_SHOULD_BE_POSITIVE = "{flag} should be positive"
-
-_FILES = "Where files go"
-_FORMAT = "What is in a file"
-_ROTATION = "When a file ends, and when it is synced"
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileOptions:
-    """How topics are archived in files. Times are in seconds, sizes in bytes."""
+class _Places:
+    """Where files are, and how they are named."""
 
-    output_dir: Path = option(FOLDER, default="/tmp", help="where finished files go", group=_FILES)  # noqa: S108
+    output_dir: Path = option(FOLDER, default="/tmp", help="where finished files go", group=FILES)  # noqa: S108
     output: Literal["-"] | None = option(
         _STREAM,
         help="write one topic to standard output instead of files",
-        group=_FILES,
+        group=FILES,
     )
     work_dir: Path | None = option(
-        FOLDER, help="where unfinished files are; default: the output folder", group=_FILES
+        FOLDER, help="where unfinished files are; default: the output folder", group=FILES
     )
     filename_format: str = option(
         TEXT,
         default="<TOPIC>.<HOST><REV>.<DATETIME>.log",
         help="file name; also knows <CHANNEL> and <PID>; a slash makes folders",
-        group=_FILES,
+        group=FILES,
     )
     datetime_format: str = option(
-        STRFTIME, default="%Y-%m-%d_%H", help="strftime format of <DATETIME>", group=_FILES
+        STRFTIME, default="%Y-%m-%d_%H", help="strftime format of <DATETIME>", group=FILES
     )
     utc: bool = option(
-        BOOL, default="false", help="<DATETIME> in UTC instead of local time", group=_FILES
-    )
-    host_identifier: str = option(
-        TEXT,
-        default="",
-        help="value of <HOST>; may hold <SHORT_HOST> and <HOSTNAME>; default: the short host name",
-        group=_FILES,
+        BOOL, default="false", help="<DATETIME> in UTC instead of local time", group=FILES
     )
     skip_empty_files: bool = option(
         BOOL,
         default="false",
         help="no effect: a file is created with its first message, so none is ever empty",
-        group=_FILES,
-    )
-
-    min_free_space: Space | None = option(
-        SIZE_OR_PERCENT,
-        help="while less is free on the disk, write nothing and acknowledge nothing",
-        group=_FILES,
-    )
-    on_publish: tuple[str, ...] | None = option(
-        COMMAND,
-        help="run this for each finished file, with its path as last argument and NSQTOOLS_TOPIC,"
-        " _RECORDS and others in its environment; no shell, no retry",
-        group=_FILES,
-    )
-    on_publish_timeout_s: float = option(
-        _POSITIVE,
-        default="1m",
-        help="longest time that --on-publish may take for a file",
-        group=_FILES,
-        problem=_SHOULD_BE_POSITIVE,
-    )
-
-    record_format: RecordFormat = option(
-        RECORD_FORMAT,
-        default="lines",
-        help="lines: body and newline; jsonl: an object a line; framed: exact, for any bytes",
-        group=_FORMAT,
-        flag="format",
-    )
-    compress: Compression | None = option(
-        COMPRESSION, help="compression (default none)", group=_FORMAT
-    )
-    gzip: bool = option(BOOL, default="false", help="the same as --compress gzip", group=_FORMAT)
-    gzip_level: int = option(
-        Int(minimum=1, maximum=9),
-        default="6",
-        help="1 (fast) to 9 (small)",
-        group=_FORMAT,
-        problem="invalid {flag} value ({value}), should be 1-9",
-    )
-    zstd_level: int = option(
-        Int(minimum=1, maximum=19),
-        default="3",
-        help="1 (fast) to 19 (small)",
-        group=_FORMAT,
-        problem="invalid {flag} value ({value}), should be 1-19",
-    )
-
-    no_compact: bool = option(
-        BOOL,
-        default="false",
-        help="publish files as they were written; by default one of many small syncs is rewritten"
-        " before, and is then as small as if it had been written at once",
-        group=_FORMAT,
-    )
-
-    no_dedupe: bool = option(
-        BOOL,
-        default="false",
-        help="write a message again that nsqd delivers again; by default the archive has each once",
-        group=_FORMAT,
-    )
-
-    manifest: bool = option(
-        BOOL,
-        default="false",
-        help="put a small JSON beside each finished file: how many records, from when to when, sizes,"
-        " SHA-256",
-        group=_FORMAT,
-    )
-
-    watermark: bool = option(
-        BOOL,
-        default="false",
-        help="keep a small JSON for each topic that says up to which time its archive is complete",
-        group=_FILES,
+        group=FILES,
     )
 
     live_name: bool = option(
         BOOL,
         default="false",
         help="show the open file under its finished name, too, for `tail -F`; it is then not compacted",
-        group=_FILES,
+        group=FILES,
     )
 
-    partition_by: PartitionBy = option(
-        PARTITION_BY,
-        default="arrival",
-        help="arrival: messages go into the file of now; publish-time: into that of the hour, or what"
-        " else <DATETIME> names, in which nsqd got them",
-        group=_ROTATION,
-    )
-    lateness_s: float | None = option(
-        Duration(),
-        help="with publish-time: how long the file of a period stays open after it (default 5m); what"
-        " comes later goes into another file of that period",
-        group=_ROTATION,
-    )
-    max_open_files: int | None = option(
-        Int(minimum=1, maximum=1000),
-        help="with publish-time: so many files of a topic are open at most (default 16)",
-        group=_ROTATION,
-    )
 
-    rotate_size_bytes: int = option(
-        SIZE,
-        default="0",
-        help="begin a new file beyond this size on disk, 0: never",
-        group=_ROTATION,
-    )
-    rotate_interval_s: float = option(
-        Duration(), default="0s", help="begin a new file after this time, 0: never", group=_ROTATION
-    )
-    rotate_records: int = option(
-        Int(minimum=0),
-        default="0",
-        help="begin a new file after so many messages, 0: never",
-        group=_ROTATION,
-    )
-    rotate_idle_s: float = option(
-        Duration(),
-        default="0s",
-        help="finish a file that got no message for this time, 0: never",
-        group=_ROTATION,
-    )
-    sync_interval_s: float = option(
-        _POSITIVE,
-        default="30s",
-        help="longest time that a message waits to be made durable and acknowledged",
-        group=_ROTATION,
-        problem=_SHOULD_BE_POSITIVE,
-    )
-
-    @property
-    def compression(self) -> Compression:
-        """What `--compress` and `--gzip` mean together."""
-        if self.compress is not None:
-            return self.compress
-        return "gzip" if self.gzip else "none"
-
-    @property
-    def compression_level(self) -> int:
-        return self.zstd_level if self.compression == "zstd" else self.gzip_level
+@dataclass(frozen=True, kw_only=True)
+class FileOptions(ArchiveOptions, _Places):
+    """How topics are archived in files. Times are in seconds, sizes in bytes."""
 
     @property
     def effective_work_dir(self) -> Path:
@@ -239,37 +79,17 @@ class FileOptions:
 
     def check_output(self) -> Iterator[str]:
         """The mistakes that concern several of these options, in NSQ's words."""
-        if self.gzip and self.compress not in (None, "gzip"):
-            yield f"--gzip contradicts --compress {self.compress}"
+        yield from super().check_output()
         if self.output is not None:
             yield from self._check_stream()
             return
-        rotates = (
-            self.rotate_size_bytes
-            or self.rotate_interval_s
-            or self.rotate_records
-            or self.rotate_idle_s
-        )
-        is_several = bool(rotates) or self.partition_by == "publish-time"
-        needs_rev = self.compression != "none" or is_several or self.has_work_dir
+        needs_rev = self.compression != "none" or self.rotates or self.has_work_dir
         yield from self._check_names(needs_rev=needs_rev)
-        yield from self._check_partition()
+        yield from self.check_partition()
+        if self.partition_by == "publish-time" and "<DATETIME>" not in self.filename_format:
+            yield "--partition-by=publish-time needs <DATETIME> in --filename-format"
         if self.live_name and self.has_work_dir:
             yield "--live-name shows the open file where it is written: it cannot be with --work-dir"
-
-    def _check_partition(self) -> Iterator[str]:
-        if self.partition_by == "arrival":
-            given = {"--lateness": self.lateness_s, "--max-open-files": self.max_open_files}
-            for flag in (flag for flag, value in given.items() if value is not None):
-                yield f"{flag} has no meaning without --partition-by=publish-time"
-            return
-        if "<DATETIME>" not in self.filename_format:
-            yield "--partition-by=publish-time needs <DATETIME> in --filename-format"
-        if self.watermark:
-            yield (
-                "--watermark cannot be with --partition-by=publish-time: a message of any time may"
-                " still wait in nsqd"
-            )
 
     def _check_stream(self) -> Iterator[str]:
         """What has no meaning without files."""

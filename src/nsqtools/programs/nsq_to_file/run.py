@@ -20,9 +20,9 @@ from nsqtools.lifecycle import Lifecycle
 from nsqtools.observe.live import LiveLine
 from nsqtools.observe.log import configure, get_log
 from nsqtools.options.fields import variable_of
+from nsqtools.outputs.archive_options import LATENESS_S, OPEN_FILES_MAX
 from nsqtools.outputs.file.hook import PublishHook
 from nsqtools.outputs.file.leftovers import Leftovers
-from nsqtools.outputs.file.options import LATENESS_S, OPEN_FILES_MAX
 from nsqtools.outputs.file.output import FileOutput
 from nsqtools.outputs.file.stream import StreamOutput
 from nsqtools.outputs.workers import Workers
