@@ -13,7 +13,7 @@ from tests.archive.helpers import batch_of, claims, close, finish, read_bodies, 
 from tests.test_publish import NoLinks
 
 from nsqtools import publish
-from nsqtools.archive.destination import FileFacts, FolderDestination
+from nsqtools.archive.destination import About, FileFacts, FolderDestination
 from nsqtools.archive.finishing import SEALED_FILES_MAX, Published
 from nsqtools.archive.recovery import recover
 from nsqtools.archive.rotation import RotationPolicy
@@ -127,8 +127,8 @@ class Impatient(FolderDestination):
 
     taken = 0
 
-    def place(self, source: Path, name: str, facts: FileFacts) -> None:
-        super().place(source, name, facts)
+    def place(self, source: Path, name: str, facts: FileFacts, about: About | None = None) -> None:
+        super().place(source, name, facts, about)
         Path(self.location(name)).unlink()
         self.taken += 1
 

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from zlib_ng.zlib_ng import crc32
 
 from nsqtools import durable
-from nsqtools.archive.destination import FileFacts
+from nsqtools.archive.destination import About, FileFacts
 from nsqtools.errors import ArchiveError, DataPathInUse, StorageError
 
 if TYPE_CHECKING:
@@ -74,6 +74,16 @@ class ClaimFacts:
     """Whether a manifest is placed beside the finished file."""
     live: bool = False
     """Whether it has its finished name already while it is written, as a hard link."""
+
+    @property
+    def about(self) -> About:
+        return About(
+            topic=self.topic,
+            channel=self.channel,
+            host=self.host,
+            record_format=self.record_format,
+            compression=self.compression,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

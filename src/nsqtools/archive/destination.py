@@ -30,21 +30,36 @@ class FileFacts:
     sha256: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class About:
+    """Whose messages an archive file holds, and how."""
+
+    topic: str
+    channel: str
+    host: str
+    record_format: str
+    compression: str
+
+
 class Destination(Protocol):
     """Takes finished files under names that are free, and never replaces one.
 
     A *name* is relative, with `/` between its parts. Every call blocks, is made by any thread, and
     can be made again after it raised or after a crash: the same file under the same name is no
-    other file. All raise `StorageError` when the destination refuses, and `ArchiveError` for a
-    name that leads out of it.
+    other file. All raise `StorageError` or `StoreError` when the destination refuses, and `ArchiveError`
+    for a name that leads out of it.
     """
+
+    wants_digest: bool
+    """Whether the facts of what is placed must have its SHA-256."""
 
     def is_taken(self, name: str) -> bool:
         """Whether anything has this name; the answer may be old when it is used."""
         ...
 
-    def place(self, source: Path, name: str, facts: FileFacts) -> None:
-        """Put the file there under this name: whole or not at all, and durable on return.
+    def place(self, source: Path, name: str, facts: FileFacts, about: About | None = None) -> None:
+        """Put the file there under this name: whole or not at all, and durable on return. `about` is None
+        for a manifest.
 
         Raises `FileExistsError` when another file has the name. `source` is not changed; it may
         stay or be gone afterwards. Called again for a file that it placed before, it changes
@@ -72,13 +87,21 @@ class Destination(Protocol):
 class FolderDestination:
     """A folder, by its absolute path."""
 
+    wants_digest = False
+
     def __init__(self, folder: Path) -> None:
         self._folder = folder.absolute()
 
     def is_taken(self, name: str) -> bool:
         return durable.is_taken(path_of(self._folder, name))
 
-    def place(self, source: Path, name: str, facts: FileFacts) -> None:
+    def place(
+        self,
+        source: Path,
+        name: str,
+        facts: FileFacts,
+        about: About | None = None,
+    ) -> None:
         path = path_of(self._folder, name)
         if durable.is_taken(source) or not durable.is_taken(path):
             durable.make_directories(path.parent, DIRECTORY_MODE)

@@ -90,10 +90,7 @@ class SealedFile:
         placing = self.claim.placing
         if placing is None:
             placing = self._prepare()
-            source = self._source(placing)
-            durable.stamp(source)
-            placing = manifest.prepare(self.claim, placing, source)
-            self.claim.note_placing(placing)
+            placing = prepare_placing(self.claim, placing, self._source(placing), destination)
         placing = self._place(placing, destination)
         no_manifest = self._confirm(placing, destination)
         self._clean_up()
@@ -148,7 +145,7 @@ class SealedFile:
         source = self._source(placing)
         for _ in range(_PLACE_TRIES):
             try:
-                destination.place(source, placing.name, placing.facts)
+                destination.place(source, placing.name, placing.facts, self.claim.facts.about)
             except FileExistsError:
                 self._bumps = first_free(
                     self._bumps + 1, lambda number: self._is_taken(destination, number)
@@ -187,11 +184,36 @@ class SealedFile:
             self._fd = -1
 
 
-class SealedFiles:
-    """The sealed files of one writer, oldest first; at most `files_max`. Thread-safe."""
+def prepare_placing(
+    claim: Claim, placing: Placing, source: Path, destination: Destination
+) -> Placing:
+    """Note in the claim what is about to be placed, with all that is to be known of it. Durable on return.
 
-    def __init__(self, files_max: int = SEALED_FILES_MAX) -> None:
+    Raises `StorageError`.
+    """
+    durable.stamp(source)
+    if destination.wants_digest:
+        placing = replace(placing, facts=manifest.with_digest(placing.facts, source))
+    placing = manifest.prepare(claim, placing, source)
+    claim.note_placing(placing)
+    return placing
+
+
+class SealedFiles:
+    """The sealed files of one writer, oldest first; at most `files_max`. Thread-safe.
+
+    With `leave`, what is too much is let go of as a crash would, and its claim handed over: a spool may
+    hold any number of files.
+    """
+
+    def __init__(
+        self,
+        files_max: int = SEALED_FILES_MAX,
+        *,
+        leave: Callable[[Path], None] | None = None,
+    ) -> None:
         self._files_max = files_max
+        self._leave = leave
         self._files: deque[SealedFile] = deque()
         self._lock = threading.Lock()
 
@@ -201,7 +223,7 @@ class SealedFiles:
     def check_room(self) -> None:
         """Raise `StorageError`, saying what waits, when no other file may be put in."""
         with self._lock:
-            if len(self._files) < self._files_max:
+            if len(self._files) < self._files_max or self._leave is not None:
                 return
             waiting = OSError(
                 errno.EAGAIN,
@@ -212,7 +234,11 @@ class SealedFiles:
     def put(self, file: SealedFile) -> None:
         self.check_room()
         with self._lock:
-            self._files.append(file)
+            if self._leave is None or len(self._files) < self._files_max:
+                self._files.append(file)
+                return
+        file.release()
+        self._leave(file.claim.path)
 
     def first(self) -> SealedFile | None:
         with self._lock:
@@ -228,8 +254,10 @@ class SealedFiles:
         with self._lock:
             self._files.popleft()
 
-    def release_all(self) -> None:
-        """Leave them to the recovery of the next start."""
+    def release_all(self) -> int:
+        """Leave them to the recovery of the next start; gives how many."""
         with self._lock:
+            count = len(self._files)
             while self._files:
                 self._files.popleft().release()
+        return count

@@ -70,7 +70,7 @@ def prepare(claim: Claim, placing: Placing, source: Path) -> Placing:
     wanted = claim.facts
     if not wanted.manifest:
         return placing
-    facts = replace(placing.facts, sha256=durable.sha256_of(source))
+    facts = with_digest(placing.facts, source)
     made = Manifest(
         topic=wanted.topic,
         channel=wanted.channel,
@@ -90,6 +90,13 @@ def prepare(claim: Claim, placing: Placing, source: Path) -> Placing:
     durable.stamp(claim.manifest_path)
     durable.fsync_directory(claim.manifest_path.parent)
     return replace(placing, facts=facts)
+
+
+def with_digest(facts: FileFacts, source: Path) -> FileFacts:
+    """The facts with the file's SHA-256. Raises `StorageError`."""
+    if facts.sha256 is not None:
+        return facts
+    return replace(facts, sha256=durable.sha256_of(source))
 
 
 def is_taken(destination: Destination, name: str, *, with_manifest: bool) -> bool:
@@ -112,6 +119,8 @@ def place(claim: Claim, name: str, destination: Destination) -> str:
         return ""  # none is wanted, or it was moved there
     beside = manifest_name(name)
     facts = FileFacts(size_bytes=size_bytes, records=0, first_ts_ns=None, last_ts_ns=None)
+    if destination.wants_digest:
+        facts = with_digest(facts, source)
     try:
         destination.place(source, beside, facts)
     except FileExistsError:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nsqtools.archive.files import BESIDE
+from nsqtools.archive.files import BESIDE, PART_SUFFIX
 from nsqtools.archive.formats import COMPRESSIONS
 from nsqtools.errors import ArchiveError
 from nsqtools.wire.names import is_valid_name
@@ -34,7 +34,7 @@ REVISIONS_MAX = 10_000_000
 _TURNS, _GUESSES = 512, 128
 
 # What Python documents for strftime, without %f: a name must not change within a second.
-_DIRECTIVE = re.compile("%([aAbBcdGHIjmMpSuUVwWxXyYzZ%])")
+DIRECTIVE = re.compile("%([aAbBcdGHIjmMpSuUVwWxXyYzZ%])")
 _EXTENSION = re.compile(r"(\.[A-Za-z0-9]+)$")
 _REVISION = re.compile(r"-(\d{6,})(?=\.|$)")
 _SECOND_S, _MINUTE_S = 1, 60
@@ -126,6 +126,8 @@ class TopicNaming:
     datetime_format: str
     utc: bool
     revision_is_optional: bool
+    is_late = False
+    """A file's name is known when it is opened."""
 
     def stem(self, now: float) -> str:
         """The name at `now` (seconds since the epoch) with its revision still open.
@@ -136,7 +138,7 @@ class TopicNaming:
         if "<DATETIME>" not in self.template:
             stem = self.template
         else:
-            stem = self.template.replace("<DATETIME>", self.datetime_at(now))
+            stem = self.template.replace("<DATETIME>", self.period_at(now))
         name = self.name(stem, 0)
         check_name(name)
         check_length(name)
@@ -145,6 +147,10 @@ class TopicNaming:
     def name(self, stem: str, revision: int) -> str:
         hidden = self.revision_is_optional and revision == 0
         return stem.replace(REV, "" if hidden else f"-{revision:06d}")
+
+    def working_name(self, stem: str, revision: int) -> str:
+        """The name of the file while it is written."""
+        return self.name(stem, revision) + PART_SUFFIX
 
     def next_change(self, now: float) -> float | None:
         """The next time at which the stem may be another one; None when it never changes."""
@@ -156,23 +162,28 @@ class TopicNaming:
         """The stem can only change at multiples of this; None when it never changes."""
         if "<DATETIME>" not in self.template:
             return None
-        directives = {match.group(1) for match in _DIRECTIVE.finditer(self.datetime_format)}
-        if not directives - {"%"}:
-            return None
-        if directives & set("ScX"):
-            return _SECOND_S
-        return _MINUTE_S if "M" in directives else _QUARTER_S
+        return step_of(self.datetime_format)
 
-    def datetime_at(self, now: float) -> str:
+    def period_at(self, now: float) -> str:
         """`<DATETIME>` at a time."""
         if self.utc:
             moment = datetime.fromtimestamp(now, UTC)
         else:
             moment = datetime.fromtimestamp(now, UTC).astimezone()
-        return _DIRECTIVE.sub(
+        return DIRECTIVE.sub(
             lambda match: "%" if match.group() == "%%" else moment.strftime(match.group()),
             self.datetime_format,
         )
+
+
+def step_of(time_format: str) -> int | None:
+    """What such a format says can only change at multiples of so many seconds; None: it never does."""
+    directives = {match.group(1) for match in DIRECTIVE.finditer(time_format)}
+    if not directives - {"%"}:
+        return None
+    if directives & set("ScX"):
+        return _SECOND_S
+    return _MINUTE_S if "M" in directives else _QUARTER_S
 
 
 def check_name(name: str) -> None:

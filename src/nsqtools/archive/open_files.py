@@ -16,6 +16,7 @@ from nsqtools.archive.destination import DIRECTORY_MODE
 from nsqtools.archive.files import PART_SUFFIX
 from nsqtools.archive.finishing import SealedFile
 from nsqtools.archive.naming import first_free, path_of
+from nsqtools.archive.object_names import name_when_complete
 from nsqtools.archive.part_file import PartFile
 from nsqtools.archive.rotation import FileState, next_rotation, reason_to_rotate
 from nsqtools.archive.zstd_frames import FRAMES_PER_FILE
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from nsqtools.archive.finishing import SealedFiles
     from nsqtools.archive.groups import Container
     from nsqtools.archive.naming import TopicNaming
+    from nsqtools.archive.object_names import TopicObjectNaming
     from nsqtools.archive.writer import ArchiveSpec
     from nsqtools.clock import Clock
 
@@ -45,7 +47,7 @@ class OpenFiles:
     def __init__(
         self,
         spec: ArchiveSpec,
-        naming: TopicNaming,
+        naming: TopicNaming | TopicObjectNaming,
         *,
         destination: Destination,
         described: str,
@@ -176,7 +178,7 @@ class OpenFiles:
                 path=file.path,
                 fd=file.fd,
                 facts=file.facts,
-                name_at=self._names_from(file.stem, file.revision),
+                name_at=self._names_of(file),
                 groups=file.groups,
                 content_bytes=file.content_bytes,
                 on_placed=lambda number: self._revisions.used(file.stem, file.revision + number),
@@ -184,8 +186,11 @@ class OpenFiles:
         )
         del self._files[file.stem]
 
-    def _names_from(self, stem: str, revision: int) -> Callable[[int], str]:
-        return lambda number: self._naming.name(stem, revision + number)
+    def _names_of(self, file: PartFile) -> Callable[[int], str]:
+        if self._naming.is_late:
+            claimed = file.claim.facts
+            return name_when_complete(claimed.name, file.facts, claimed.created_at)
+        return lambda number: self._naming.name(file.stem, file.revision + number)
 
     def _open(self, stem: str, closes_in_s: float | None) -> PartFile:
         # Not even a name that was moved away since is used twice.
@@ -200,10 +205,11 @@ class OpenFiles:
     def _create(self, stem: str, revision: int, closes_in_s: float | None) -> PartFile | None:
         spec = self._spec
         name = self._naming.name(stem, revision)
-        path = path_of(spec.work_dir, name + PART_SUFFIX)
+        working = self._naming.working_name(stem, revision)
+        path = path_of(spec.work_dir, working)
         durable.make_directories(path.parent, DIRECTORY_MODE)
         facts = ClaimFacts(
-            working=name + PART_SUFFIX,
+            working=working,
             destination=self._described,
             name=name,
             record_format=spec.record_format,
@@ -230,6 +236,8 @@ class OpenFiles:
         )
 
     def _is_taken(self, stem: str, revision: int) -> bool:
+        if self._naming.is_late:
+            return False
         name = self._naming.name(stem, revision)
         return manifest.is_taken(
             self._destination, name, with_manifest=self._spec.manifest

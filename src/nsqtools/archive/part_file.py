@@ -18,6 +18,7 @@ from nsqtools import durable, publish
 from nsqtools.archive.claims import Claim
 from nsqtools.archive.destination import FileFacts
 from nsqtools.archive.files import PART_SUFFIX
+from nsqtools.archive.object_names import is_open
 from nsqtools.errors import StorageError
 from nsqtools.wire.messages import PAYLOAD_HEADER
 
@@ -89,7 +90,7 @@ class PartFile:
         self.records = 0
         self.groups = 0
         self.content_bytes = 0
-        self._extent = Extent() if claim.facts.manifest else None
+        self._extent = Extent() if claim.facts.manifest or is_open(claim.facts.name) else None
         self.is_sealed = False
         self.fd = fd
         self._identity: tuple[int, int] | None = None

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from nsqtools.archive.naming import TopicNaming
+    from nsqtools.archive.object_names import TopicObjectNaming
     from nsqtools.wire.messages import Messages
 
 NS = 1_000_000_000
@@ -44,7 +45,7 @@ class Piece(NamedTuple):
 class Periods:
     """The periods of one topic's names. For one thread."""
 
-    def __init__(self, naming: TopicNaming) -> None:
+    def __init__(self, naming: TopicNaming | TopicObjectNaming) -> None:
         self._naming = naming
         self._step_s = naming.step_s
         self._stems: dict[int, str] = {}

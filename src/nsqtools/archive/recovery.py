@@ -16,14 +16,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from nsqtools import durable, publish
-from nsqtools.archive import manifest
 from nsqtools.archive.claims import Claim, Placing, claim_paths, topic_of
 from nsqtools.archive.destination import FileFacts, open_destination
 from nsqtools.archive.files import PART_SUFFIX
-from nsqtools.archive.finishing import SealedFile
+from nsqtools.archive.finishing import SealedFile, prepare_placing
 from nsqtools.archive.formats import find_formats
 from nsqtools.archive.keys import is_awaited, note_whole
 from nsqtools.archive.naming import REVISIONS_MAX, bump, path_of
+from nsqtools.archive.object_names import is_open, name_when_complete
 from nsqtools.archive.stream import Damage
 from nsqtools.archive.survey import Survey, survey
 from nsqtools.errors import ArchiveError, StorageError
@@ -280,13 +280,12 @@ class _Recovery:
         return replace(result, stored_bytes=published.disk_bytes)
 
     def _finish(self, fd: int, facts: FileFacts, found: Survey | None = None) -> Published:
-        name = self._claim.facts.name
         file = SealedFile(
             claim=self._claim,
             path=self._path,
             fd=-1 if fd < 0 else durable.duplicate(fd, self._path),
             facts=facts,
-            name_at=lambda number: bump(name, number),
+            name_at=self._names_of(facts),
             groups=found.groups if found else 0,
             content_bytes=found.content_bytes if found else 0,
         )
@@ -294,6 +293,12 @@ class _Recovery:
             return file.finish(self._destination)
         finally:
             file.release()
+
+    def _names_of(self, facts: FileFacts) -> Callable[[int], str]:
+        claimed = self._claim.facts
+        if is_open(claimed.name):
+            return name_when_complete(claimed.name, facts, claimed.created_at)
+        return lambda number: bump(claimed.name, number)
 
     def _set_aside(self, fd: int, found: Survey) -> Recovered:
         """Keep the damaged file as `.bad`, and publish what is sound in front of the damage."""
@@ -307,10 +312,9 @@ class _Recovery:
             return self._result(None, found, cut_bytes=found.size_bytes, reason=reason)
         self._write_sound_part(fd, found)
         source = self._claim.rewrite_path
-        durable.stamp(source)
-        placing = Placing(name=self._claim.facts.name, is_rewrite=True, facts=_facts_of(found))
-        placing = manifest.prepare(self._claim, placing, source)
-        self._claim.note_placing(placing)
+        facts = _facts_of(found)
+        placing = Placing(name=self._names_of(facts)(0), is_rewrite=True, facts=facts)
+        prepare_placing(self._claim, placing, source, self._destination)
         return replace(self._resume(placing, fd), cut_bytes=cut_bytes, reason=reason)
 
     def _write_sound_part(self, fd: int, found: Survey) -> None:

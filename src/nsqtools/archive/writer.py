@@ -30,17 +30,18 @@ from nsqtools.archive.partition import Periods, Piece, Settled
 from nsqtools.archive.rotation import RotationPolicy
 from nsqtools.archive.stream import BODY_BYTES_MAX
 from nsqtools.clock import SystemClock
-from nsqtools.errors import ArchiveError, StorageError
+from nsqtools.errors import ArchiveError, NsqToolsError, StorageError
 from nsqtools.wire.messages import count_messages
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from nsqtools.archive.destination import Destination
     from nsqtools.archive.finishing import Published, SealedFile
     from nsqtools.archive.groups import Group
     from nsqtools.archive.naming import FileNaming
+    from nsqtools.archive.object_names import ObjectNaming
     from nsqtools.archive.part_file import PartFile
     from nsqtools.archive.partition import ByPublishTime
     from nsqtools.clock import Clock
@@ -60,7 +61,7 @@ class ArchiveSpec:
     host: str
     output_dir: Path
     work_dir: Path
-    naming: FileNaming
+    naming: FileNaming | ObjectNaming
     record_format: str = "lines"
     compression: str = "none"
     level: int | None = None
@@ -137,8 +138,10 @@ class ArchiveWriter:
         *,
         clock: Clock | None = None,
         destination: Destination | None = None,
+        leave: Callable[[Path], None] | None = None,
     ) -> None:
-        """`destination` is where finished files go, by default the output directory."""
+        """`destination` is where finished files go, by default the output directory. `leave` gets the
+        claims of sealed files that are too many to be kept in hand; by default commits stop then."""
         if problem := spec.problem():
             raise ArchiveError(problem)
         self._spec = spec
@@ -173,7 +176,8 @@ class ArchiveWriter:
         )
         """What finds messages that come again; `open` it first."""
         self.sealed = SealedFiles(
-            SEALED_FILES_MAX + (spec.partition.open_files_max if spec.partition else 0)
+            SEALED_FILES_MAX + (spec.partition.open_files_max if spec.partition else 0),
+            leave=leave,
         )
         """Complete files that wait for `finish`."""
         self._files = OpenFiles(
@@ -206,7 +210,7 @@ class ArchiveWriter:
 
     def period_at(self, time_s: float) -> str:
         """`<DATETIME>` for a time."""
-        return self._naming.datetime_at(time_s)
+        return self._naming.period_at(time_s)
 
     def commit(self, batches: Sequence[Messages]) -> Commit:
         """Append messages to the archive; they, and the names of their files, are durable on return.
@@ -285,7 +289,7 @@ class ArchiveWriter:
                 return None
             try:
                 published = file.finish(self._destination)
-            except StorageError:
+            except NsqToolsError:
                 self._drop_if_lost(file)
                 raise
             self.sealed.drop_first()
@@ -301,8 +305,12 @@ class ArchiveWriter:
         self._files.abandon()
         if self.once is not None:
             self.once.close()
+        self.leave_sealed()
+
+    def leave_sealed(self) -> int:
+        """Let go of what is not published yet, for the recovery of the next start; gives how many files."""
         with self._finishing:
-            self.sealed.release_all()
+            return self.sealed.release_all()
 
     def _append(self, file: PartFile, groups: list[Group], batches: Sequence[Messages]) -> int:
         once, now = self.once, self._clock.monotonic()
@@ -325,7 +333,7 @@ class ArchiveWriter:
         try:
             if not file.is_lost(self._destination):
                 return
-        except StorageError:
+        except NsqToolsError:
             return
         with contextlib.suppress(StorageError):
             file.claim.remove()
