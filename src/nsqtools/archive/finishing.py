@@ -187,7 +187,7 @@ class SealedFile:
 def prepare_placing(
     claim: Claim, placing: Placing, source: Path, destination: Destination
 ) -> Placing:
-    """Note in the claim what is about to be placed, with all that is to be known of it. Durable on return.
+    """Note in the claim what is about to be placed, and all that is to be known of it. Durable on return.
 
     Raises `StorageError`.
     """

@@ -308,7 +308,7 @@ class ArchiveWriter:
         self.leave_sealed()
 
     def leave_sealed(self) -> int:
-        """Let go of what is not published yet, for the recovery of the next start; gives how many files."""
+        """Let go of what is not published yet, for the next start to recover; gives how many files."""
         with self._finishing:
             return self.sealed.release_all()
 
