@@ -22,6 +22,7 @@ ROWS: dict[str, int] = {
     "client": 3,
     "archive": 3,
     "broker": 3,
+    "stores": 3,
     "transform": 4,
     "outputs": 4,
     "replay": 4,
@@ -42,6 +43,7 @@ SAME_ROW = {
 FORBIDDEN_STDLIB = {
     "wire": ({"asyncio", "socket", "time", "ssl"}, "wire/ is sans-IO: bytes in, events out"),
     "archive": ({"socket", "click"}, "an archive knows no broker and no command line"),
+    "stores": ({"asyncio", "click"}, "a store blocks, for worker threads"),
     "client": ({"click", "aiofiles"}, "the client reads and writes no files"),
 }
 REASONS = {

@@ -9,6 +9,7 @@
     ├── ArchiveError          a file that cannot be read or written as an archive
     │   └── DamagedArchive    cut or damaged: names the file, the offset and what was read before it
     ├── StorageError          the disk refused: path, operation and cause
+    ├── StoreError            the object store refused, or cannot be reached: what, where and why
     └── DataPathInUse         another process holds the folder
 
 Messages are lower case without a full stop; a `hint` is a sentence that says what to do next.
@@ -117,6 +118,34 @@ class StorageError(NsqToolsError):
         self.operation = operation
         self.path = path
         self.errno = cause.errno
+
+
+class StoreError(NsqToolsError):
+    """An object store refused an operation, or cannot be reached.
+
+    With `is_passing` the same call may succeed later by itself: an overload, a lost connection, an
+    expired credential. Otherwise somebody has to mend something, and `hint` says what. `code` is the
+    store's own word for it (`SlowDown`, `AccessDenied`), "" where there was no answer.
+    """
+
+    exit_code = 5
+
+    def __init__(
+        self,
+        operation: str,
+        place: str,
+        reason: str,
+        *,
+        is_passing: bool,
+        code: str = "",
+        hint: str = "",
+    ) -> None:
+        super().__init__(f"{operation} {place}: {reason}", hint=hint)
+        self.operation = operation
+        self.place = place
+        self.reason = reason
+        self.is_passing = is_passing
+        self.code = code
 
 
 class DataPathInUse(NsqToolsError):  # noqa: N818

@@ -1,0 +1,212 @@
+"""A bucket, as the rest of nsqtools sees it: `open_store`, then `Store`."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Self
+
+from nsqtools.clock import SystemClock
+from nsqtools.errors import OptionsError, StoreError
+from nsqtools.stores.connection import Connection
+from nsqtools.stores.failures import Request
+from nsqtools.stores.location import Location, check_key
+from nsqtools.stores.objects import ObjectReader, StoredObject, of_head, of_list
+from nsqtools.stores.upload import Uploader, Wanted, headers_of, same
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from nsqtools.clock import Clock
+    from nsqtools.stores.options import StoreOptions
+
+_READ_BACK_BYTES = 1 << 20
+
+
+def open_store(
+    options: StoreOptions, *, bucket: str | None = None, clock: Clock | None = None
+) -> Store:
+    """The bucket of the options, or another one. Nothing is asked of the store yet.
+
+    A process should have one for all its uploads: `--max-upload-rate` is for what goes through it.
+    Raises `OptionsError` without a bucket.
+    """
+    name = bucket or options.bucket
+    if not name:
+        raise OptionsError(["--bucket is required"])
+    return Store(options, name, clock=clock)
+
+
+class Store:
+    """One bucket. Every method blocks, and can be called by any number of threads at once.
+
+    All raise `StoreError`, whose `is_passing` says whether another try is worth it, and ValueError for
+    a key that none can be. Looking, listing, deleting and reading are tried a few times; `put` is not.
+    """
+
+    def __init__(self, options: StoreOptions, bucket: str, *, clock: Clock | None = None) -> None:
+        self._clock = clock or SystemClock()
+        self.bucket = bucket
+        self.options = options
+        self.connection = Connection(options, clock=self._clock)
+        self._uploader = Uploader(self.connection, options, bucket, self._find, self._clock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End what is under way and what waits, in whatever thread: it raises a passing StoreError."""
+        self.connection.close()
+
+    def location(self, key: str) -> Location:
+        """Where a key is."""
+        return Location(self.bucket, key)
+
+    def put(
+        self,
+        source: Path,
+        key: str,
+        *,
+        size_bytes: int,
+        sha256: str,
+        metadata: Mapping[str, str],
+        content_type: str = "application/octet-stream",
+        content_encoding: str = "",
+    ) -> None:
+        """Upload a finished file under a key that is free: whole or not at all.
+
+        It is read once before it is sent, and refused when its size or `sha256` (in hexadecimal) is
+        another. Does nothing when the same object is there. Raises `FileExistsError` when another
+        has the key, and `StorageError` when the file cannot be read. After any other error it may be
+        there or not: calling again finds out.
+        """
+        headers = headers_of(self.options, metadata, sha256, content_type, content_encoding)
+        wanted = Wanted(
+            key=check_key(key), size_bytes=size_bytes, sha256=sha256.lower(), headers=headers
+        )
+        self._uploader.put(source, wanted)
+
+    def confirm(self, key: str, size_bytes: int, sha256: str) -> None:
+        """Return when the object is there: its size, and the SHA-256 that it was put with, are these.
+
+        Where a store keeps no metadata the object is read. Raises `FileNotFoundError` when nothing has
+        the key, `StoreError` when what has it is another.
+        """
+        stored = self.head(key)
+        if not self._is_same(stored, size_bytes, sha256.lower()):
+            told = f"{stored.size_bytes} bytes, SHA-256 {stored.sha256 or 'unknown'}"
+            request = Request("head_object", self.bucket, key)
+            raise request.failed(f"it is another object, of {told}", is_passing=False)
+
+    def head(self, key: str) -> StoredObject:
+        """What is known of an object; raises `FileNotFoundError`."""
+        request = Request("head_object", self.bucket, check_key(key))
+        return of_head(key, self.connection.patiently(request))
+
+    def is_taken(self, key: str) -> bool:
+        """Whether anything has this key; the answer may be old when it is used."""
+        try:
+            self.head(key)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def delete(self, key: str) -> None:
+        """Remove an object; no error when there is none."""
+        self.connection.patiently(Request("delete_object", self.bucket, check_key(key)))
+
+    def list(self, prefix: str = "", *, after: str = "") -> Iterator[StoredObject]:
+        """The objects whose keys begin with `prefix`, and come behind `after`, in the order of their
+        keys' bytes. A page of them is held at a time."""
+        request = Request("list_objects_v2", self.bucket)
+        more: dict[str, str] = {"StartAfter": after} if after else {}
+        while True:
+            page = self.connection.patiently(request, Prefix=prefix, **more)
+            yield from map(of_list, page.get("Contents", ()))
+            token = page.get("NextContinuationToken")
+            if not page.get("IsTruncated") or not token:
+                return
+            more = {"ContinuationToken": token}
+
+    def open(self, key: str | StoredObject) -> ObjectReader:
+        """An object as a seekable file. Raises `FileNotFoundError`; what `head` or `list` gave need
+        not be asked for again."""
+        stored = self.head(key) if isinstance(key, str) else key
+        return ObjectReader(self.connection, self.bucket, stored)
+
+    def abort_orphans(
+        self, prefix: str, older_than_s: float, owned: Callable[[str], bool]
+    ) -> tuple[str, ...]:
+        """Abort uploads in parts that were begun so long ago and that nobody goes on with.
+
+        A store does not say who began an upload, and parts cost money until it is aborted: `owned` is
+        asked for each key under `prefix` whether it is one that only we would write. Uploads of this
+        `Store` that are under way are left alone. Gives the keys; an upload that cannot be aborted for
+        a passing reason is left for the next time.
+        """
+        aborted = []
+        for upload in self._unfinished(prefix):
+            key, upload_id = str(upload["Key"]), str(upload["UploadId"])
+            if self._uploader.is_under_way(upload_id) or not owned(key):
+                continue
+            if self._age_s(upload) >= older_than_s and self._abort(key, upload_id):
+                aborted.append(key)
+        return tuple(aborted)
+
+    def _unfinished(self, prefix: str) -> Iterator[Mapping[str, Any]]:
+        request = Request("list_multipart_uploads", self.bucket)
+        more: dict[str, str] = {}
+        while True:
+            try:
+                page = self.connection.patiently(request, Prefix=prefix, **more)
+            except StoreError as error:
+                if error.code == "NoSuchUpload":
+                    return  # what rclone's server says when there is none
+                raise
+            # Not every store heeds the prefix.
+            yield from (one for one in page.get("Uploads", ()) if one["Key"].startswith(prefix))
+            if not page.get("IsTruncated") or not page.get("NextKeyMarker"):
+                return
+            more = {"KeyMarker": page["NextKeyMarker"]}
+            if page.get("NextUploadIdMarker"):
+                more["UploadIdMarker"] = page["NextUploadIdMarker"]
+
+    def _age_s(self, upload: Mapping[str, Any]) -> float:
+        begun = upload.get("Initiated") or datetime.fromtimestamp(self._clock.time(), UTC)
+        return self._clock.time() - float(begun.timestamp())
+
+    def _abort(self, key: str, upload_id: str) -> bool:
+        request = Request("abort_multipart_upload", self.bucket, key)
+        try:
+            self.connection.call(request, UploadId=upload_id)
+        except StoreError as error:
+            if not error.is_passing:
+                raise
+            return False
+        return True
+
+    def _find(self, key: str, size_bytes: int, sha256: str) -> bool:
+        """Whether this object is there; raises `FileExistsError` when another is."""
+        try:
+            stored = self.head(key)
+        except FileNotFoundError:
+            return False
+        if not self._is_same(stored, size_bytes, sha256):
+            raise FileExistsError(17, "another object has the key", str(self.location(key)))
+        return True
+
+    def _is_same(self, stored: StoredObject, size_bytes: int, sha256: str) -> bool:
+        told = same(stored, size_bytes, sha256)
+        return self._read_back(stored) == sha256 if told is None else told
+
+    def _read_back(self, stored: StoredObject) -> str:
+        """The SHA-256 of what the store gives."""
+        digest = hashlib.sha256()
+        with self.open(stored) as file:
+            while data := file.read(_READ_BACK_BYTES):
+                digest.update(data)
+        return digest.hexdigest()

@@ -1,0 +1,175 @@
+"""The way to a store: one boto3 client for all threads, and what it is told.
+
+Botocore makes one try. Which failures are worth another, and when, is decided here and by who calls;
+a store that is down for weeks is not a failure that ends a run. What is sent is checked by the store: on
+AWS by a checksum of its own kind (CRC32; SHA-256 where the whole object is in one request), elsewhere
+by Content-MD5, which every store knows and most check, while `x-amz-checksum-*` is often passed over.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from nsqtools.clock import SystemClock
+from nsqtools.errors import StoreError
+from nsqtools.options import mask_passwords
+from nsqtools.stores.failures import Request, WornOut, clean, explain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nsqtools.clock import Clock
+    from nsqtools.stores.options import StoreOptions
+
+# Of what is asked of the store in passing: a page of a list, a look, a part among thousands.
+TRIES = 4
+FIRST_WAIT_S = 0.2
+_AWS = (".amazonaws.com", ".amazonaws.com.cn")
+# What a store that is not AWS is signed for, when nobody names a region.
+_REGION = "us-east-1"
+
+
+def is_aws(endpoint_url: str) -> bool:
+    """Whether a store is Amazon's own."""
+    return (urlsplit(endpoint_url).hostname or "").endswith(_AWS)
+
+
+class Connection:
+    """Asks a store for things; used by any number of threads at once. Every call blocks."""
+
+    def __init__(self, options: StoreOptions, *, clock: Clock | None = None) -> None:
+        self._options = options
+        self._clock = clock or SystemClock()
+        self._lock = threading.Lock()
+        self._client: Any = None
+        self._closed = threading.Event()
+        self.is_aws = False
+        """Known after the first request."""
+
+    def close(self) -> None:
+        """End every wait; what is asked for later is refused."""
+        self._closed.set()
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def wait(self, delay_s: float) -> None:
+        """Sleep; raises StoreError when the store is closed meanwhile."""
+        if self._closed.wait(delay_s):
+            raise StoreError("use", "the object store", "it is closed", is_passing=True)
+
+    def call(self, request: Request, **parameters: Any) -> dict[str, Any]:
+        """One try of a request; raises what `failures.explain` makes of a failure."""
+        self.wait(0)
+        if self._options.requester_pays:
+            parameters["RequestPayer"] = "requester"
+        if request.key:
+            parameters["Key"] = request.key
+        client: Any = None
+        try:
+            client = self._connected()
+            answer: dict[str, Any] = getattr(client, request.method)(
+                Bucket=request.bucket, **parameters
+            )
+        except Exception as error:  # noqa: BLE001 - none of boto3's own may get out
+            failure = explain(error, request, self._clock.time())
+        else:
+            return answer
+        if isinstance(failure, WornOut):
+            self._forget(client)
+        raise failure
+
+    def patiently(self, request: Request, **parameters: Any) -> dict[str, Any]:
+        """`call`, and again a few times while its failure is a passing one."""
+        return self.tried(lambda: self.call(request, **parameters))
+
+    def tried(
+        self, call: Callable[[], dict[str, Any]], *, is_wanted: Callable[[], bool] = lambda: True
+    ) -> dict[str, Any]:
+        """A few tries of `call` while it is wanted, with jittered waits between."""
+        for attempt in range(TRIES - 1):
+            try:
+                return call()
+            except StoreError as error:
+                if not error.is_passing or not is_wanted():
+                    raise
+            self.wait_after(attempt)
+        return call()
+
+    def wait_after(self, attempt: int) -> None:
+        """The pause behind a try that failed, counted from 0."""
+        self.wait(FIRST_WAIT_S * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311
+
+    def _connected(self) -> Any:
+        with self._lock:
+            if self._client is None:
+                self._client = self._connect()
+            return self._client
+
+    def _forget(self, client: Any) -> None:
+        """Let the next call look for credentials again: they may have been renewed where they were
+        found. Requests of others that are under way are not touched."""
+        with self._lock:
+            if self._client is client:
+                self._client = None
+
+    def _connect(self) -> Any:
+        import boto3
+        from botocore import exceptions as boto
+
+        try:
+            session = boto3.session.Session(
+                profile_name=self._options.profile, region_name=self._options.region
+            )
+            client = self._make(session, for_aws=self._options.endpoint_url is None)
+            # The environment and the profile can name another store, too.
+            self.is_aws = is_aws(client.meta.endpoint_url)
+            if self.is_aws != (self._options.endpoint_url is None):
+                client.close()
+                client = self._make(session, for_aws=self.is_aws)
+        except (boto.BotoCoreError, ValueError, OSError) as error:
+            reason = clean(mask_passwords(str(error)))
+        else:
+            client.meta.events.register_first("request-created.s3", _hold_back)
+            client.meta.events.register_last("request-created.s3", _let_go)
+            return client
+        raise StoreError("connect to", self._options.endpoint_url or "S3", reason, is_passing=False)
+
+    def _make(self, session: Any, *, for_aws: bool) -> Any:
+        from botocore.config import Config
+
+        options = self._options
+        s3: Any = {"addressing_style": options.addressing}
+        if (options.endpoint_url or "https:").startswith("https:"):
+            s3["payload_signing_enabled"] = False  # TLS and the checksum say the same
+        checksums: Any = "when_supported" if for_aws else "when_required"
+        return session.client(
+            "s3",
+            endpoint_url=options.endpoint_url,
+            region_name=session.region_name or (None if for_aws else _REGION),
+            verify=str(options.ca_file) if options.ca_file else None,
+            config=Config(
+                retries={"total_max_attempts": 1, "mode": "standard"},
+                connect_timeout=options.store_timeout_s,
+                read_timeout=options.store_timeout_s,
+                max_pool_connections=max(64, 4 * options.upload_concurrency),
+                request_checksum_calculation=checksums,
+                response_checksum_validation=checksums,
+                s3=s3,
+            ),
+        )
+
+
+def _hold_back(request: Any, **_: object) -> None:
+    """A body is read by the signing, too: what it reads then is not what goes out."""
+    if hold_back := getattr(request.body, "hold_back", None):
+        hold_back()
+
+
+def _let_go(request: Any, **_: object) -> None:
+    if let_go := getattr(request.body, "let_go", None):
+        let_go()
