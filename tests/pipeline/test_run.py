@@ -35,8 +35,8 @@ from tests.support.web import post, topic_stats
 from nsqtools import __version__
 from nsqtools.ending import INTERRUPTED
 from nsqtools.lifecycle import Lifecycle
+from nsqtools.outputs import trouble as trouble_module
 from nsqtools.outputs.contract import DONE
-from nsqtools.outputs.file import output as output_module
 from nsqtools.outputs.file.output import FileOutput
 from nsqtools.outputs.workers import Workers
 from nsqtools.pipeline import topic as topic_module
@@ -61,8 +61,8 @@ HELD_BY_NSQD = "2s"
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(topic_module, "RETRY_FIRST_S", 0.01)
     monkeypatch.setattr(topic_module, "RETRY_MAX_S", 0.02)
-    monkeypatch.setattr(output_module, "RETRY_FIRST_S", 0.01)
-    monkeypatch.setattr(output_module, "RETRY_MAX_S", 0.02)
+    monkeypatch.setattr(trouble_module, "RETRY_FIRST_S", 0.01)
+    monkeypatch.setattr(trouble_module, "RETRY_MAX_S", 0.02)
 
 
 # The end

@@ -31,7 +31,7 @@ from tests.support.nsqd import PATIENCE_S
 
 from nsqtools import durable
 from nsqtools.archive.recovery import recover
-from nsqtools.outputs.file import output as output_module
+from nsqtools.outputs import trouble as trouble_module
 from nsqtools.pipeline import topic as topic_module
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ TEN = [b"message %d" % number for number in range(10)]
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(topic_module, "RETRY_FIRST_S", 0.01)
     monkeypatch.setattr(topic_module, "RETRY_MAX_S", 0.02)
-    monkeypatch.setattr(output_module, "RETRY_FIRST_S", 0.01)
-    monkeypatch.setattr(output_module, "RETRY_MAX_S", 0.02)
+    monkeypatch.setattr(trouble_module, "RETRY_FIRST_S", 0.01)
+    monkeypatch.setattr(trouble_module, "RETRY_MAX_S", 0.02)
 
 
 @pytest.fixture

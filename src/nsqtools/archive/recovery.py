@@ -26,7 +26,7 @@ from nsqtools.archive.naming import REVISIONS_MAX, bump, path_of
 from nsqtools.archive.object_names import is_open, name_when_complete
 from nsqtools.archive.stream import Damage
 from nsqtools.archive.survey import Survey, survey
-from nsqtools.errors import ArchiveError, StorageError
+from nsqtools.errors import ArchiveError, NsqToolsError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -92,7 +92,7 @@ def recover(
                     _note_keys(claim, subject)
                     raise
                 result = _Recovery(claim, subject, destination).run()
-        except (StorageError, ArchiveError) as error:
+        except NsqToolsError as error:
             yield _failed(subject, channel, str(error))
         else:
             if result is not None:

@@ -33,6 +33,9 @@ class FreeSpace:
         self._clock = clock or SystemClock()
         self._looked_s = -LOOK_INTERVAL_S
 
+    def wrote(self, size_bytes: int) -> None:
+        """The disk itself is asked."""
+
     def check(self) -> None:
         """Raise `StorageError` (ENOSPC) where less is free than is wanted."""
         now_s = self._clock.monotonic()

@@ -17,7 +17,8 @@ from nsqtools.errors import StorageError
 from nsqtools.options.system import Space
 from nsqtools.outputs.contract import DONE, Again
 from nsqtools.outputs.file import output as module
-from nsqtools.outputs.file.output import RETRY_FIRST_S, FileOutput
+from nsqtools.outputs.file.output import FileOutput
+from nsqtools.outputs.trouble import RETRY_FIRST_S
 from nsqtools.outputs.workers import Workers
 from nsqtools.wire.messages import Messages, encode_payload
 
@@ -64,7 +65,7 @@ class Scarce(FreeSpace):
 async def test_a_disk_with_too_little_room_is_as_a_full_one(tmp_path: Path) -> None:
     """Nothing is written, the output stands, and goes on when there is room."""
     workers, space = Workers(), Scarce([], Space())
-    output = FileOutput(spec(tmp_path), workers, sync_interval_s=1.0, space=space)
+    output = FileOutput(spec(tmp_path), workers, sync_interval_s=1.0, rooms=[space])
     answer = await output.deliver([batch_of([b"one"])])
     assert isinstance(answer, Again)
     assert answer.stands

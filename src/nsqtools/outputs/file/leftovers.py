@@ -74,6 +74,11 @@ class Leftovers:
                     claims[topic] = failed
             return len(failed)
 
+    def trouble_of(self, topic: str) -> str:
+        """What a topic's health says of it; nothing when all are finished."""
+        failed = self.failed_of(topic)
+        return f"{failed} files of a run that did not end are not finished" if failed else ""
+
     def failed_of(self, topic: str) -> int:
         """How many files of a topic could not be finished, or are still to be."""
         return len((self._claims or {}).get(topic, ()))

@@ -10,30 +10,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import time
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from nsqtools.archive.watermark import Watermark
 from nsqtools.archive.writer import ArchiveWriter
 from nsqtools.clock import SystemClock
-from nsqtools.errors import NsqToolsError, StorageError
-from nsqtools.observe.log import Repeated, get_log
+from nsqtools.errors import NsqToolsError, StorageError, StoreError
+from nsqtools.observe.log import get_log
 from nsqtools.outputs.contract import DONE, Again, Feeding
 from nsqtools.outputs.file.hook import PublishedFile
+from nsqtools.outputs.trouble import Trouble
 from nsqtools.outputs.workers import Due
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
+    from nsqtools.archive.destination import Destination
     from nsqtools.archive.finishing import Published
-    from nsqtools.archive.space import FreeSpace
     from nsqtools.archive.writer import ArchiveSpec, Commit
-    from nsqtools.observe.log import Log
     from nsqtools.outputs.contract import Answer
     from nsqtools.outputs.file.hook import PublishHook
-    from nsqtools.outputs.file.leftovers import Leftovers
     from nsqtools.outputs.workers import Workers
     from nsqtools.wire.messages import Messages
 
@@ -43,10 +43,47 @@ _HOOK_COUNTS = ("commands", "failed_commands")
 HOOK_WAIT_S = 15.0
 # How often the watermark is looked at while nothing is published.
 MARK_INTERVAL_S = 10.0
-RETRY_FIRST_S = 0.5
-RETRY_MAX_S = 30.0
 # Messages of which it is kept apart that they may come again; beyond it all of their nsqd may.
 DOUBTS_MAX = 10_000
+
+
+class LeftBehind(Protocol):
+    """What knows of a topic's files that no output has in hand (`leftovers`, `s3.backlog`)."""
+
+    async def finish(self, topic: str) -> int:
+        """Do with them what must be done before the topic flows. Raises StorageError."""
+
+    def abandoned(self, topic: str) -> None:
+        """An output has let go of its files."""
+
+    def failed_of(self, topic: str) -> int:
+        """How many there are."""
+
+    def trouble_of(self, topic: str) -> str:
+        """What a topic's health says of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spooling:
+    """For an archive whose finished files go elsewhere than to a folder, and may wait long for that.
+
+    `leave` takes the claim of a topic's file that is not to be kept in hand. When the run ends, what
+    cannot be placed within `close_wait_s` stays for the next start: its messages are durable.
+    """
+
+    destination: Destination
+    leave: Callable[[str, Path], None]
+    close_wait_s: float
+
+
+class Room(Protocol):
+    """What says whether there is room (`archive.space`, `s3.spool`)."""
+
+    def check(self) -> None:
+        """Raise StorageError when there is none."""
+
+    def wrote(self, size_bytes: int) -> None:
+        """So much was written."""
 
 
 class FileOutput:
@@ -58,18 +95,28 @@ class FileOutput:
         workers: Workers,
         *,
         sync_interval_s: float,
-        leftovers: Leftovers | None = None,
-        space: FreeSpace | None = None,
+        leftovers: LeftBehind | None = None,
+        rooms: Sequence[Room] = (),
         watermark: bool = False,
         hook: PublishHook | None = None,
         hook_wait_s: float = HOOK_WAIT_S,
+        spooling: Spooling | None = None,
     ) -> None:
-        """`space` is what must stay free; `close` waits `hook_wait_s` for the commands of `hook`.
+        """`rooms` are asked before each commit; `close` waits `hook_wait_s` for the commands of `hook`.
 
         Raises ArchiveError for a name or format that cannot be written."""
         self.feeding = Feeding(wait_s=sync_interval_s)
         self._topic = spec.topic
-        self._writer = ArchiveWriter(spec)
+        self._spooling = spooling
+        self._writer = (
+            ArchiveWriter(spec)
+            if spooling is None
+            else ArchiveWriter(
+                spec,
+                destination=spooling.destination,
+                leave=partial(spooling.leave, spec.topic),
+            )
+        )
         self._leftovers = leftovers
         self._strand = workers.strand(f"archive of {spec.topic}", self._due)
         self._finisher = workers.background.strand(
@@ -77,22 +124,23 @@ class FileOutput:
         )
         self._loop = asyncio.get_running_loop()
         self._log = get_log("archive").bind(topic=spec.topic, channel=spec.channel)
-        self._commits = _Trouble(
+        self._commits = Trouble(
             self._log,
             "output failed, the topic waits and is not acknowledged",
             "output works again",
         )
-        self._seals = _Trouble(self._log, "a file cannot be finished")
-        self._finishes = _Trouble(self._log, "a finished file cannot be published")
+        self._seals = Trouble(self._log, "a file cannot be finished")
+        self._finishes = Trouble(self._log, "a finished file cannot be published")
         self._rotate_wanted = False
         self._doubts: list[tuple[str, bytes | None]] = []
         self._spec = spec
-        self._space = space
+        self._rooms = tuple(rooms)
+        self._refusal: NsqToolsError | None = None
         self._watermark = (
             Watermark(spec, self._writer.period_at, SystemClock()) if watermark else None
         )
         self._marked_s = 0.0
-        self._marks = _Trouble(self._log, "the watermark cannot be written")
+        self._marks = Trouble(self._log, "the watermark cannot be written")
         self._hook = hook
         self._hook_wait_s = hook_wait_s
         self._counts = dict.fromkeys((*_COUNTS, *(_HOOK_COUNTS if hook else ())), 0)
@@ -108,6 +156,8 @@ class FileOutput:
 
     async def deliver(self, messages: Sequence[Messages]) -> Answer:
         """Make messages durable, those that the archive has not got yet."""
+        if (refusal := self._refusal) is not None:
+            return Again(self._finishes.retry_s, str(refusal), stands=True)
         doubts, self._doubts = self._doubts, []
         try:
             commit = await self._strand.call(lambda: self._commit(messages, doubts))
@@ -137,10 +187,14 @@ class FileOutput:
     async def close(self) -> None:
         """Finish every file. Raises StorageError; after that it can be called again."""
         try:
-            # First what waits: there may be no room for another.
-            await self._finisher.call(self._finish_all)
-            await self._strand.call(self._writer.close)
-            await self._finisher.call(self._finish_all)
+            if self._spooling is None:
+                # First what waits: there may be no room for another.
+                await self._finisher.call(self._finish_all)
+                await self._strand.call(self._writer.close)
+                await self._finisher.call(self._finish_all)
+            else:
+                await self._strand.call(self._writer.close)
+                await self._upload_rest(self._spooling.close_wait_s)
             await self._strand.call(self._writer.release)
         except StorageError:
             self._counts["failures"] += 1
@@ -150,6 +204,21 @@ class FileOutput:
         if self._hook is not None:
             await self._hook.idle(self._topic, self._hook_wait_s)
 
+    async def _upload_rest(self, wait_s: float) -> None:
+        """Upload what can be within that time; the rest is durable and stays."""
+        ends_at = time.monotonic() + wait_s
+        while True:
+            try:
+                await self._finisher.call(self._finish_all)
+                break
+            except NsqToolsError as failure:
+                delay_s = self._failed(self._finishes, failure)
+                if time.monotonic() + delay_s > ends_at:
+                    break
+                await asyncio.sleep(delay_s)
+        if left := await self._finisher.call(self._writer.leave_sealed):
+            self._log.warning("files stay in the spool, for the next start to upload", files=left)
+
     async def abandon(self) -> None:
         """Leave all files to recovery: that of the next `open`, in this process or another."""
         await self._strand.call(self._let_go)
@@ -158,9 +227,8 @@ class FileOutput:
 
     def trouble(self) -> str:
         """What does not work although messages are made durable."""
-        if self._leftovers is not None and (failed := self._leftovers.failed_of(self._topic)):
-            return f"{failed} files of a run that did not end are not finished"
-        return self._seals.reason or self._finishes.reason or self._marks.reason
+        left = "" if self._leftovers is None else self._leftovers.trouble_of(self._topic)
+        return left or self._seals.reason or self._finishes.reason or self._marks.reason
 
     def counts(self) -> Mapping[str, int]:
         """What was done since the start."""
@@ -175,9 +243,11 @@ class FileOutput:
         if once is not None:
             for nsqd, message_id in doubts:
                 once.may_come_again(nsqd, message_id)
-        if self._space is not None:
-            self._space.check()
+        for room in self._rooms:
+            room.check()
         commit = self._writer.commit(messages)
+        for room in self._rooms:
+            room.wrote(commit.disk_bytes)
         self._publish_sealed()
         return commit
 
@@ -209,7 +279,7 @@ class FileOutput:
     def _file_due(self) -> Due | None:
         """When the writer's file ends by time."""
         if self._rotate_wanted:
-            return Due(max(RETRY_FIRST_S, self._seals.retry_s), self._rotate)
+            return Due(self._seals.wait_s, self._rotate)
         in_s = self._writer.next_tick
         if in_s is None:
             return None
@@ -241,9 +311,9 @@ class FileOutput:
         try:
             self._finish_all()
         except NsqToolsError as failure:  # a name that became a link, too
-            self._tell(partial(self._failed, self._finishes, failure))
+            self._tell(partial(self._not_finished, failure))
         else:
-            self._tell(self._finishes.over)
+            self._tell(self._all_finished)
 
     def _finish_all(self) -> None:
         while (published := self._writer.finish()) is not None:
@@ -254,7 +324,7 @@ class FileOutput:
     def _finish_due(self) -> Due | None:
         if not len(self._writer.sealed):
             return None
-        return Due(max(RETRY_FIRST_S, self._finishes.retry_s), self._finish)
+        return Due(self._finishes.wait_s, self._finish)
 
     def _tell(self, what: Callable[[], Any]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody hears it any more
@@ -262,7 +332,17 @@ class FileOutput:
 
     # On the loop
 
-    def _failed(self, trouble: _Trouble, failure: NsqToolsError) -> float:
+    def _not_finished(self, failure: NsqToolsError) -> None:
+        """What somebody has to mend stops the topic: nothing is gained by a longer queue."""
+        self._failed(self._finishes, failure)
+        if isinstance(failure, StoreError) and not failure.is_passing:
+            self._refusal = failure
+
+    def _all_finished(self) -> None:
+        self._refusal = None
+        self._finishes.over()
+
+    def _failed(self, trouble: Trouble, failure: NsqToolsError) -> float:
         self._counts["failures"] += 1
         return trouble.failed(failure)
 
@@ -314,26 +394,3 @@ class FileOutput:
     def _count_hook(self, went_well: bool) -> None:
         self._counts["commands"] += 1
         self._counts["failed_commands"] += not went_well
-
-
-class _Trouble:
-    """One thing that can fail for a while: how long to wait, and what is said of it."""
-
-    def __init__(self, log: Log, what: str, again: str = "it works again") -> None:
-        self._again = again
-        self.retry_s = 0.0
-        self.reason = ""
-        self._told = Repeated(log, what, clock=SystemClock())
-
-    def failed(self, failure: NsqToolsError) -> float:
-        """How many seconds to wait until the next try."""
-        self.reason = str(failure)
-        self._told.failed(failure)
-        self.retry_s = min(max(RETRY_FIRST_S, self.retry_s * 2), RETRY_MAX_S)
-        return self.retry_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
-
-    def over(self) -> None:
-        if self.retry_s:
-            self.retry_s = 0.0
-            self.reason = ""
-            self._told.recovered(self._again)

@@ -151,18 +151,18 @@ def output_of(
         workers,
         sync_interval_s=options.sync_interval_s,
         leftovers=leftovers,
-        space=space_of(options),
+        rooms=rooms_of(options),
         watermark=options.watermark,
         hook=hook,
         hook_wait_s=options.shutdown_timeout_s / 2,
     )
 
 
-def space_of(options: NsqToFileOptions) -> FreeSpace | None:
+def rooms_of(options: NsqToFileOptions) -> list[FreeSpace]:
     """What must stay free on the disks, if anything."""
     if options.min_free_space is None:
-        return None
-    return FreeSpace((options.output_dir, options.effective_work_dir), options.min_free_space)
+        return []
+    return [FreeSpace((options.output_dir, options.effective_work_dir), options.min_free_space)]
 
 
 def hook_of(options: NsqToFileOptions) -> PublishHook | None:

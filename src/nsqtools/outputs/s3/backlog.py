@@ -1,0 +1,206 @@
+"""Files of the spool that no output has in hand: of runs that ended, and those that were too many.
+
+A topic does not wait for them. Before it is consumed only the key files are told what is in them, so that
+no message is written twice; they are uploaded beside everything else, for as long as that takes, and for
+ever where the store refuses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from typing import TYPE_CHECKING
+
+from nsqtools.archive.claims import foreign_folders
+from nsqtools.archive.keys import remove_old
+from nsqtools.archive.recovery import claims_by_topic, recover
+from nsqtools.clock import SystemClock
+from nsqtools.errors import StorageError
+from nsqtools.observe.log import Repeated, get_log
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from nsqtools.archive.destination import Destination
+    from nsqtools.archive.recovery import Recovered
+    from nsqtools.outputs.s3.destination import StoreDestination
+    from nsqtools.outputs.workers import Workers
+
+log = get_log("spool")
+
+# Topics whose files are uploaded at once.
+TOPICS_MAX = 4
+# How soon is looked again whether something waits, and how long a file that failed is left alone.
+LOOK_S = 1.0
+AGAIN_S = 30.0
+
+
+class Backlog:
+    """Of one spool, shared by the outputs of a process. `destination` is that of this run; files that are
+    for another bucket go there, by `open_destination`."""
+
+    def __init__(
+        self,
+        spool_dir: Path,
+        workers: Workers,
+        destination: StoreDestination,
+        *,
+        open_destination: Callable[[str], Destination],
+        on_uploaded: Callable[[Recovered], None] = lambda found: None,
+    ) -> None:
+        self.files = 0
+        """Files that were uploaded."""
+        self._spool_dir = spool_dir
+        self._workers = workers
+        self._destination = destination
+        self._open_destination = open_destination
+        self._on_uploaded = on_uploaded
+        self._lock = threading.Lock()
+        # Under the lock; None until the folder was read.
+        self._claims: dict[str, list[Path]] = {}
+        self._reasons: dict[str, str] = {}
+        self._scanning = asyncio.Lock()
+        self._is_scanned = False
+        self._troubles: dict[str, Repeated] = {}
+
+    # What an output asks
+
+    async def finish(self, topic: str) -> int:
+        """Have the key files told what is in the topic's files; gives how many wait.
+
+        Raises StorageError.
+        """
+        await self._scan()
+        with self._lock:
+            mine = list(self._claims.get(topic, ()))
+        if mine:
+            strand = self._workers.background.strand(f"backlog of {topic}")
+            await strand.call(lambda: _note_keys(self._spool_dir, mine))
+        return len(mine)
+
+    def left(self, topic: str, claim: Path) -> None:
+        """A file is let go of by its writer. From any thread."""
+        with self._lock:
+            self._claims.setdefault(topic, []).append(claim)
+
+    def abandoned(self, topic: str) -> None:
+        """An output has let go of all its files as a crash would: the folder is read again."""
+        self._is_scanned = False
+
+    def failed_of(self, topic: str) -> int:
+        """How many files of a topic wait."""
+        return len(self._claims.get(topic, ()))
+
+    def trouble_of(self, topic: str) -> str:
+        """Why files of a topic cannot be uploaded; nothing when none has failed."""
+        return self._reasons.get(topic, "")
+
+    @property
+    def waiting(self) -> int:
+        """How many files wait."""
+        with self._lock:
+            return sum(map(len, self._claims.values()))
+
+    # Uploading
+
+    async def run(self) -> None:
+        """Upload what waits, for ever. Cancelling it leaves the rest to the next start."""
+        slots = asyncio.Semaphore(TOPICS_MAX)
+        while True:
+            with contextlib.suppress(StorageError):  # told when a topic is opened
+                await self._scan()
+            with self._lock:
+                topics = [topic for topic, claims in self._claims.items() if claims]
+            if topics and not self._destination.opens_in_s:
+                async with asyncio.TaskGroup() as group:
+                    for topic in topics:
+                        group.create_task(self._upload_topic(topic, slots))
+            failed = any(self._reasons.values())
+            wait_s = self._destination.opens_in_s or (AGAIN_S if failed else LOOK_S)
+            await asyncio.sleep(max(LOOK_S, wait_s))
+
+    async def _upload_topic(self, topic: str, slots: asyncio.Semaphore) -> None:
+        async with slots:
+            with self._lock:
+                claims = list(self._claims.get(topic, ()))
+            strand = self._workers.background.strand(f"backlog of {topic}")
+            for claim in claims:
+                if self._destination.opens_in_s:
+                    return
+                await strand.call(lambda claim=claim: self._upload(topic, claim))  # type: ignore[misc]
+
+    def _upload(self, topic: str, claim: Path) -> None:
+        """In a worker's thread."""
+        failed = ""
+        for found in recover(
+            self._spool_dir, claims=[claim], open_destination=self._open_destination
+        ):
+            if found.failed:
+                failed = found.reason
+            else:
+                self.files += found.published is not None
+                _tell(topic, found)
+                self._on_uploaded(found)
+        self._note(topic, claim, failed)
+
+    def _note(self, topic: str, claim: Path, failed: str) -> None:
+        trouble = self._troubles.setdefault(
+            topic,
+            Repeated(log, "a file of the spool cannot be uploaded now", clock=SystemClock()),
+        )
+        self._reasons[topic] = failed
+        if failed:
+            trouble.failed(failed, topic=topic)
+            return
+        trouble.recovered("files of the spool are uploaded again", topic=topic)
+        with self._lock:
+            self._claims[topic].remove(claim)
+            if not self._claims[topic]:
+                del self._claims[topic]
+
+    async def _scan(self) -> None:
+        async with self._scanning:
+            if self._is_scanned:
+                return
+            strand = self._workers.background.strand("backlog")
+            found = await strand.call(lambda: claims_by_topic(self._spool_dir))
+            await strand.call(lambda: remove_old(self._spool_dir, SystemClock().time()))
+            for folder in await strand.call(lambda: foreign_folders(self._spool_dir)):
+                log.warning(
+                    "another user's claims of files are in the spool: they are for a run of that user"
+                    " to upload, or for us after a chown of the folder and the files",
+                    path=folder,
+                )
+            with self._lock:
+                for topic, claims in found.items():
+                    known = self._claims.setdefault(topic, [])
+                    known += [claim for claim in claims if claim not in known]
+            self._is_scanned = True
+
+
+def _tell(topic: str, found: Recovered) -> None:
+    facts = {
+        "topic": topic or "-",
+        "channel": found.channel or "-",
+        "path": found.path,
+        "published": found.published or "-",
+        "records": found.records,
+        "cut_bytes": found.cut_bytes,
+        "reason": found.reason,
+    }
+    if found.published is None or found.cut_bytes:
+        log.warning("a file of a run that did not end", **facts)
+    else:
+        log.info("uploaded from the spool", **facts)
+
+
+def _note_keys(spool_dir: Path, claims: list[Path]) -> None:
+    """Only what `recover` does where the destination is not there: the key files are told."""
+    for _ in recover(spool_dir, claims=claims, open_destination=_later):
+        pass
+
+
+def _later(_description: str) -> Destination:
+    raise StorageError("upload from", "the spool", OSError("later"))

@@ -1,0 +1,143 @@
+"""A bucket as the destination of archive files."""
+
+from __future__ import annotations
+
+import random
+import threading
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from nsqtools.clock import SystemClock
+from nsqtools.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from typing import TypeVar
+
+    from nsqtools.archive.destination import About, FileFacts
+    from nsqtools.clock import Clock
+    from nsqtools.stores.client import Store
+
+    T = TypeVar("T")
+
+# How long a store that failed is left alone; it doubles with each failure.
+CLOSED_FIRST_S = 0.5
+CLOSED_MAX_S = 60.0
+JSON = "application/json"
+# What a browser or `aws s3 cp` saves under a key that ends with .gz or .zst is that file: it has the type
+# of the compression, and no content encoding, which would have it unpacked on the way.
+_COMPRESSED = {"gzip": "application/gzip", "zstd": "application/zstd"}
+_PLAIN = {"lines": "text/plain; charset=utf-8", "jsonl": "application/x-ndjson"}
+_BYTES = "application/octet-stream"
+
+
+class StoreDestination:
+    """A `Destination`; see `archive.destination`. For any number of threads.
+
+    A store that cannot be reached or is overloaded is left alone for a while by all who use it: what they
+    ask raises the same StoreError at once. What it refuses for one key concerns that key alone.
+    """
+
+    wants_digest = True
+
+    def __init__(self, store: Store, *, clock: Clock | None = None) -> None:
+        self._store = store
+        self._clock = clock or SystemClock()
+        self._lock = threading.Lock()
+        # All under the lock.
+        self._failure: StoreError | None = None
+        self._closed_s = 0.0
+        self._opens_at = 0.0
+        self.failures = 0
+        """Answers and connections that failed."""
+
+    @property
+    def opens_in_s(self) -> float:
+        """In how many seconds the store is asked again; 0: at once."""
+        with self._lock:
+            if self._failure is None:
+                return 0.0
+            return max(0.0, self._opens_at - self._clock.monotonic())
+
+    @property
+    def trouble(self) -> str:
+        """Why the store is left alone, or was the last time; nothing when it works."""
+        failure = self._failure
+        return "" if failure is None else str(failure)
+
+    def is_taken(self, name: str) -> bool:
+        return self._ask(lambda: self._store.is_taken(name))
+
+    def place(self, source: Path, name: str, facts: FileFacts, about: About | None = None) -> None:
+        sha256 = facts.sha256
+        assert sha256 is not None, "placed without a digest"  # noqa: S101 - see wants_digest
+        self._ask(
+            lambda: self._store.put(
+                source,
+                name,
+                size_bytes=facts.size_bytes,
+                sha256=sha256,
+                metadata={} if about is None else _metadata(facts, about),
+                content_type=JSON if about is None else _content_type(about),
+            )
+        )
+
+    def confirm(self, name: str, facts: FileFacts) -> None:
+        self._ask(lambda: self._store.confirm(name, facts.size_bytes, facts.sha256 or ""))
+
+    def location(self, name: str) -> str:
+        return str(self._store.location(name))
+
+    def describe(self) -> str:
+        return f"s3://{self._store.bucket}"
+
+    def _ask(self, question: Callable[[], T]) -> T:
+        with self._lock:
+            if self._failure is not None and self._clock.monotonic() < self._opens_at:
+                raise self._failure
+        try:
+            answer = question()
+        except StoreError as failure:
+            self._failed(failure)
+            raise
+        except (FileExistsError, FileNotFoundError):
+            self._works()
+            raise
+        self._works()
+        return answer
+
+    def _failed(self, failure: StoreError) -> None:
+        with self._lock:
+            self.failures += 1
+            if not failure.is_passing:
+                return
+            self._failure = failure
+            self._closed_s = min(max(CLOSED_FIRST_S, self._closed_s * 2), CLOSED_MAX_S)
+            wait_s = self._closed_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+            self._opens_at = self._clock.monotonic() + wait_s
+
+    def _works(self) -> None:
+        with self._lock:
+            self._failure = None
+            self._closed_s = 0.0
+
+
+def _metadata(facts: FileFacts, about: About) -> dict[str, str]:
+    """What a reader of the object's head wants to know; times in ns since the epoch."""
+    known = {
+        "topic": about.topic,
+        "channel": about.channel,
+        "host": quote(about.host, safe=" !#$&'()*+,/:;=?@[]~"),
+        "format": about.record_format,
+        "compression": about.compression,
+        "records": str(facts.records),
+        "first-ts": facts.first_ts_ns,
+        "last-ts": facts.last_ts_ns,
+        "raw-bytes": facts.content_bytes,
+    }
+    return {name: str(value) for name, value in known.items() if value is not None}
+
+
+def _content_type(about: About) -> str:
+    return _COMPRESSED.get(about.compression) or _PLAIN.get(about.record_format, _BYTES)

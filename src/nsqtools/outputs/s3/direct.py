@@ -1,0 +1,272 @@
+"""An archive in a store without a spool: nothing is acknowledged before its object is confirmed.
+
+Messages gather in memory, where the consumer has them anyway, until there is enough for an object, or
+the oldest has waited long enough, or no more can come because all that may be in flight is there. The
+pipeline holds and touches them until the store has confirmed the object. What a kill cuts off, or an
+outage beyond nsqd's --max-msg-timeout, comes again, and may then stand in the store twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import tempfile
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nsqtools import durable
+from nsqtools.archive.destination import FileFacts
+from nsqtools.archive.naming import first_free
+from nsqtools.archive.object_names import name_when_complete
+from nsqtools.archive.part_file import Extent
+from nsqtools.archive.streaming import StreamWriter
+from nsqtools.clock import SystemClock
+from nsqtools.errors import NsqToolsError, StorageError
+from nsqtools.observe.log import get_log
+from nsqtools.outputs.contract import DONE, Again, Feeding
+from nsqtools.outputs.trouble import Trouble
+from nsqtools.wire.messages import count_messages
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from nsqtools.archive.destination import About, Destination
+    from nsqtools.archive.object_names import TopicObjectNaming
+    from nsqtools.archive.rotation import RotationPolicy
+    from nsqtools.archive.streaming import StreamSpec
+    from nsqtools.outputs.contract import Answer
+    from nsqtools.outputs.workers import Workers
+    from nsqtools.wire.messages import Messages
+
+# The oldest message of an object waits so long, unless --rotate-interval says another.
+INTERVAL_S = 60.0
+# All that may be in flight is there, or nearly: nothing more is coming.
+_WINDOW_SHARE = 0.9
+# More than this may be all that the consumer can hold: then it is quiet, and the object is uploaded.
+_QUIET_BYTES = 8 << 20
+_QUIET_S = 1.0
+SCRATCH_PREFIX = "nsq_to_s3-"
+_COUNTS = ("disk_bytes", "files", "ambiguous_messages", "failures")
+_NOT_NOW = Again(0.0, "the run ends")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectSpec:
+    """What to write for one topic. `window` is how many messages may be in flight; `scratch_dir` is where
+    an object is a file while it is uploaded."""
+
+    stream: StreamSpec
+    about: About
+    naming: TopicObjectNaming
+    rotation: RotationPolicy
+    window: int
+    sync_interval_s: float
+    scratch_dir: Path
+
+
+@dataclass(slots=True)
+class Making:
+    """An object in the making."""
+
+    created_at_s: float
+    batches: list[Messages] = field(default_factory=list)
+    messages: int = 0
+    size_bytes: int = 0
+    answers: list[asyncio.Future[Answer]] = field(default_factory=list)
+    ends: list[asyncio.TimerHandle] = field(default_factory=list)
+
+    def add(self, messages: Sequence[Messages]) -> None:
+        self.batches += messages
+        self.messages += count_messages(messages)
+        self.size_bytes += sum(each.size_bytes for each in messages)
+
+
+class DirectOutput:
+    """An `Output`; see `contract`, and the module."""
+
+    def __init__(self, spec: DirectSpec, workers: Workers, destination: Destination) -> None:
+        self.feeding = Feeding(
+            wait_s=min(spec.sync_interval_s, _QUIET_S), deliveries_max=spec.window, gives_back=True
+        )
+        self._spec = spec
+        self._destination = destination
+        self._strand = workers.background.strand(f"objects of {spec.about.topic}")
+        self._log = get_log("archive").bind(topic=spec.about.topic, channel=spec.about.channel)
+        self._trouble = Trouble(
+            self._log, "an object cannot be uploaded", "objects are uploaded again"
+        )
+        self._counts = dict.fromkeys(_COUNTS, 0)
+        self._making: Making | None = None
+        self._uploads: set[asyncio.Task[None]] = set()
+        self._is_ending = False
+        self._clock = SystemClock()
+        spec.naming.stem(self._clock.time())
+
+    async def open(self) -> None:
+        """There is nothing to find: what was not uploaded comes again."""
+
+    async def deliver(self, messages: Sequence[Messages]) -> Answer:
+        """Returns when the object that these messages are in is in the store."""
+        if self._is_ending:
+            return _NOT_NOW
+        loop = asyncio.get_running_loop()
+        making = self._making
+        if making is None:
+            making = self._making = Making(self._clock.time())
+            interval_s = self._spec.rotation.rotate_interval_s or INTERVAL_S
+            making.ends.append(loop.call_later(interval_s, self._end, making))
+        making.add(messages)
+        answer: asyncio.Future[Answer] = loop.create_future()
+        making.answers.append(answer)
+        self._end_if_large(making, loop)
+        return await answer
+
+    def _end_if_large(self, making: Making, loop: asyncio.AbstractEventLoop) -> None:
+        rules = self._spec.rotation
+        is_full = making.messages >= _WINDOW_SHARE * self._spec.window
+        is_large = 0 < rules.rotate_size_bytes <= making.size_bytes
+        if is_full or is_large or 0 < rules.rotate_records <= making.messages:
+            self._end(making)
+            return
+        idle_s = rules.rotate_idle_s
+        if making.size_bytes >= _QUIET_BYTES:
+            idle_s = min(idle_s or _QUIET_S, _QUIET_S)
+        if idle_s:
+            for timer in making.ends[1:]:
+                timer.cancel()
+            making.ends[1:] = [loop.call_later(idle_s, self._end, making)]
+
+    def _end(self, making: Making) -> None:
+        """Nothing is added any more: it is uploaded."""
+        if self._making is not making:
+            return
+        self._making = None
+        for timer in making.ends:
+            timer.cancel()
+        task = asyncio.get_running_loop().create_task(self._upload(making))
+        self._uploads.add(task)
+        task.add_done_callback(self._uploads.discard)
+
+    async def _upload(self, making: Making) -> None:
+        """Until it is there, however long that takes."""
+        answer: Answer = _NOT_NOW
+        try:
+            while any(not waiter.done() for waiter in making.answers):
+                try:
+                    await self._strand.call(partial(self._place, making))
+                except NsqToolsError as failure:
+                    self._counts["failures"] += 1
+                    delay_s = self._trouble.failed(failure)
+                    if self._is_ending:
+                        break
+                    await asyncio.sleep(delay_s)
+                else:
+                    self._trouble.over()
+                    answer = DONE
+                    break
+        finally:
+            for waiter in making.answers:
+                if not waiter.done():
+                    waiter.set_result(answer)
+
+    # In a worker's thread
+
+    def _place(self, making: Making) -> None:
+        with self._written(making) as (path, facts):
+            names = name_when_complete(
+                self._spec.naming.stem(making.created_at_s), facts, making.created_at_s
+            )
+            number = 0
+            while True:
+                try:
+                    self._destination.place(path, names(number), facts, self._spec.about)
+                    break
+                except FileExistsError:
+                    number = first_free(
+                        number + 1, lambda at: self._destination.is_taken(names(at))
+                    )
+            self._destination.confirm(names(number), facts)
+        self._counts["files"] += 1
+        self._counts["disk_bytes"] += facts.size_bytes
+        self._log.info(
+            "finished",
+            path=self._destination.location(names(number)),
+            messages=facts.records,
+            bytes=facts.size_bytes,
+        )
+
+    @contextlib.contextmanager
+    def _written(self, making: Making) -> Iterator[tuple[Path, FileFacts]]:
+        """The object as a file, for as long as the block."""
+        try:
+            fd, name = tempfile.mkstemp(prefix=SCRATCH_PREFIX, dir=self._spec.scratch_dir)
+        except OSError as error:
+            raise StorageError("create a file in", self._spec.scratch_dir, error) from error
+        path = Path(name)
+        try:
+            writer = StreamWriter(self._spec.stream, fd, name)
+            _, ambiguous = writer.commit(making.batches)
+            writer.close()
+            self._counts["ambiguous_messages"] += ambiguous
+            yield path, _facts_of(making, path)
+        finally:
+            os.close(fd)
+            path.unlink(missing_ok=True)
+
+    # On the loop
+
+    def may_come_again(self, nsqd: str, message_id: bytes | None) -> None:
+        """Nothing is remembered: what comes again is written again."""
+
+    def rotate(self) -> None:
+        """Upload what there is."""
+        if self._making is not None:
+            self._end(self._making)
+
+    def hurry(self) -> None:
+        """What is on its way is tried once more; what is in the making is uploaded now."""
+        self.rotate()
+        self._is_ending = True
+
+    async def close(self) -> None:
+        """Wait for what is on its way."""
+        self.hurry()
+        if self._uploads:
+            await asyncio.wait(self._uploads)
+
+    async def abandon(self) -> None:
+        """What is not there comes again."""
+        for task in self._uploads:
+            task.cancel()
+
+    def trouble(self) -> str:
+        """Why nothing can be uploaded."""
+        return self._trouble.reason
+
+    def counts(self) -> Mapping[str, int]:
+        """What was done since the start."""
+        return self._counts
+
+
+def _facts_of(making: Making, path: Path) -> FileFacts:
+    extent = Extent()
+    for each in making.batches:
+        extent.add(each)
+    facts = FileFacts(
+        size_bytes=durable.size_of(path),
+        records=making.messages,
+        first_ts_ns=None,
+        last_ts_ns=None,
+        content_bytes=None,
+    )
+    return replace(extent.added_to(facts), sha256=durable.sha256_of(path))
+
+
+def remove_scratch(folder: Path, is_old: Callable[[Path], bool]) -> None:
+    """Remove the files that killed runs left."""
+    for path in folder.glob(f"{SCRATCH_PREFIX}*"):
+        if is_old(path):
+            path.unlink(missing_ok=True)

@@ -1,0 +1,101 @@
+"""The spool: a folder of archive files that are durable, acknowledged, and not yet in the store.
+
+It is bounded: beyond `--max-spool-bytes` nothing more is written and nothing acknowledged, so that nsqd
+keeps the messages. Its size is that of all files in it, whoever wrote them; it is looked at now and then,
+and what is written meanwhile is added.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nsqtools.archive.claims import claim_folders
+from nsqtools.archive.files import PART_SUFFIX
+from nsqtools.clock import SystemClock
+from nsqtools.errors import StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from nsqtools.clock import Clock
+
+LOOK_INTERVAL_S = 2.0
+# A look at a large spool takes long; this is how many times as long it is left alone.
+_LOOK_SHARE = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpoolState:
+    """What is in a spool: files of messages, all bytes, and when the oldest file was written last, in
+    seconds since the epoch (None without one)."""
+
+    files: int = 0
+    size_bytes: int = 0
+    oldest_s: float | None = None
+
+
+class Spool:
+    """See the module. Thread-safe; `check`, `look` and `state` block for as long as the folder takes."""
+
+    def __init__(self, folder: Path, max_bytes: int, *, clock: Clock | None = None) -> None:
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._clock = clock or SystemClock()
+        self._lock = threading.Lock()
+        # All under the lock.
+        self._state = SpoolState()
+        self._written_bytes = 0
+        self._look_at = float("-inf")
+
+    def check(self) -> None:
+        """Raise `StorageError` (ENOSPC) when the spool is full."""
+        state = self.state()
+        used_bytes = state.size_bytes + self._written_bytes
+        if used_bytes >= self._max_bytes:
+            reason = (
+                f"the spool is full: {used_bytes >> 20} MiB in {state.files} files wait for upload, and"
+                f" --max-spool-bytes is {self._max_bytes >> 20} MiB"
+            )
+            raise StorageError("write to", self._folder, OSError(errno.ENOSPC, reason))
+
+    def wrote(self, size_bytes: int) -> None:
+        """So much was written since the last look."""
+        with self._lock:
+            self._written_bytes += size_bytes
+
+    def state(self) -> SpoolState:
+        """What is in it, as it was a moment ago."""
+        with self._lock:
+            began = self._clock.monotonic()
+            if began >= self._look_at:
+                self._written_bytes = 0
+                self._state = look(self._folder)
+                ended = self._clock.monotonic()
+                self._look_at = ended + max(LOOK_INTERVAL_S, _LOOK_SHARE * (ended - began))
+            return self._state
+
+
+def look(folder: Path) -> SpoolState:
+    """What is in a spool now. What cannot be looked at is left out."""
+    files = size_bytes = 0
+    oldest_s: float | None = None
+    for entry in _entries(folder):
+        with contextlib.suppress(OSError):
+            found = entry.stat(follow_symlinks=False)
+            size_bytes += found.st_size
+            if entry.name.endswith(PART_SUFFIX) and found.st_size:
+                files += 1
+                oldest_s = min(found.st_mtime, oldest_s or found.st_mtime)
+    return SpoolState(files=files, size_bytes=size_bytes, oldest_s=oldest_s)
+
+
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    for each in (folder, *claim_folders(folder)):
+        with contextlib.suppress(OSError), os.scandir(each) as entries:
+            yield from (entry for entry in entries if entry.is_file(follow_symlinks=False))
