@@ -6,7 +6,7 @@ import os
 import sys
 
 from nsqtools import __version__
-from nsqtools.cli import archive, demo, file_to_nsq, nsq_to_file, nsq_to_http, nsqd
+from nsqtools.cli import archive, demo, file_to_nsq, nsq_to_file, nsq_to_http, nsq_to_s3, nsqd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # as in base.py
@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # as in base.py
 
 PROGRAMS = {
     module.PROGRAM.name: module.PROGRAM
-    for module in (nsq_to_file, nsq_to_http, file_to_nsq, nsqd, demo)
+    for module in (nsq_to_file, nsq_to_s3, nsq_to_http, file_to_nsq, nsqd, demo)
 }
 SUITES = {archive.SUITE.name: archive.SUITE}
 _OPTIONS_EXIT_CODE = 2

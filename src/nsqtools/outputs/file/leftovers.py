@@ -131,22 +131,28 @@ class Leftovers:
         return failed
 
     def _run_hook(self, found: Recovered) -> None:
-        claimed = found.claimed
-        if self._hook is None or claimed is None or found.published is None:
-            return
-        file = PublishedFile(
-            path=found.published,
-            topic=claimed.topic,
-            channel=claimed.channel,
-            host=claimed.host,
-            record_format=claimed.record_format,
-            compression=claimed.compression,
-            records=found.records,
-            stored_bytes=found.stored_bytes,
-            first_ts_ns=found.first_ts_ns,
-            last_ts_ns=found.last_ts_ns,
-        )
-        self._hook.published(file, lambda _: None)
+        if self._hook is not None:
+            run_hook(self._hook, found)
+
+
+def run_hook(hook: PublishHook, found: Recovered) -> None:
+    """Have the command run for a file that recovery has published."""
+    claimed = found.claimed
+    if claimed is None or found.published is None:
+        return
+    file = PublishedFile(
+        path=found.published,
+        topic=claimed.topic,
+        channel=claimed.channel,
+        host=claimed.host,
+        record_format=claimed.record_format,
+        compression=claimed.compression,
+        records=found.records,
+        stored_bytes=found.stored_bytes,
+        first_ts_ns=found.first_ts_ns,
+        last_ts_ns=found.last_ts_ns,
+    )
+    hook.published(file, lambda _: None)
 
 
 def _tell_begun(facts: ClaimFacts) -> None:

@@ -18,6 +18,7 @@ from nsqtools.archive.recovery import claims_by_topic, recover
 from nsqtools.clock import SystemClock
 from nsqtools.errors import StorageError
 from nsqtools.observe.log import Repeated, get_log
+from nsqtools.outputs.file.leftovers import run_hook
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from nsqtools.archive.destination import Destination
     from nsqtools.archive.recovery import Recovered
+    from nsqtools.outputs.file.hook import PublishHook
     from nsqtools.outputs.s3.destination import StoreDestination
     from nsqtools.outputs.workers import Workers
 
@@ -48,7 +50,7 @@ class Backlog:
         destination: StoreDestination,
         *,
         open_destination: Callable[[str], Destination],
-        on_uploaded: Callable[[Recovered], None] = lambda found: None,
+        hook: PublishHook | None = None,
     ) -> None:
         self.files = 0
         """Files that were uploaded."""
@@ -56,7 +58,7 @@ class Backlog:
         self._workers = workers
         self._destination = destination
         self._open_destination = open_destination
-        self._on_uploaded = on_uploaded
+        self._hook = hook
         self._lock = threading.Lock()
         # Under the lock; None until the folder was read.
         self._claims: dict[str, list[Path]] = {}
@@ -142,7 +144,8 @@ class Backlog:
             else:
                 self.files += found.published is not None
                 _tell(topic, found)
-                self._on_uploaded(found)
+                if self._hook is not None:
+                    run_hook(self._hook, found)
         self._note(topic, claim, failed)
 
     def _note(self, topic: str, claim: Path, failed: str) -> None:

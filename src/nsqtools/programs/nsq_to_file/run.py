@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 from nsqtools import durable
 from nsqtools.archive.destination import DIRECTORY_MODE
 from nsqtools.archive.naming import FileNaming, host_identifier
-from nsqtools.archive.partition import ByPublishTime
-from nsqtools.archive.rotation import RotationPolicy
 from nsqtools.archive.space import FreeSpace
 from nsqtools.archive.streaming import StreamSpec
 from nsqtools.archive.writer import ArchiveSpec
@@ -19,9 +17,7 @@ from nsqtools.errors import StorageError
 from nsqtools.lifecycle import Lifecycle
 from nsqtools.observe.live import LiveLine
 from nsqtools.observe.log import configure, get_log
-from nsqtools.options.fields import variable_of
-from nsqtools.outputs.archive_options import LATENESS_S, OPEN_FILES_MAX
-from nsqtools.outputs.file.hook import PublishHook
+from nsqtools.outputs.file.archiving import hook_of, partition_of, rotation_of
 from nsqtools.outputs.file.leftovers import Leftovers
 from nsqtools.outputs.file.output import FileOutput
 from nsqtools.outputs.file.stream import StreamOutput
@@ -31,6 +27,7 @@ from nsqtools.pipeline.run import Run
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from nsqtools.outputs.file.hook import PublishHook
     from nsqtools.outputs.file.options import FileOptions
     from nsqtools.programs.nsq_to_file.options import NsqToFileOptions
 
@@ -104,7 +101,7 @@ async def _archive(options: NsqToFileOptions, line: LiveLine) -> int:
     async with Lifecycle(options.shutdown_timeout_s) as life:
         await asyncio.to_thread(_prepare, options)
         workers = Workers()
-        hook = hook_of(options)
+        hook = hook_of(options, options.program)
         leftovers = Leftovers(options.effective_work_dir, workers, hook=hook)
         archiver = Run(
             options,
@@ -165,17 +162,6 @@ def rooms_of(options: NsqToFileOptions) -> list[FreeSpace]:
     return [FreeSpace((options.output_dir, options.effective_work_dir), options.min_free_space)]
 
 
-def hook_of(options: NsqToFileOptions) -> PublishHook | None:
-    """What runs for each published file, if anything."""
-    if not options.on_publish:
-        return None
-    return PublishHook(
-        options.on_publish,
-        timeout_s=options.on_publish_timeout_s,
-        secret_prefix=variable_of(options.program, ""),
-    )
-
-
 def archive_naming(options: FileOptions) -> FileNaming:
     """How the files of this run are named."""
     return FileNaming(
@@ -183,16 +169,6 @@ def archive_naming(options: FileOptions) -> FileNaming:
         filename_format=options.filename_format,
         datetime_format=options.datetime_format,
         utc=options.utc,
-    )
-
-
-def partition_of(options: FileOptions) -> ByPublishTime | None:
-    """Whether messages are filed under their own time."""
-    if options.partition_by == "arrival":
-        return None
-    return ByPublishTime(
-        lateness_s=LATENESS_S if options.lateness_s is None else options.lateness_s,
-        open_files_max=options.max_open_files or OPEN_FILES_MAX,
     )
 
 
@@ -215,10 +191,5 @@ def archive_spec(options: NsqToFileOptions, topic: str) -> ArchiveSpec:
         # As many FINs may be on their way as messages are in flight; twice, because RDY moves.
         keys_max=0 if options.no_dedupe else 2 * options.effective_max_in_flight,
         level=options.compression_level if options.compression != "none" else None,
-        rotation=RotationPolicy(
-            rotate_interval_s=options.rotate_interval_s,
-            rotate_size_bytes=options.rotate_size_bytes,
-            rotate_records=options.rotate_records,
-            rotate_idle_s=options.rotate_idle_s,
-        ),
+        rotation=rotation_of(options),
     )

@@ -1,0 +1,207 @@
+"""nsq_to_s3: the shared run, with an archive in a bucket as its output."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nsqtools import durable
+from nsqtools.archive.destination import DIRECTORY_MODE, About
+from nsqtools.archive.space import FreeSpace
+from nsqtools.archive.streaming import StreamSpec
+from nsqtools.archive.writer import ArchiveSpec
+from nsqtools.ending import INTERRUPTED
+from nsqtools.lifecycle import Lifecycle
+from nsqtools.observe.live import LiveLine
+from nsqtools.observe.log import configure, get_log
+from nsqtools.outputs.file.archiving import hook_of, partition_of, rotation_of
+from nsqtools.outputs.file.output import FileOutput, Spooling
+from nsqtools.outputs.s3.backlog import Backlog
+from nsqtools.outputs.s3.destination import StoreDestination
+from nsqtools.outputs.s3.direct import DirectOutput, DirectSpec
+from nsqtools.outputs.s3.spool import Spool
+from nsqtools.outputs.workers import Workers
+from nsqtools.pipeline.run import Run
+from nsqtools.programs.nsq_to_s3.watch import SpoolWatch
+from nsqtools.stores import open_store
+
+if TYPE_CHECKING:
+    from nsqtools.outputs.contract import Output
+    from nsqtools.outputs.file.hook import PublishHook
+    from nsqtools.programs.nsq_to_s3.options import NsqToS3Options
+    from nsqtools.stores import Store
+
+log = get_log("archive")
+
+
+async def run(options: NsqToS3Options) -> int:
+    """Archive until SIGTERM or SIGINT; 0 when everything taken was made durable and acknowledged, 130
+    when the end was cut short.
+
+    Raises StorageError when the spool cannot be written, ArchiveError for a key that cannot be.
+    """
+    with LiveLine(options.progress) as line:
+        configure(
+            options.log_level,
+            options.log_prefix,
+            log_format=options.log_format,
+            stream=line.log_stream,
+        )
+        store = open_store(options)
+        try:
+            if options.only_check:
+                return await asyncio.to_thread(_check, options, store)
+            return await _archive(options, store, line)
+        finally:
+            store.close()
+
+
+def _check(options: NsqToS3Options, store: Store) -> int:
+    raise NotImplementedError
+
+
+async def _archive(options: NsqToS3Options, store: Store, line: LiveLine) -> int:
+    async with Lifecycle(options.shutdown_timeout_s) as life:
+        workers = Workers()
+        hook = hook_of(options, options.program)
+        archive = _Archive(options, store, workers, hook)
+        await asyncio.to_thread(archive.prepare)
+        archiver = Run(
+            options,
+            archive.output_of,
+            done="archived",
+            line=line,
+            neighbours_at=options.nsqd_http_address,
+            more=lambda total: [f"{total['files']:,} objects", *archive.watch.told()],
+        )
+        life.on_reload(archiver.rotate)
+        chores = archive.chores(archiver, life)
+        try:
+            return 0 if await archiver.run(life) else INTERRUPTED
+        finally:
+            for chore in chores:
+                chore.cancel()
+            await asyncio.wait(chores)
+            workers.close()
+            if hook is not None:
+                hook.close()
+
+
+class _Archive:
+    """What the outputs of one run share."""
+
+    def __init__(
+        self, options: NsqToS3Options, store: Store, workers: Workers, hook: PublishHook | None
+    ) -> None:
+        self._options = options
+        self._store = store
+        self._workers = workers
+        self._hook = hook
+        self._folder = options.spool_dir or Path(tempfile.gettempdir())
+        self._destination = StoreDestination(store)
+        self._others: dict[str, StoreDestination] = {}
+        self._spool = Spool(self._folder, options.max_spool_bytes)
+        self._backlog = Backlog(
+            self._folder,
+            workers,
+            self._destination,
+            open_destination=self._open_destination,
+            hook=hook,
+        )
+        self.watch = SpoolWatch(self._spool, self._destination, self._backlog)
+
+    def prepare(self) -> None:
+        """A folder that can be written. Blocks; raises StorageError."""
+        durable.make_directories(self._folder, DIRECTORY_MODE)
+        durable.check_writable(self._folder)
+
+    def chores(self, archiver: Run, life: Lifecycle) -> list[asyncio.Task[None]]:
+        """Tasks that go on until the end."""
+        found = [asyncio.create_task(self.watch.run(archiver.registry, life.health))]
+        if self._options.ack == "spool":
+            found.append(asyncio.create_task(self._backlog.run()))
+        return found
+
+    def output_of(self, topic: str) -> Output:
+        """The archive of one topic. Raises ArchiveError for a key or a format that cannot be."""
+        if self._options.ack == "upload":
+            return DirectOutput(self._direct_spec(topic), self._workers, self._destination)
+        options = self._options
+        rooms: list[Spool | FreeSpace] = [self._spool]
+        if options.min_free_space is not None:
+            rooms.append(FreeSpace([self._folder], options.min_free_space))
+        return FileOutput(
+            self._archive_spec(topic),
+            self._workers,
+            sync_interval_s=options.sync_interval_s,
+            leftovers=self._backlog,
+            rooms=rooms,
+            hook=self._hook,
+            hook_wait_s=options.shutdown_timeout_s / 2,
+            spooling=Spooling(
+                destination=self._destination,
+                leave=self._backlog.left,
+                close_wait_s=options.shutdown_timeout_s / 2,
+            ),
+        )
+
+    def _archive_spec(self, topic: str) -> ArchiveSpec:
+        options = self._options
+        naming = options.naming()
+        return ArchiveSpec(
+            topic=topic,
+            channel=options.channel,
+            host=naming.host,
+            output_dir=self._folder,
+            work_dir=self._folder,
+            naming=naming,
+            record_format=options.record_format,
+            compression=options.compression,
+            compact=not options.no_compact,
+            manifest=options.manifest,
+            partition=partition_of(options),
+            keys_max=0 if options.no_dedupe else 2 * options.effective_max_in_flight,
+            level=options.compression_level if options.compression != "none" else None,
+            rotation=rotation_of(options),
+        )
+
+    def _direct_spec(self, topic: str) -> DirectSpec:
+        options = self._options
+        naming = options.naming()
+        about = About(
+            topic=topic,
+            channel=options.channel,
+            host=naming.host,
+            record_format=options.record_format,
+            compression=options.compression,
+        )
+        return DirectSpec(
+            stream=StreamSpec(
+                topic=topic,
+                channel=options.channel,
+                host=naming.host,
+                record_format=options.record_format,
+                compression=options.compression,
+                level=options.compression_level if options.compression != "none" else None,
+            ),
+            about=about,
+            naming=naming.format_for(
+                topic, options.compression, revision_needed=True, channel=options.channel
+            ),
+            rotation=rotation_of(options),
+            window=options.effective_max_in_flight,
+            sync_interval_s=options.sync_interval_s,
+            scratch_dir=self._folder,
+        )
+
+    def _open_destination(self, description: str) -> StoreDestination:
+        """The bucket that a file of the spool is for: that of this run, or another one."""
+        if description == self._destination.describe():
+            return self._destination
+        if description not in self._others:
+            bucket = description.removeprefix("s3://")
+            store = open_store(self._options, bucket=bucket)
+            self._others[description] = StoreDestination(store)
+        return self._others[description]

@@ -1,0 +1,81 @@
+"""How the spool and the store are: for metrics, health and the line on a terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from nsqtools.outputs.s3.spool import SpoolState
+
+if TYPE_CHECKING:
+    from nsqtools.observe.counters import Registry
+    from nsqtools.observe.health import Health
+    from nsqtools.outputs.s3.backlog import Backlog
+    from nsqtools.outputs.s3.destination import StoreDestination
+    from nsqtools.outputs.s3.spool import Spool
+
+LOOK_S = 2.0
+_STORE = "object store"
+_SPOOL = "spool"
+_MIB = 1 << 20
+
+
+class SpoolWatch:
+    """Looks at the spool now and then, beside the loop."""
+
+    def __init__(self, spool: Spool, destination: StoreDestination, backlog: Backlog) -> None:
+        self._spool = spool
+        self._destination = destination
+        self._backlog = backlog
+        self._state = SpoolState()
+
+    async def run(self, registry: Registry, health: Health) -> None:
+        """Until it is cancelled."""
+        self._register(registry)
+        while True:
+            self._state = await asyncio.to_thread(self._spool.state)
+            self._tell(health)
+            await asyncio.sleep(LOOK_S)
+
+    def told(self) -> list[str]:
+        """What the line on a terminal says of it."""
+        state = self._state
+        if not state.files:
+            return []
+        return [f"{state.size_bytes / _MIB:,.0f} MiB in the spool"]
+
+    def _tell(self, health: Health) -> None:
+        if trouble := self._destination.trouble:
+            health.failing(_STORE, trouble)
+        else:
+            health.ok(_STORE)
+        waiting = self._backlog.waiting
+        health.note(_SPOOL, f"{waiting} complete files wait for upload" if waiting else "")
+
+    def _register(self, registry: Registry) -> None:
+        gauges = {
+            "files": "files in the spool, those that are being written among them",
+            "bytes": "bytes in the spool",
+            "backlog_files": "complete files of the spool that no output has in hand",
+            "oldest_seconds": "how long ago the oldest file of the spool was written last",
+        }
+        made = {
+            name: registry.gauge(f"nsqtools_spool_{name}", text).labels()
+            for name, text in gauges.items()
+        }
+        failures = registry.counter(
+            "nsqtools_store_failures_total", "requests that the store failed or refused"
+        )
+
+        def refresh() -> None:
+            state = self._state
+            oldest_s = 0.0 if state.oldest_s is None else max(0.0, time.time() - state.oldest_s)
+            made["files"].set(state.files)
+            made["bytes"].set(state.size_bytes)
+            made["backlog_files"].set(self._backlog.waiting)
+            made["oldest_seconds"].set(oldest_s)
+            failures.clear()
+            failures.labels().add(self._destination.failures)
+
+        registry.before_snapshot(refresh)
