@@ -12,6 +12,7 @@ from nsqtools.errors import ArchiveError
 from nsqtools.options import FOLDER, SIZE, STRFTIME, Choice, Kind, Size, option
 from nsqtools.outputs.archive_options import (
     COMPRESSION,
+    FILES,
     FORMAT,
     ROTATION,
     ArchiveOptions,
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 Ack = Literal["spool", "upload"]
 ACK: Kind[Ack] = Choice(("spool", "upload"))
-_KEYS = "Where objects go"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,30 +39,31 @@ class _Keys:
         default="spool",
         help="when a message is acknowledged: spool: it is fsynced in --spool-dir, which is uploaded;"
         " upload: the store has confirmed the object that it is in, for hosts without a disk to trust",
-        group=_KEYS,
+        group=FILES,
     )
     key_format: str = option(
         STRFTIME,
         default="<TOPIC>/dt=%Y-%m-%d/hour=%H/<TOPIC>.<HOST>.<FIRST>-<LAST>.<REV>.<EXT>",
         help="key of an object; strftime's directives are UTC; <FIRST> and <LAST> are publish times;"
         " also knows <CHANNEL> and <PID>",
-        group=_KEYS,
+        group=FILES,
     )
     spool_dir: Path | None = option(
         FOLDER,
         help="where files are until the store has them; on a disk that survives the machine's restart",
-        group=_KEYS,
+        group=FILES,
     )
     max_spool_bytes: int = option(
         Size(minimum=1 << 20),
         default="10GiB",
         help="when so much waits in the spool, consume nothing until there is room",
-        group=_KEYS,
+        group=FILES,
+        flag="max-spool-bytes",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class S3Options(StoreOptions, ArchiveOptions, _Keys):
+class S3Options(ArchiveOptions, _Keys, StoreOptions):
     """How topics are archived in a bucket. Times are in seconds, sizes in bytes."""
 
     compress: Compression | None = option(
@@ -70,7 +71,7 @@ class S3Options(StoreOptions, ArchiveOptions, _Keys):
     )
     rotate_size_bytes: int = option(
         SIZE,
-        default="64MB",
+        default="64M",
         help="begin a new object beyond this size, 0: never",
         group=ROTATION,
     )
