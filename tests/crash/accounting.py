@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 STOCK_TOOLS = {"zstd": "zstdcat", "gzip": "zcat", "none": "cat"}
 _READ_BYTES = 1 << 18
+_LENGTHS = 61
 
 
 def new_rng() -> random.Random:
@@ -39,14 +40,16 @@ def patience_s(messages: int) -> float:
     return PATIENCE_S + messages / 10_000
 
 
-def body_of(number: int) -> bytes:
-    """Text without a newline, of various lengths, that begins with the number."""
-    return b"%d %b" % (number, b"x" * (number % 61))
+def body_of(number: int, rounds: int = 0) -> bytes:
+    """Text without a newline, of various lengths, that begins with the number; with `rounds` longer."""
+    return b"%d %b" % (number, b"x" * (number % _LENGTHS + _LENGTHS * rounds))
 
 
 def number_of(body: bytes) -> int:
-    number = int(body.partition(b" ")[0])
-    assert body == body_of(number), f"a body is not as it was published: {body!r}"
+    found, _, rest = body.partition(b" ")
+    number = int(found)
+    is_whole = body == body_of(number, len(rest) // _LENGTHS)
+    assert is_whole, f"a body is not as it was published: {body!r}"
     return number
 
 
@@ -163,8 +166,8 @@ class Client:
                 self._unclaimed_oks += len(received.responses)
         self._unclaimed_oks -= count
 
-    async def publish(self, topic: str, numbers: Sequence[int]) -> None:
-        self.send(commands.mpub(topic, [body_of(number) for number in numbers]))
+    async def publish(self, topic: str, numbers: Sequence[int], rounds: int = 0) -> None:
+        self.send(commands.mpub(topic, [body_of(number, rounds) for number in numbers]))
         await self.expect_ok()
 
     async def subscribe(self, topic: str, channel: str, rdy: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from functools import partial
 from typing import TYPE_CHECKING
 
 from nsqtools.archive.claims import foreign_folders
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from nsqtools.archive.recovery import Recovered
     from nsqtools.outputs.file.hook import PublishHook
     from nsqtools.outputs.s3.destination import StoreDestination
-    from nsqtools.outputs.workers import Workers
+    from nsqtools.outputs.workers import Strand, Workers
 
 log = get_log("spool")
 
@@ -65,22 +66,18 @@ class Backlog:
         self._reasons: dict[str, str] = {}
         self._scanning = asyncio.Lock()
         self._is_scanned = False
+        self._busy: dict[str, Strand] = {}
         self._troubles: dict[str, Repeated] = {}
 
     # What an output asks
 
     async def finish(self, topic: str) -> int:
-        """Have the key files told what is in the topic's files; gives how many wait.
+        """Return when the key files are told what is in the topic's files; gives how many wait.
 
         Raises StorageError.
         """
         await self._scan()
-        with self._lock:
-            mine = list(self._claims.get(topic, ()))
-        if mine:
-            strand = self._workers.background.strand(f"backlog of {topic}")
-            await strand.call(lambda: _note_keys(self._spool_dir, mine))
-        return len(mine)
+        return self.failed_of(topic)
 
     def left(self, topic: str, claim: Path) -> None:
         """A file is let go of by its writer. From any thread."""
@@ -123,15 +120,25 @@ class Backlog:
             wait_s = self._destination.opens_in_s or (AGAIN_S if failed else LOOK_S)
             await asyncio.sleep(max(LOOK_S, wait_s))
 
+    async def settle(self, timeout_s: float) -> None:
+        """When `run` was cancelled: wait for the files that are being uploaded, no longer than this."""
+        calls = [asyncio.ensure_future(one.call(lambda: None)) for one in self._busy.values()]
+        if calls:
+            await asyncio.wait(calls, timeout=timeout_s)
+            for call in calls:
+                call.cancel()
+
     async def _upload_topic(self, topic: str, slots: asyncio.Semaphore) -> None:
         async with slots:
             with self._lock:
                 claims = list(self._claims.get(topic, ()))
             strand = self._workers.background.strand(f"backlog of {topic}")
+            self._busy[topic] = strand
             for claim in claims:
                 if self._destination.opens_in_s:
-                    return
-                await strand.call(lambda claim=claim: self._upload(topic, claim))  # type: ignore[misc]
+                    break
+                await strand.call(partial(self._upload, topic, claim))
+            del self._busy[topic]
 
     def _upload(self, topic: str, claim: Path) -> None:
         """In a worker's thread."""
@@ -169,6 +176,8 @@ class Backlog:
                 return
             strand = self._workers.background.strand("backlog")
             found = await strand.call(lambda: claims_by_topic(self._spool_dir))
+            # Before the first of them is uploaded: a file that is being uploaded is locked.
+            await strand.call(lambda: _note_keys(self._spool_dir, found))
             await strand.call(lambda: remove_old(self._spool_dir, SystemClock().time()))
             for folder in await strand.call(lambda: foreign_folders(self._spool_dir)):
                 log.warning(
@@ -199,10 +208,11 @@ def _tell(topic: str, found: Recovered) -> None:
         log.info("uploaded from the spool", **facts)
 
 
-def _note_keys(spool_dir: Path, claims: list[Path]) -> None:
+def _note_keys(spool_dir: Path, found: dict[str, list[Path]]) -> None:
     """Only what `recover` does where the destination is not there: the key files are told."""
-    for _ in recover(spool_dir, claims=claims, open_destination=_later):
-        pass
+    for claims in found.values():
+        for _ in recover(spool_dir, claims=claims, open_destination=_later):
+            pass
 
 
 def _later(_description: str) -> Destination:

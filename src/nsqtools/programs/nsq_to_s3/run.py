@@ -84,6 +84,7 @@ async def _archive(options: NsqToS3Options, store: Store, line: LiveLine) -> int
             for chore in chores:
                 chore.cancel()
             await asyncio.wait(chores)
+            await archive.settle()
             workers.close()
             if hook is not None:
                 hook.close()
@@ -123,6 +124,10 @@ class _Archive:
         if self._options.ack == "spool":
             found.append(asyncio.create_task(self._backlog.run()))
         return found
+
+    async def settle(self) -> None:
+        """Let what is being uploaded come to its end, within limits."""
+        await self._backlog.settle(self._options.shutdown_timeout_s / 2)
 
     def output_of(self, topic: str) -> Output:
         """The archive of one topic. Raises ArchiveError for a key or a format that cannot be."""
