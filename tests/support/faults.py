@@ -77,6 +77,7 @@ class FaultProxy:
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
         self._ended = threading.Event()
+        self._clients: set[socket.socket] = set()
         self.lines: list[str] = []
         """The first line of every request."""
         self.endpoint_url = ""
@@ -118,6 +119,15 @@ class FaultProxy:
     def serve(self, client: socket.socket) -> None:
         """One connection, to its end."""
         reader = socket.SocketIO(client, "rb")
+        with self._lock:
+            self._clients.add(client)
+        try:
+            self._serve(client, reader)
+        finally:
+            with self._lock:
+                self._clients.discard(client)
+
+    def _serve(self, client: socket.socket, reader: socket.SocketIO) -> None:
         with contextlib.suppress(OSError):
             while head := _read_head(reader):
                 request = _Request(reader, head)
@@ -169,6 +179,12 @@ class FaultProxy:
                 parts.append(data)
         return b"".join(parts)
 
+    def _hang_up(self) -> None:
+        """End the connections that are open still: an end of a client's may not have been noticed."""
+        with self._lock, contextlib.suppress(OSError):
+            for client in self._clients:
+                client.shutdown(socket.SHUT_RDWR)
+
     @contextlib.contextmanager
     def serving(self) -> Iterator[FaultProxy]:
         """Serves on a port of its own until the block is left."""
@@ -193,6 +209,7 @@ class FaultProxy:
                 self._ended.set()
                 server.shutdown()
                 thread.join()
+                self._hang_up()
 
 
 def error_body(code: str, message: str = "", more: str = "") -> bytes:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nsqtools.stores.options import StoreOptions
 
 _READ_BACK_BYTES = 1 << 20
+LIST_PAGE = 1000
 
 
 def open_store(
@@ -123,9 +124,9 @@ class Store:
         """The objects whose keys begin with `prefix`, and come behind `after`, in the order of their
         keys' bytes. A page of them is held at a time."""
         request = Request("list_objects_v2", self.bucket)
-        more: dict[str, str] = {"StartAfter": after} if after else {}
+        more = {"StartAfter": after} if after else {}
         while True:
-            page = self.connection.patiently(request, Prefix=prefix, **more)
+            page = self.connection.patiently(request, Prefix=prefix, MaxKeys=LIST_PAGE, **more)
             yield from map(of_list, page.get("Contents", ()))
             token = page.get("NextContinuationToken")
             if not page.get("IsTruncated") or not token:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nsqtools.stores.connection import Connection
 
 SHA256 = "sha256"
-# A read behind a seek fetches what is asked for; reading on doubles that, up to this.
+# A read behind a seek fetches what is asked for; reading on half of what was read so, up to this.
 READ_AHEAD_BYTES_MAX = 8 << 20
 # The end of an archive is its index, which is read in several small steps.
 TAIL_BYTES = 64 << 10
@@ -38,6 +38,7 @@ class StoredObject:
     key: str
     size_bytes: int
     etag: str
+    """"" from a list."""
     modified_s: float
     """Seconds since the epoch, by the store's clock."""
     storage_class: str = "STANDARD"
@@ -72,11 +73,11 @@ def of_head(key: str, answer: Mapping[str, Any]) -> StoredObject:
 
 
 def of_list(entry: Mapping[str, Any]) -> StoredObject:
-    """From a line of a list."""
+    """From a line of a list, whose ETag is not always that of the object (rclone's server)."""
     return StoredObject(
         key=str(entry["Key"]),
         size_bytes=int(entry.get("Size", 0)),
-        etag=str(entry.get("ETag", "")),
+        etag="",
         modified_s=entry["LastModified"].timestamp() if "LastModified" in entry else 0.0,
         storage_class=str(entry.get("StorageClass") or "STANDARD"),
     )
@@ -86,9 +87,10 @@ class ObjectReader(io.RawIOBase):
     """An object as a file that can be sought in: GETs of the ranges that are read. For one thread.
 
     Behind a seek as much is fetched as is asked for, reading on fetches ever more at once, up to
-    READ_AHEAD_BYTES_MAX; memory is bounded by a few times that. A GET that is cut is taken up where it
-    was. Raises `StoreError`, also (`failures.Changed`) when the object is no longer the one that was
-    opened, and `FileNotFoundError` when it is gone.
+    READ_AHEAD_BYTES_MAX; memory is bounded by a few times that. No more than half of what is read on
+    end is fetched in vain. A GET that is cut is taken up where it was. Raises `StoreError`, also
+    (`failures.Changed`) when the object is no longer the one that was opened, and `FileNotFoundError`
+    when it is gone.
     """
 
     def __init__(self, connection: Connection, bucket: str, stored: StoredObject) -> None:
@@ -98,7 +100,9 @@ class ObjectReader(io.RawIOBase):
         self._stored = stored
         self._at = 0
         self._spans: list[tuple[int, bytes]] = []
-        self._ahead = 0
+        self._etag = stored.etag
+        self._run_bytes = 0
+        """What was fetched on end."""
         self._next = -1
         """Where the next read begins if it only reads on."""
         self.name = self._request.place
@@ -149,11 +153,12 @@ class ObjectReader(io.RawIOBase):
 
     def _fetch(self, wanted: int) -> tuple[int, bytes]:
         """A GET, or several where it is cut, from where we are, or a little before at the end."""
-        reads_on = self._at == self._next
-        self._ahead = min(2 * max(self._ahead, wanted), READ_AHEAD_BYTES_MAX) if reads_on else 0
+        self._run_bytes = self._run_bytes if self._at == self._next else 0
+        ahead = min(self._run_bytes // 2, READ_AHEAD_BYTES_MAX)
         start = min(self._at, max(self._stored.size_bytes - TAIL_BYTES, self._ends_before()))
-        stop = min(self._at + max(wanted, self._ahead), self._stored.size_bytes)
+        stop = min(self._at + max(wanted, ahead), self._stored.size_bytes)
         data = self._get(start, stop)
+        self._run_bytes += len(data)
         self._next = stop
         self._spans = [*self._spans[-(_KEPT_SPANS - 1) :], (start, data)]
         return start, data
@@ -180,8 +185,9 @@ class ObjectReader(io.RawIOBase):
     def _get_some(self, start: int, stop: int, got: bytearray) -> None:
         """One GET into `got`, which keeps what came before a failure."""
         self.requests += 1
+        unchanged = {"IfMatch": self._etag} if self._etag else {}
         answer = self._connection.call(
-            self._request, Range=f"bytes={start}-{stop - 1}", IfMatch=self._stored.etag
+            self._request, Range=f"bytes={start}-{stop - 1}", **unchanged
         )
         body = answer["Body"]
         try:
@@ -201,7 +207,8 @@ class ObjectReader(io.RawIOBase):
         """That it is the same object still, for stores that pass over If-Match."""
         told = str(answer.get("ContentRange", ""))
         wanted = f"bytes {start}-{stop - 1}/{self._stored.size_bytes}"
-        if answer.get("ETag", "") != self._stored.etag or (told and told != wanted):
+        self._etag = self._etag or answer.get("ETag", "")
+        if answer.get("ETag", "") != self._etag or (told and told != wanted):
             raise Changed(
                 self._request.operation,
                 self._request.place,
