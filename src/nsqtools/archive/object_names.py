@@ -112,6 +112,13 @@ class TopicObjectNaming:
         return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def fixed_prefix(key_format: str) -> str:
+    """What all keys begin with, up to the last slash before something that changes."""
+    fixed = re.split("[<%]", key_format, maxsplit=1)[0]
+    head, slash, _ = fixed.rpartition("/")
+    return head + slash
+
+
 def is_open(name: str) -> bool:
     """Whether something of this name is known only when its file is complete."""
     return REV in name or FIRST in name or LAST in name

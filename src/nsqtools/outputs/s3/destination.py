@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import threading
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from nsqtools.clock import SystemClock
 from nsqtools.errors import StoreError
@@ -128,7 +127,7 @@ def _metadata(facts: FileFacts, about: About) -> dict[str, str]:
     known = {
         "topic": about.topic,
         "channel": about.channel,
-        "host": quote(about.host, safe=" !#$&'()*+,/:;=?@[]~"),
+        "host": about.host,
         "format": about.record_format,
         "compression": about.compression,
         "records": str(facts.records),

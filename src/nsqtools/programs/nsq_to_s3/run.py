@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 from nsqtools import durable
 from nsqtools.archive.destination import DIRECTORY_MODE, About
+from nsqtools.archive.object_names import fixed_prefix
 from nsqtools.archive.space import FreeSpace
 from nsqtools.archive.streaming import StreamSpec
 from nsqtools.archive.writer import ArchiveSpec
 from nsqtools.ending import INTERRUPTED
+from nsqtools.errors import StoreError
 from nsqtools.lifecycle import Lifecycle
 from nsqtools.observe.live import LiveLine
 from nsqtools.observe.log import configure, get_log
@@ -59,7 +61,20 @@ async def run(options: NsqToS3Options) -> int:
 
 
 def _check(options: NsqToS3Options, store: Store) -> int:
-    raise NotImplementedError
+    """Tell what each step showed; 0 when all that is needed works, else 5."""
+    from nsqtools.stores.check import check  # heavy, and for this alone
+
+    prefix = fixed_prefix(options.key_format)
+    findings = check(store, prefix)
+    for found in findings:
+        mark = "ok" if found.is_fine else ("FAILED" if found.needed else "note")
+        print(f"{mark:<7} {found.step}" + (f": {found.problem}" if found.problem else ""))
+        if found.hint:
+            print(f"        hint: {found.hint}")
+    failed = [found for found in findings if found.needed and not found.is_fine]
+    where = store.location(prefix)
+    print(f"{'not usable' if failed else 'usable'}: {where}")
+    return StoreError.exit_code if failed else 0
 
 
 async def _archive(options: NsqToS3Options, store: Store, line: LiveLine) -> int:
