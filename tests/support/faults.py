@@ -97,6 +97,11 @@ class FaultProxy:
         with self._lock:
             self._faults.append(Fault(kind, words, times, status, body, headers or {}))
 
+    def heal(self) -> None:
+        """Fail no more."""
+        with self._lock:
+            self._faults.clear()
+
     def fail_with(
         self, status: int, code: str, *words: str, times: int = 1, message: str = ""
     ) -> None:

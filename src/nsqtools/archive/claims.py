@@ -75,16 +75,6 @@ class ClaimFacts:
     live: bool = False
     """Whether it has its finished name already while it is written, as a hard link."""
 
-    @property
-    def about(self) -> About:
-        return About(
-            topic=self.topic,
-            channel=self.channel,
-            host=self.host,
-            record_format=self.record_format,
-            compression=self.compression,
-        )
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placing:
@@ -195,6 +185,18 @@ class Claim:
     def unique(self) -> str:
         """What no other claim has, nor ever had."""
         return self.path.stem
+
+    @property
+    def about(self) -> About:
+        """What a destination is told of its file."""
+        return About(
+            unique=self.unique,
+            topic=self.facts.topic,
+            channel=self.facts.channel,
+            host=self.facts.host,
+            record_format=self.facts.record_format,
+            compression=self.facts.compression,
+        )
 
     @property
     def rewrite_path(self) -> Path:

@@ -32,8 +32,10 @@ class FileFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class About:
-    """Whose messages an archive file holds, and how."""
+    """Whose messages an archive file holds, and how. `unique` is what no other file has, nor ever had:
+    two files may hold the same bytes."""
 
+    unique: str
     topic: str
     channel: str
     host: str

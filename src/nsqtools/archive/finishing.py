@@ -145,7 +145,7 @@ class SealedFile:
         source = self._source(placing)
         for _ in range(_PLACE_TRIES):
             try:
-                destination.place(source, placing.name, placing.facts, self.claim.facts.about)
+                destination.place(source, placing.name, placing.facts, self.claim.about)
             except FileExistsError:
                 self._bumps = first_free(
                     self._bumps + 1, lambda number: self._is_taken(destination, number)
@@ -254,10 +254,11 @@ class SealedFiles:
         with self._lock:
             self._files.popleft()
 
-    def release_all(self) -> int:
-        """Leave them to the recovery of the next start; gives how many."""
+    def release_all(self) -> None:
+        """Leave them to the recovery of the next start, or to whom `leave` tells."""
         with self._lock:
-            count = len(self._files)
-            while self._files:
-                self._files.popleft().release()
-        return count
+            files, self._files = list(self._files), deque()
+        for file in files:
+            file.release()
+            if self._leave is not None:
+                self._leave(file.claim.path)

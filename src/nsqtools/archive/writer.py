@@ -307,10 +307,10 @@ class ArchiveWriter:
             self.once.close()
         self.leave_sealed()
 
-    def leave_sealed(self) -> int:
-        """Let go of what is not published yet, for the next start to recover; gives how many files."""
+    def leave_sealed(self) -> None:
+        """Let go of what is not published yet, for the next start to recover."""
         with self._finishing:
-            return self.sealed.release_all()
+            self.sealed.release_all()
 
     def _append(self, file: PartFile, groups: list[Group], batches: Sequence[Messages]) -> int:
         once, now = self.once, self._clock.monotonic()

@@ -32,8 +32,8 @@ class Trouble:
 
     def failed(self, failure: NsqToolsError) -> float:
         """How many seconds to wait until the next try."""
-        self.reason = str(failure)
-        self._told.failed(failure)
+        self.reason = f"{failure} ({failure.hint})" if failure.hint else str(failure)
+        self._told.failed(failure, **({"hint": failure.hint} if failure.hint else {}))
         self.retry_s = min(max(RETRY_FIRST_S, self.retry_s * 2), RETRY_MAX_S)
         return self.retry_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
 

@@ -11,7 +11,7 @@ from nsqtools.errors import OptionsError, StoreError
 from nsqtools.stores.connection import Connection
 from nsqtools.stores.failures import Request
 from nsqtools.stores.location import Location, check_key
-from nsqtools.stores.objects import ObjectReader, StoredObject, of_head, of_list
+from nsqtools.stores.objects import UNIQUE, ObjectReader, StoredObject, of_head, of_list
 from nsqtools.stores.upload import Uploader, Wanted, headers_of, same
 
 if TYPE_CHECKING:
@@ -75,19 +75,27 @@ class Store:
         size_bytes: int,
         sha256: str,
         metadata: Mapping[str, str],
+        unique: str = "",
         content_type: str = "application/octet-stream",
         content_encoding: str = "",
     ) -> None:
         """Upload a finished file under a key that is free: whole or not at all.
 
         It is read once before it is sent, and refused when its size or `sha256` (in hexadecimal) is
-        another. Does nothing when the same object is there. Raises `FileExistsError` when another
-        has the key, and `StorageError` when the file cannot be read. After any other error it may be
-        there or not: calling again finds out.
+        another. `unique` is what no other file has: an object of the same content that was put with
+        another one is another object. Does nothing when the same object is there.
+
+        Raises `FileExistsError` when another has the key, and `StorageError` when the file cannot be
+        read. After any other error it may be there or not: calling again finds out.
         """
-        headers = headers_of(self.options, metadata, sha256, content_type, content_encoding)
+        known = {**metadata, UNIQUE: unique} if unique else metadata
+        headers = headers_of(self.options, known, sha256, content_type, content_encoding)
         wanted = Wanted(
-            key=check_key(key), size_bytes=size_bytes, sha256=sha256.lower(), headers=headers
+            key=check_key(key),
+            size_bytes=size_bytes,
+            sha256=sha256.lower(),
+            unique=unique,
+            headers=headers,
         )
         self._uploader.put(source, wanted)
 
@@ -98,7 +106,7 @@ class Store:
         the key, `StoreError` when what has it is another.
         """
         stored = self.head(key)
-        if not self._is_same(stored, size_bytes, sha256.lower()):
+        if not self._is_same(stored, size_bytes, sha256.lower(), ""):
             told = f"{stored.size_bytes} bytes, SHA-256 {stored.sha256 or 'unknown'}"
             request = Request("head_object", self.bucket, key)
             raise request.failed(f"it is another object, of {told}", is_passing=False)
@@ -190,18 +198,18 @@ class Store:
             return False
         return True
 
-    def _find(self, key: str, size_bytes: int, sha256: str) -> bool:
+    def _find(self, key: str, size_bytes: int, sha256: str, unique: str) -> bool:
         """Whether this object is there; raises `FileExistsError` when another is."""
         try:
             stored = self.head(key)
         except FileNotFoundError:
             return False
-        if not self._is_same(stored, size_bytes, sha256):
+        if not self._is_same(stored, size_bytes, sha256, unique):
             raise FileExistsError(17, "another object has the key", str(self.location(key)))
         return True
 
-    def _is_same(self, stored: StoredObject, size_bytes: int, sha256: str) -> bool:
-        told = same(stored, size_bytes, sha256)
+    def _is_same(self, stored: StoredObject, size_bytes: int, sha256: str, unique: str) -> bool:
+        told = same(stored, size_bytes, sha256, unique)
         return self._read_back(stored) == sha256 if told is None else told
 
     def _read_back(self, stored: StoredObject) -> str:

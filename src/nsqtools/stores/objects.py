@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nsqtools.stores.connection import Connection
 
 SHA256 = "sha256"
+UNIQUE = "file"
 # A read behind a seek fetches what is asked for; reading on half of what was read so, up to this.
 READ_AHEAD_BYTES_MAX = 8 << 20
 # The end of an archive is its index, which is read in several small steps.

@@ -25,7 +25,7 @@ from nsqtools.errors import NsqToolsError, StorageError, StoreError
 from nsqtools.stores.body import Bandwidth, Body, Stretch, sha256_checksum
 from nsqtools.stores.connection import TRIES
 from nsqtools.stores.failures import NoCondition, Request
-from nsqtools.stores.objects import SHA256, encode_metadata
+from nsqtools.stores.objects import SHA256, UNIQUE, encode_metadata
 
 if TYPE_CHECKING:
     import io
@@ -49,6 +49,7 @@ class Wanted:
     key: str
     size_bytes: int
     sha256: str
+    unique: str
     headers: Mapping[str, Any]
 
 
@@ -64,11 +65,11 @@ class Uploader:
         connection: Connection,
         options: StoreOptions,
         bucket: str,
-        find: Callable[[str, int, str], bool],
+        find: Callable[[str, int, str, str], bool],
         clock: Clock,
     ) -> None:
-        """`find` is given key, size and SHA-256, and says whether that object is there; raises
-        FileExistsError when it is another."""
+        """`find` is given key, size, SHA-256 and what is unique, and says whether that object is there;
+        raises FileExistsError when it is another."""
         self._connection = connection
         self._options = options
         self._bucket = bucket
@@ -100,6 +101,9 @@ class Uploader:
             else:
                 self._put_parts(file, source, wanted)
 
+    def _is_found(self, wanted: Wanted) -> bool:
+        return self._find(wanted.key, wanted.size_bytes, wanted.sha256, wanted.unique)
+
     def _check_size(self, file: io.FileIO, source: Path, wanted: Wanted) -> None:
         size = os.fstat(file.fileno()).st_size
         if size != wanted.size_bytes:
@@ -118,7 +122,7 @@ class Uploader:
     def _is_there(self, wanted: Wanted) -> bool:
         """Whether there is nothing to do; raises FileExistsError when another has the key."""
         try:
-            return self._find(wanted.key, wanted.size_bytes, wanted.sha256)
+            return self._is_found(wanted)
         except StoreError as error:
             # Who may write but not list is not told of what is not there. AWS keeps the condition.
             if error.code in ("403", "AccessDenied") and self._connection.is_aws:
@@ -158,7 +162,7 @@ class Uploader:
         try:
             yield
         except FileExistsError:
-            if not self._find(wanted.key, wanted.size_bytes, wanted.sha256):
+            if not self._is_found(wanted):
                 request = self._request("put_object", wanted)
                 raise request.failed("an object came and went", is_passing=True) from None
 
@@ -302,7 +306,7 @@ class Uploader:
 
     def _was_completed(self, wanted: Wanted) -> bool:
         try:
-            return self._find(wanted.key, wanted.size_bytes, wanted.sha256)
+            return self._is_found(wanted)
         except StoreError as error:
             request = self._request("complete_multipart_upload", wanted)
             reason = f"it is not known whether it was: {error.reason}"
@@ -382,8 +386,10 @@ def headers_of(
     return {name: value for name, value in headers.items() if value}
 
 
-def same(stored: StoredObject, size_bytes: int, sha256: str) -> bool | None:
+def same(stored: StoredObject, size_bytes: int, sha256: str, unique: str) -> bool | None:
     """Whether an object is the one; None when its metadata do not say."""
     if stored.size_bytes != size_bytes:
+        return False
+    if unique and stored.metadata.get(UNIQUE, unique) != unique:
         return False
     return stored.sha256 == sha256 if stored.sha256 else None

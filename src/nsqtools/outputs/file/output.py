@@ -157,7 +157,7 @@ class FileOutput:
     async def deliver(self, messages: Sequence[Messages]) -> Answer:
         """Make messages durable, those that the archive has not got yet."""
         if (refusal := self._refusal) is not None:
-            return Again(self._finishes.retry_s, str(refusal), stands=True)
+            return Again(self._finishes.wait_s, str(refusal), stands=True)
         doubts, self._doubts = self._doubts, []
         try:
             commit = await self._strand.call(lambda: self._commit(messages, doubts))
@@ -206,18 +206,17 @@ class FileOutput:
 
     async def _upload_rest(self, wait_s: float) -> None:
         """Upload what can be within that time; the rest is durable and stays."""
-        ends_at = time.monotonic() + wait_s
-        while True:
-            try:
-                await self._finisher.call(self._finish_all)
-                break
-            except NsqToolsError as failure:
-                delay_s = self._failed(self._finishes, failure)
-                if time.monotonic() + delay_s > ends_at:
-                    break
-                await asyncio.sleep(delay_s)
-        if left := await self._finisher.call(self._writer.leave_sealed):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                while True:
+                    try:
+                        await self._finisher.call(self._finish_all)
+                        break
+                    except NsqToolsError as failure:
+                        await asyncio.sleep(self._failed(self._finishes, failure))
+        if left := len(self._writer.sealed):
             self._log.warning("files stay in the spool, for the next start to upload", files=left)
+            self._finisher.call_soon(self._writer.leave_sealed)
 
     async def abandon(self) -> None:
         """Leave all files to recovery: that of the next `open`, in this process or another."""
@@ -243,13 +242,24 @@ class FileOutput:
         if once is not None:
             for nsqd, message_id in doubts:
                 once.may_come_again(nsqd, message_id)
-        for room in self._rooms:
-            room.check()
+        self._check_room()
         commit = self._writer.commit(messages)
         for room in self._rooms:
             room.wrote(commit.disk_bytes)
         self._publish_sealed()
         return commit
+
+    def _check_room(self) -> None:
+        """Raises StorageError when there is none. What fills a spool may be the open file alone: it goes,
+        or nothing ever would."""
+        try:
+            for room in self._rooms:
+                room.check()
+        except StorageError:
+            if self._spooling is not None:
+                self._writer.rotate()
+                self._publish_sealed()
+            raise
 
     def _let_go(self) -> None:
         self._watermark = None  # what is let go of is not published
@@ -336,6 +346,8 @@ class FileOutput:
         """What somebody has to mend stops the topic: nothing is gained by a longer queue."""
         self._failed(self._finishes, failure)
         if isinstance(failure, StoreError) and not failure.is_passing:
+            if self._refusal is None:
+                self._log.warning("the topic waits until the store takes its files again")
             self._refusal = failure
 
     def _all_finished(self) -> None:

@@ -78,6 +78,7 @@ class StoreDestination:
                 size_bytes=facts.size_bytes,
                 sha256=sha256,
                 metadata={} if about is None else _metadata(facts, about),
+                unique="" if about is None else about.unique,
                 content_type=JSON if about is None else _content_type(about),
             )
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import tempfile
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -71,6 +72,7 @@ class DirectSpec:
 class Making:
     """An object in the making."""
 
+    about: About
     created_at_s: float
     batches: list[Messages] = field(default_factory=list)
     messages: int = 0
@@ -115,7 +117,8 @@ class DirectOutput:
         loop = asyncio.get_running_loop()
         making = self._making
         if making is None:
-            making = self._making = Making(self._clock.time())
+            about = replace(self._spec.about, unique=secrets.token_hex(16))
+            making = self._making = Making(about, self._clock.time())
             interval_s = self._spec.rotation.rotate_interval_s or INTERVAL_S
             making.ends.append(loop.call_later(interval_s, self._end, making))
         making.add(messages)
@@ -182,7 +185,7 @@ class DirectOutput:
             number = 0
             while True:
                 try:
-                    self._destination.place(path, names(number), facts, self._spec.about)
+                    self._destination.place(path, names(number), facts, making.about)
                     break
                 except FileExistsError:
                     number = first_free(

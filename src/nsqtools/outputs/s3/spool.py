@@ -59,8 +59,8 @@ class Spool:
         used_bytes = state.size_bytes + self._written_bytes
         if used_bytes >= self._max_bytes:
             reason = (
-                f"the spool is full: {used_bytes >> 20} MiB in {state.files} files wait for upload, and"
-                f" --max-spool-bytes is {self._max_bytes >> 20} MiB"
+                f"the spool is full: {used_bytes >> 20} MiB wait for upload, and --max-spool-bytes is"
+                f" {self._max_bytes >> 20} MiB"
             )
             raise StorageError("write to", self._folder, OSError(errno.ENOSPC, reason))
 

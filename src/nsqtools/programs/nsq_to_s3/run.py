@@ -191,6 +191,7 @@ class _Archive:
         options = self._options
         naming = options.naming()
         about = About(
+            unique="",
             topic=topic,
             channel=options.channel,
             host=naming.host,
