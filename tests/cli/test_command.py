@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nsqtools import errors
-from nsqtools.cli import archive, demo, file_to_nsq, nsq_to_file, nsq_to_http, nsqd
+from nsqtools.cli import (
+    archive,
+    demo,
+    file_to_nsq,
+    nsq_to_file,
+    nsq_to_http,
+    nsq_to_s3,
+    nsqd,
+)
 from nsqtools.cli.base import Program
 from nsqtools.cli.command import EXIT_STATUS, GC_THRESHOLD, execute, resolve
 from nsqtools.observe.log import configure
@@ -25,8 +33,10 @@ from nsqtools.options import Int, load, option, options_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PROGRAMS = [module.PROGRAM for module in (nsq_to_file, nsq_to_http, file_to_nsq, nsqd, demo)]
-PROGRAMS += archive.SUITE.commands.values()
+PROGRAMS = [
+    module.PROGRAM for module in (nsq_to_file, nsq_to_s3, nsq_to_http, file_to_nsq, nsqd, demo)
+]
+PROGRAMS += [*archive.SUITE.commands.values(), *spool.SUITE.commands.values()]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -98,6 +98,7 @@ def test_words_that_are_files() -> None:
 def test_programs_and_their_flags_under_one_name() -> None:
     assert complete("nsq", name="nsqtools") == [
         "plain,nsq_to_file",
+        "plain,nsq_to_s3",
         "plain,nsq_to_http",
         "plain,nsqd",
     ]
@@ -140,10 +141,10 @@ def test_a_script_is_printed_for_every_command(shell: str) -> None:
         timeout=30,
         check=True,
     )
-    for name in ("nsqtools", "nsq_to_file", "nsq_to_http", "file_to_nsq"):
+    for name in ("nsqtools", "nsq_to_file", "nsq_to_s3", "nsq_to_http", "file_to_nsq"):
         assert f"_{name.upper()}_COMPLETE={shell}_complete" in done.stdout
     assert "_NSQD_COMPLETE" not in done.stdout
-    own = [PROGRAMS[name] for name in ("nsq_to_file", "nsq_to_http", "file_to_nsq")]
+    own = [PROGRAMS[name] for name in ("nsq_to_file", "nsq_to_s3", "nsq_to_http", "file_to_nsq")]
     assert script(shell, own) == done.stdout
     if shutil.which(shell):
         subprocess.run([shell, "-n"], input=done.stdout, text=True, timeout=30, check=True)

@@ -277,16 +277,26 @@ def topic_of(path: Path) -> str:
     Raises `StorageError`.
     """
     try:
+        facts = facts_in(path)
+    except ArchiveError:
+        return ""
+    return "" if facts is None else facts.topic
+
+
+def facts_in(path: Path) -> ClaimFacts | None:
+    """What a claim says of its file, without a lock; None for one that is torn, or gone.
+
+    Raises `StorageError`, and `ArchiveError` for one that cannot be understood.
+    """
+    try:
         fd = durable.open_existing(path)
     except StorageError:
         if durable.is_taken(path):
             raise
-        return ""
+        return None
     try:
         found = _read(fd, path)
-        return _facts_of(found[0][0], path).topic if found else ""
-    except ArchiveError:
-        return ""
+        return _facts_of(found[0][0], path) if found else None
     finally:
         durable.close(fd)
 

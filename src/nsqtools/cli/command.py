@@ -41,7 +41,7 @@ EXIT_STATUS = {
     2: "options are missing or wrong",
     3: "a connection failed, or a peer broke the protocol",
     4: "an archive is damaged or cannot be read",
-    5: "a disk or folder refused",
+    5: "a disk, a folder or an object store refused",
     INTERRUPTED: "interrupted, or cut short, before it could stop in order",
 }
 # What does not mend itself: a service manager should not try again (systemd/).

@@ -6,7 +6,16 @@ import os
 import sys
 
 from nsqtools import __version__
-from nsqtools.cli import archive, demo, file_to_nsq, nsq_to_file, nsq_to_http, nsq_to_s3, nsqd
+from nsqtools.cli import (
+    archive,
+    demo,
+    file_to_nsq,
+    nsq_to_file,
+    nsq_to_http,
+    nsq_to_s3,
+    nsqd,
+    spool,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # as in base.py
@@ -17,7 +26,7 @@ PROGRAMS = {
     module.PROGRAM.name: module.PROGRAM
     for module in (nsq_to_file, nsq_to_s3, nsq_to_http, file_to_nsq, nsqd, demo)
 }
-SUITES = {archive.SUITE.name: archive.SUITE}
+SUITES = {suite.name: suite for suite in (archive.SUITE, spool.SUITE)}
 _OPTIONS_EXIT_CODE = 2
 
 

@@ -41,7 +41,8 @@ def help_text(
             parts += _entry(_left(made, program), _right(made), width)
         if group == _COMMON:
             parts += _common_flags(program, width)
-    parts += ["", "How values are written:", *_explained(options, width)]
+    if explained := _explained(options, width):
+        parts += ["", "How values are written:", *explained]
     parts += ["", *_elsewhere(program, options, width)]
     parts += ["", "EXAMPLE"]
     for what, command in examples:
@@ -117,8 +118,9 @@ def _explained(options: Iterable[Option], width: int) -> list[str]:
 
 
 def _elsewhere(program: str, options: Sequence[Option], width: int) -> list[str]:
-    flags = [made for made in options if not made.positional and not made.is_bool]
-    sample = next((made for made in flags if "-" in made.flag and not made.is_secret), flags[0])
+    flags = [made for made in options if not made.positional]
+    valued = [made for made in flags if not made.is_bool] or flags
+    sample = next((made for made in valued if "-" in made.flag and not made.is_secret), valued[0])
     repeated = [made for made in flags if made.repeat]
     parted = "; repeated values parted by commas" if repeated else ""
     for separator, word in (";", "semicolons"), (" ", "spaces"), ("\n", "newlines"):

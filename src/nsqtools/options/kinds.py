@@ -307,10 +307,13 @@ class Size(Kind[int]):
 class Choice(Kind[T]):
     """One of a few words; `T` may be a Literal of them."""
 
-    def __init__(self, words: tuple[T, ...], aliases: dict[str, T] | None = None) -> None:
+    def __init__(
+        self, words: tuple[T, ...], aliases: dict[str, T] | None = None, *, metavar: str = ""
+    ) -> None:
+        """`metavar`: what stands for words that are too many for a line."""
         self.words = words
         self.aliases = aliases or {}
-        self.metavar = "|".join(map(str, words))
+        self.metavar = metavar or "|".join(map(str, words))
 
     def parse(self, text: str) -> T:
         for word in self.words:

@@ -42,7 +42,8 @@ ACL: Kind[str] = Choice(
         "aws-exec-read",
         "bucket-owner-read",
         "bucket-owner-full-control",
-    )
+    ),
+    metavar="ACL",
 )
 PART_BYTES_MIN = 5 << 20
 PART_BYTES_MAX = 5 << 30
@@ -172,7 +173,9 @@ class StoreOptions:
         Word("CLASS"), help="storage class, such as STANDARD_IA", group=_OBJECTS
     )
     object_tag: tuple[Setting, ...] = repeated(ObjectTag(), help="tag of objects", group=_OBJECTS)
-    acl: str | None = option(ACL, help="canned ACL of objects", group=_OBJECTS)
+    acl: str | None = option(
+        ACL, help="canned ACL of objects, such as bucket-owner-full-control", group=_OBJECTS
+    )
 
     part_size_bytes: int = option(
         Size(minimum=PART_BYTES_MIN, maximum=PART_BYTES_MAX),

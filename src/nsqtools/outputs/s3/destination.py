@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from nsqtools.clock import SystemClock
-from nsqtools.errors import StoreError
+from nsqtools.errors import ArchiveError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from nsqtools.archive.destination import About, FileFacts
     from nsqtools.clock import Clock
     from nsqtools.stores.client import Store
+    from nsqtools.stores.options import StoreOptions
 
     T = TypeVar("T")
 
@@ -121,6 +122,43 @@ class StoreDestination:
         with self._lock:
             self._failure = None
             self._closed_s = 0.0
+
+
+class Destinations:
+    """The buckets that files of a spool are for; each is opened once. For any number of threads."""
+
+    def __init__(self, options: StoreOptions) -> None:
+        self._options = options
+        self._lock = threading.Lock()
+        self._opened: dict[str, StoreDestination] = {}
+        self._stores: list[Store] = []
+
+    def open(self, description: str) -> StoreDestination:
+        """What `StoreDestination.describe` named. Raises `ArchiveError` for what is no bucket."""
+        with self._lock:
+            found = self._opened.get(description)
+            if found is None:
+                found = self._opened[description] = self._open(description)
+            return found
+
+    def _open(self, description: str) -> StoreDestination:
+        from nsqtools.stores import open_store, parse_location
+
+        try:
+            bucket = parse_location(description).bucket
+        except ValueError as error:
+            raise ArchiveError(
+                f"{description!r} is no bucket: {error}",
+                hint="It is a file of nsq_to_file: start that with this folder as its --work-dir.",
+            ) from error
+        store = open_store(self._options, bucket=bucket)
+        self._stores.append(store)
+        return StoreDestination(store)
+
+    def close(self) -> None:
+        """End what is under way."""
+        for store in self._stores:
+            store.close()
 
 
 def _metadata(facts: FileFacts, about: About) -> dict[str, str]:

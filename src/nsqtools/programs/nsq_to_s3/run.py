@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,19 +22,18 @@ from nsqtools.observe.log import configure, get_log
 from nsqtools.outputs.file.archiving import hook_of, partition_of, rotation_of
 from nsqtools.outputs.file.output import FileOutput, Spooling
 from nsqtools.outputs.s3.backlog import Backlog
-from nsqtools.outputs.s3.destination import StoreDestination
+from nsqtools.outputs.s3.destination import Destinations
 from nsqtools.outputs.s3.direct import DirectOutput, DirectSpec
 from nsqtools.outputs.s3.spool import Spool
 from nsqtools.outputs.workers import Workers
 from nsqtools.pipeline.run import Run
 from nsqtools.programs.nsq_to_s3.watch import SpoolWatch
-from nsqtools.stores import open_store
+from nsqtools.stores import Location, open_store
 
 if TYPE_CHECKING:
     from nsqtools.outputs.contract import Output
     from nsqtools.outputs.file.hook import PublishHook
     from nsqtools.programs.nsq_to_s3.options import NsqToS3Options
-    from nsqtools.stores import Store
 
 log = get_log("archive")
 
@@ -51,37 +51,34 @@ async def run(options: NsqToS3Options) -> int:
             log_format=options.log_format,
             stream=line.log_stream,
         )
-        store = open_store(options)
-        try:
-            if options.only_check:
-                return await asyncio.to_thread(_check, options, store)
-            return await _archive(options, store, line)
-        finally:
-            store.close()
+        if options.only_check:
+            return await asyncio.to_thread(_check, options)
+        with contextlib.closing(Destinations(options)) as destinations:
+            return await _archive(options, destinations, line)
 
 
-def _check(options: NsqToS3Options, store: Store) -> int:
+def _check(options: NsqToS3Options) -> int:
     """Tell what each step showed; 0 when all that is needed works, else 5."""
     from nsqtools.stores.check import check  # heavy, and for this alone
 
     prefix = fixed_prefix(options.key_format)
-    findings = check(store, prefix)
+    with open_store(options) as store:
+        findings = check(store, prefix)
     for found in findings:
         mark = "ok" if found.is_fine else ("FAILED" if found.needed else "note")
         print(f"{mark:<7} {found.step}" + (f": {found.problem}" if found.problem else ""))
         if found.hint:
             print(f"        hint: {found.hint}")
     failed = [found for found in findings if found.needed and not found.is_fine]
-    where = store.location(prefix)
-    print(f"{'not usable' if failed else 'usable'}: {where}")
+    print(f"{'not usable' if failed else 'usable'}: {Location(store.bucket, prefix)}")
     return StoreError.exit_code if failed else 0
 
 
-async def _archive(options: NsqToS3Options, store: Store, line: LiveLine) -> int:
+async def _archive(options: NsqToS3Options, destinations: Destinations, line: LiveLine) -> int:
     async with Lifecycle(options.shutdown_timeout_s) as life:
         workers = Workers()
         hook = hook_of(options, options.program)
-        archive = _Archive(options, store, workers, hook)
+        archive = _Archive(options, destinations, workers, hook)
         await asyncio.to_thread(archive.prepare)
         archiver = Run(
             options,
@@ -109,21 +106,23 @@ class _Archive:
     """What the outputs of one run share."""
 
     def __init__(
-        self, options: NsqToS3Options, store: Store, workers: Workers, hook: PublishHook | None
+        self,
+        options: NsqToS3Options,
+        destinations: Destinations,
+        workers: Workers,
+        hook: PublishHook | None,
     ) -> None:
         self._options = options
-        self._store = store
         self._workers = workers
         self._hook = hook
         self._folder = options.spool_dir or Path(tempfile.gettempdir())
-        self._destination = StoreDestination(store)
-        self._others: dict[str, StoreDestination] = {}
+        self._destination = destinations.open(f"s3://{options.bucket}")
         self._spool = Spool(self._folder, options.max_spool_bytes)
         self._backlog = Backlog(
             self._folder,
             workers,
             self._destination,
-            open_destination=self._open_destination,
+            open_destination=destinations.open,
             hook=hook,
         )
         self.watch = SpoolWatch(self._spool, self._destination, self._backlog)
@@ -216,13 +215,3 @@ class _Archive:
             sync_interval_s=options.sync_interval_s,
             scratch_dir=self._folder,
         )
-
-    def _open_destination(self, description: str) -> StoreDestination:
-        """The bucket that a file of the spool is for: that of this run, or another one."""
-        if description == self._destination.describe():
-            return self._destination
-        if description not in self._others:
-            bucket = description.removeprefix("s3://")
-            store = open_store(self._options, bucket=bucket)
-            self._others[description] = StoreDestination(store)
-        return self._others[description]

@@ -1,0 +1,46 @@
+"""`nsqtools spool upload`: what waits in a spool goes to the store, and nothing is consumed."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from nsqtools.archive.claims import claim_paths
+from nsqtools.archive.recovery import recover
+from nsqtools.errors import StoreError
+from nsqtools.outputs.s3.destination import Destinations
+from nsqtools.programs.archive import shown
+from nsqtools.programs.spool.ls import folders_of
+
+if TYPE_CHECKING:
+    from nsqtools.archive.recovery import Recovered
+    from nsqtools.programs.spool.options import SpoolUploadOptions
+
+PROGRAM = "spool-upload"
+
+
+def run(options: SpoolUploadOptions) -> int:
+    """Upload; 0 when nothing is left but what a running nsq_to_s3 has in hand, else 5.
+
+    Raises `OptionsError` for what is no folder, `StorageError` for one that cannot be listed.
+    """
+    uploaded = failed = 0
+    with contextlib.closing(Destinations(options)) as known:
+        for folder in folders_of(options.folders):
+            for claim in claim_paths(folder):
+                found = recover(folder, claims=[claim], open_destination=known.open)
+                for each in found:
+                    failed += each.failed
+                    uploaded += not each.failed
+                    _tell(each)
+    shown.say(f"{shown.count(uploaded, 'file')} done, {failed} failed")
+    return StoreError.exit_code if failed else 0
+
+
+def _tell(found: Recovered) -> None:
+    if found.failed:
+        shown.warn(f"{PROGRAM}: {found.path}: {found.reason}")
+    elif found.published is None:
+        shown.warn(f"{PROGRAM}: {found.path}: not uploaded: {found.reason}")
+    else:
+        shown.say(f"{found.published}\t{found.records}\t{found.stored_bytes}")
