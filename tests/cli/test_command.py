@@ -24,6 +24,7 @@ from nsqtools.cli import (
     nsq_to_http,
     nsq_to_s3,
     nsqd,
+    spool,
 )
 from nsqtools.cli.base import Program
 from nsqtools.cli.command import EXIT_STATUS, GC_THRESHOLD, execute, resolve
