@@ -91,7 +91,7 @@ class Stretch:
 
 
 class Body:
-    """A stretch as boto3 reads it: twice, where it signs what is sent."""
+    """A stretch as boto3 reads it: more than once, where it signs what is sent or sends it again."""
 
     def __init__(self, stretch: Stretch, take: Callable[[int], int]) -> None:
         """`take` is told how many bytes are wanted, waits, and says how many there may be."""

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from nsqtools.clock import SystemClock
 from nsqtools.errors import StoreError
 from nsqtools.options import mask_passwords
-from nsqtools.stores.failures import Request, WornOut, clean, explain
+from nsqtools.stores.failures import Request, clean, explain, is_of_identity
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,7 +79,7 @@ class Connection:
             failure = explain(error, request, self._clock.time())
         else:
             return answer
-        if isinstance(failure, WornOut):
+        if is_of_identity(failure):
             self._forget(client)
         raise failure
 
@@ -143,9 +143,8 @@ class Connection:
         from botocore.config import Config
 
         options = self._options
-        s3: Any = {"addressing_style": options.addressing}
-        if (options.endpoint_url or "https:").startswith("https:"):
-            s3["payload_signing_enabled"] = False  # TLS and the checksum say the same
+        # The checksum is signed with the other headers, and stands for what is sent.
+        s3: Any = {"addressing_style": options.addressing, "payload_signing_enabled": False}
         checksums: Any = "when_supported" if for_aws else "when_required"
         return session.client(
             "s3",
