@@ -219,15 +219,29 @@ def test_an_upload_that_fails_is_aborted(parted: Store, proxy: FaultProxy, large
     assert not parted.is_taken("t/file.zst")
 
 
+@pytest.mark.parametrize("is_first", [True, False], ids=["first", "later"])
 @pytest.mark.parametrize("content", [SMALL, LARGE], ids=["small", "large"])
 def test_what_was_changed_on_the_way_is_noticed(
-    parted: Store, proxy: FaultProxy, tmp_path: Path, content: bytes
+    parted: Store,
+    proxy: FaultProxy,
+    server: StoreServer,
+    tmp_path: Path,
+    content: bytes,
+    is_first: bool,
 ) -> None:
     """By the store, from Content-MD5, or by us, from what it says it has."""
-    Sample(tmp_path, SMALL, "before").put(parted, "before")
+    if is_first and server.name == "moto":
+        pytest.skip("moto's server checks nothing, and its ETags are not known to be MD5 yet")
+    if not is_first:
+        Sample(tmp_path, SMALL, "before").put(parted, "before")
     sample = Sample(tmp_path, content)
     proxy.fail("corrupt", "PUT", "t/file.zst")
-    put_in_the_end(sample, parted)
+    with pytest.raises(StoreError) as caught:
+        sample.put(parted)
+    assert caught.value.is_passing
+    assert not parted.is_taken("t/file.zst")
+    assert not unfinished(parted)
+    sample.put(parted)
     assert sample.read(parted) == content
 
 

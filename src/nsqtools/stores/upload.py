@@ -200,7 +200,7 @@ class Uploader:
         """That the store has got what was sent, where it names that by its MD5.
 
         Most do, unless they encrypt: it is held against one only when it was seen to fit before. With
-        `must_fit` nothing else was sent to check it by, and the next try sends that again.
+        `must_fit` nothing else was sent to check it by, and the next upload sends that again.
         """
         etag = str(answer.get("ETag", "")).strip('"').lower()
         encrypted = answer.get("ServerSideEncryption", "AES256") != "AES256"
@@ -261,8 +261,12 @@ class Uploader:
         stretch: Stretch,
         ended: threading.Event,
     ) -> dict[str, Any]:
-        """Upload a part, with a few tries; gives what completing asks for."""
+        """Upload a part, with a few tries; gives what completing asks for.
+
+        A part that arrived as other bytes spoils the upload: not every store lets one be replaced.
+        """
         request = self._request("upload_part", wanted)
+        spoilt = threading.Event()
 
         def take(size: int) -> int:
             if ended.is_set():
@@ -282,10 +286,16 @@ class Uploader:
                     "Body": Body(stretch, take),
                 },
             )
-            self._check_etag(answer, stretch, request, must_fit=by_etag)
+            try:
+                self._check_etag(answer, stretch, request, must_fit=by_etag)
+            except StoreError:
+                spoilt.set()
+                raise
             return answer
 
-        answer = self._connection.tried(send, is_wanted=lambda: not ended.is_set())
+        answer = self._connection.tried(
+            send, is_wanted=lambda: not (ended.is_set() or spoilt.is_set())
+        )
         part: dict[str, Any] = {"PartNumber": number, "ETag": answer["ETag"]}
         if "ChecksumCRC32" in answer:
             part["ChecksumCRC32"] = answer["ChecksumCRC32"]
