@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -70,6 +72,11 @@ def test_checksums_are_as_the_store_takes_them(url: str, monkeypatch: pytest.Mon
         assert store.connection.is_aws is not bool(url)
         checksums = {config.request_checksum_calculation, config.response_checksum_validation}
         assert checksums == {"when_required" if url else "when_supported"}
+
+
+def test_boto3_is_loaded_with_the_first_request() -> None:
+    program = "import sys, nsqtools.stores; sys.exit('boto3' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
 def test_a_store_has_a_bucket() -> None:

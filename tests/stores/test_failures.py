@@ -192,7 +192,9 @@ def test_renewed_credentials_are_found(
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDOFNOBODY")
     if server.name == "rclone":
         error = put(store)
-        assert "403" in str(error)
+        assert "403 InvalidAccessKeyId" in str(
+            error
+        )  # though a HEAD, which came first, has no words
         assert not error.is_passing
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
     error = put(store)
@@ -200,6 +202,16 @@ def test_renewed_credentials_are_found(
     assert "Renew the credentials" in error.hint
     put_empty(store, tmp_path / "file")
     store.head(KEY)
+
+
+def test_the_words_that_a_head_lacks_are_asked_for(
+    store: Store, proxy: FaultProxy, put: Callable[[Store], StoreError]
+) -> None:
+    proxy.fail_with(400, "ExpiredToken", "HEAD", times=100)  # boto3 asks for the region, too
+    proxy.fail_with(400, "ExpiredToken", "GET")
+    error = put(store)
+    assert (error.is_passing, error.code) == (True, "ExpiredToken")
+    assert put(store).code == "400"
 
 
 def test_no_credentials_yet(

@@ -134,8 +134,6 @@ class Connection:
         except (boto.BotoCoreError, ValueError, OSError) as error:
             reason = clean(mask_passwords(str(error)))
         else:
-            client.meta.events.register_first("request-created.s3", _hold_back)
-            client.meta.events.register_last("request-created.s3", _let_go)
             return client
         raise StoreError("connect to", self._options.endpoint_url or "S3", reason, is_passing=False)
 
@@ -161,14 +159,3 @@ class Connection:
                 s3=s3,
             ),
         )
-
-
-def _hold_back(request: Any, **_: object) -> None:
-    """A body is read by the signing, too: what it reads then is not what goes out."""
-    if hold_back := getattr(request.body, "hold_back", None):
-        hold_back()
-
-
-def _let_go(request: Any, **_: object) -> None:
-    if let_go := getattr(request.body, "let_go", None):
-        let_go()

@@ -288,7 +288,7 @@ def _hint(status: int, code: str, request: Request) -> str:
     if status != 403:
         return ""
     hint = f"It needs {request.permissions}"
-    if request.method == "head_object":
+    if request.method in ("head_object", "get_object"):
         # Without the right to list AWS does not even tell that there is nothing.
         hint += (
             f", and s3:ListBucket on arn:aws:s3:::{request.bucket} to learn that nothing is there"
