@@ -202,6 +202,17 @@ def test_a_completion_that_cannot_be_settled_is_not_aborted(
     assert not proxy.count("DELETE")
 
 
+def test_who_uploads_the_same_meanwhile_leaves_no_parts_behind(
+    parted: Store, proxy: FaultProxy, large: Sample
+) -> None:
+    large.put(parted)
+    proxy.fail_with(404, "NoSuchKey", "HEAD")
+    large.put(parted)
+    assert proxy.count("PUT", "partNumber=1") == 2
+    assert not unfinished(parted)
+    assert large.read(parted) == LARGE
+
+
 def test_a_part_is_tried_again_by_itself(parted: Store, proxy: FaultProxy, large: Sample) -> None:
     proxy.fail_with(503, "SlowDown", "PUT", "partNumber=2", times=2)
     large.put(parted)

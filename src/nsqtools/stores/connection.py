@@ -59,7 +59,7 @@ class Connection:
 
     def wait(self, delay_s: float) -> None:
         """Sleep; raises StoreError when the store is closed meanwhile."""
-        if self._closed.wait(delay_s):
+        if self._closed.is_set() or (delay_s > 0 and self._closed.wait(delay_s)):
             raise StoreError("use", "the object store", "it is closed", is_passing=True)
 
     def call(self, request: Request, **parameters: Any) -> dict[str, Any]:

@@ -226,17 +226,22 @@ class Uploader:
             parts = _Parts(self, file, source, wanted, upload_id)
             sent = parts.send()
             self._check_content(parts.whole, source, wanted)
-            self._complete(wanted, upload_id, sent)
+            if not self._complete(wanted, upload_id, sent):
+                self._abort(wanted, upload_id)
         except InDoubt:
             raise
         except BaseException:
-            with contextlib.suppress(NsqToolsError, OSError):
-                abort = self._request("abort_multipart_upload", wanted)
-                self._connection.call(abort, UploadId=upload_id)
+            self._abort(wanted, upload_id)
             raise
         finally:
             with self._lock:
                 self._under_way.discard(upload_id)
+
+    def _abort(self, wanted: Wanted, upload_id: str) -> None:
+        """Best effort: what is left is an orphan. An object that it became is not touched."""
+        with contextlib.suppress(NsqToolsError, OSError):
+            request = self._request("abort_multipart_upload", wanted)
+            self._connection.call(request, UploadId=upload_id)
 
     def part_size(self, size_bytes: int) -> int:
         """The size asked for, or what keeps an object of this size within PARTS_MAX parts."""
@@ -301,23 +306,28 @@ class Uploader:
             part["ChecksumCRC32"] = answer["ChecksumCRC32"]
         return part
 
-    def _complete(self, wanted: Wanted, upload_id: str, parts: list[dict[str, Any]]) -> None:
+    def _complete(self, wanted: Wanted, upload_id: str, parts: list[dict[str, Any]]) -> bool:
         """Make an object of the parts. After an answer that is none the store is asked for the object:
-        it is there, or the upload is completed again. Raises InDoubt when it cannot be asked."""
+        it is there, or the upload is completed again. Raises InDoubt when it cannot be asked.
+
+        False when the object is there, but perhaps not from these parts.
+        """
         parameters = {"UploadId": upload_id, "MultipartUpload": {"Parts": parts}}
         for attempt in range(TRIES):
             if not self._connection.is_aws and self._is_there(wanted):
-                return
+                return False
+            is_ours = False
             try:
                 with self._settling(wanted):
                     self._conditionally("complete_multipart_upload", wanted, lambda: parameters)
-                return
+                    is_ours = True
+                return is_ours
             except StoreError as error:
                 if not error.is_passing:
                     raise
                 failure = error
             if self._was_completed(wanted):
-                return
+                return False
             if attempt < TRIES - 1:
                 self._connection.wait_after(attempt)
         raise failure
