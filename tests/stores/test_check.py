@@ -9,6 +9,8 @@ import pytest
 from nsqtools.stores.check import check
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.support.faults import FaultProxy
     from tests.support.stores import StoreServer
 
@@ -51,11 +53,14 @@ def test_a_permission_that_is_missing_is_named(
     assert permission in found.hint
 
 
-def test_a_bucket_that_is_missing(store: Store, server: StoreServer, bucket: str) -> None:
+def test_a_bucket_that_is_missing(
+    opened: Callable[..., Store], server: StoreServer, bucket: str
+) -> None:
     client = server.client()
     client.delete_bucket(Bucket=bucket)
     client.close()
-    first = check(store, "t/")[0]
+    # Not through the proxy: rclone's server answers before it has read the body, and hangs up.
+    first = check(opened(f"--endpoint-url={server.endpoint_url}"), "t/")[0]
     assert "NoSuchBucket" in first.problem
     assert "--bucket" in first.hint
 

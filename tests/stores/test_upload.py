@@ -202,6 +202,17 @@ def test_a_completion_that_cannot_be_settled_is_not_aborted(
     assert not proxy.count("DELETE")
 
 
+def test_who_uploads_the_same_meanwhile_leaves_no_parts_behind(
+    parted: Store, proxy: FaultProxy, large: Sample
+) -> None:
+    large.put(parted)
+    proxy.fail_with(404, "NoSuchKey", "HEAD")
+    large.put(parted)
+    assert proxy.count("PUT", "partNumber=1") == 2
+    assert not unfinished(parted)
+    assert large.read(parted) == LARGE
+
+
 def test_a_part_is_tried_again_by_itself(parted: Store, proxy: FaultProxy, large: Sample) -> None:
     proxy.fail_with(503, "SlowDown", "PUT", "partNumber=2", times=2)
     large.put(parted)
@@ -219,15 +230,29 @@ def test_an_upload_that_fails_is_aborted(parted: Store, proxy: FaultProxy, large
     assert not parted.is_taken("t/file.zst")
 
 
+@pytest.mark.parametrize("is_first", [True, False], ids=["first", "later"])
 @pytest.mark.parametrize("content", [SMALL, LARGE], ids=["small", "large"])
 def test_what_was_changed_on_the_way_is_noticed(
-    parted: Store, proxy: FaultProxy, tmp_path: Path, content: bytes
+    parted: Store,
+    proxy: FaultProxy,
+    server: StoreServer,
+    tmp_path: Path,
+    content: bytes,
+    is_first: bool,
 ) -> None:
     """By the store, from Content-MD5, or by us, from what it says it has."""
-    Sample(tmp_path, SMALL, "before").put(parted, "before")
+    if is_first and server.name == "moto":
+        pytest.skip("moto's server checks nothing, and its ETags are not known to be MD5 yet")
+    if not is_first:
+        Sample(tmp_path, SMALL, "before").put(parted, "before")
     sample = Sample(tmp_path, content)
     proxy.fail("corrupt", "PUT", "t/file.zst")
-    put_in_the_end(sample, parted)
+    with pytest.raises(StoreError) as caught:
+        sample.put(parted)
+    assert caught.value.is_passing
+    assert not parted.is_taken("t/file.zst")
+    assert not unfinished(parted)
+    sample.put(parted)
     assert sample.read(parted) == content
 
 

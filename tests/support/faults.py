@@ -179,6 +179,8 @@ class FaultProxy:
                 is_corrupt = False
                 upstream.sendall(sent)
                 self.sent_bytes += len(sent)
+            if request.left:
+                raise ConnectionError("the client is gone")
             parts = []
             while data := upstream.recv(_PIECE_BYTES):
                 parts.append(data)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ACCESS_KEY = "AKIDTESTTESTTEST"
 SECRET_KEY = "SECRETsecretSECRETsecret"
 PATIENCE_S = 60.0
-_STARTED = re.compile(r"(?:Running on|Starting s3 server on) \[?(http://[0-9.:]+)")
+_STARTED = re.compile(r"(?:Running on|Starting s3 server on) \[?(https?://[0-9.:]+)")
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": ACCESS_KEY,
     "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
@@ -34,10 +34,11 @@ ENVIRONMENT = {
 class StoreServer:
     """A server in a process; leaving the block kills it."""
 
-    def __init__(self, name: str, folder: Path) -> None:
-        """`folder` holds what rclone's stores; moto's keeps it in memory."""
+    def __init__(self, name: str, folder: Path, *flags: str) -> None:
+        """`folder` holds what rclone's stores; moto's keeps it in memory. `flags` are rclone's."""
         self.name = name
         self.folder = folder
+        self._flags = flags
         self.endpoint_url = ""
         self._log: list[str] = []
         self._started = threading.Event()
@@ -58,7 +59,7 @@ class StoreServer:
 
     @property
     def address(self) -> str:
-        return self.endpoint_url.removeprefix("http://")
+        return self.endpoint_url.partition("://")[2]
 
     def _command(self, address: str) -> Sequence[str]:
         if self.name == "moto":
@@ -67,7 +68,7 @@ class StoreServer:
         rclone = Path(sysconfig.get_path("scripts")) / "rclone"
         keys = f"--auth-key={ACCESS_KEY},{SECRET_KEY}"
         flags = ("--config=/dev/null", f"--addr={address}", keys)
-        return (str(rclone), "serve", "s3", *flags, str(self.folder))
+        return (str(rclone), "serve", "s3", *flags, *self._flags, str(self.folder))
 
     def start(self, address: str) -> None:
         environment = os.environ | {"PYTHONWARNINGS": "ignore"}

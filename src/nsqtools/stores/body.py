@@ -91,35 +91,26 @@ class Stretch:
 
 
 class Body:
-    """A stretch as boto3 reads it: twice, where it signs what is sent."""
+    """A stretch as boto3 reads it to send it. It signs the checksum in the place of the content, and so
+    what it reads goes out."""
 
     def __init__(self, stretch: Stretch, take: Callable[[int], int]) -> None:
         """`take` is told how many bytes are wanted, waits, and says how many there may be."""
         self._stretch = stretch
         self._take = take
         self._at = 0
-        self._goes_out = True
         self.failure: StorageError | None = None
         """Why the file could not be read: what boto3 makes of that is not to be told from the network."""
 
     def __len__(self) -> int:
         return self._stretch.size_bytes
 
-    def hold_back(self) -> None:
-        """What is read from now on is not sent, and costs no bandwidth."""
-        self._goes_out = False
-
-    def let_go(self) -> None:
-        """What is read from now on is sent."""
-        self._goes_out = True
-
     def read(self, size: int | None = -1) -> bytes:
         left = self._stretch.size_bytes - self._at
         wanted = left if size is None or size < 0 else min(size, left)
         if not wanted:
             return b""
-        if self._goes_out:
-            wanted = self._take(wanted)
+        wanted = self._take(wanted)
         try:
             data = self._stretch.read(self._at, wanted)
         except StorageError as error:

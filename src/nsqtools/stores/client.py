@@ -60,7 +60,10 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """End what is under way and what waits, in whatever thread: it raises a passing StoreError."""
+        """End what is under way and what waits, in whatever thread: it raises a passing StoreError.
+
+        An upload in parts that is ended so is not aborted, which `abort_orphans` is for.
+        """
         self.connection.close()
 
     def location(self, key: str) -> Location:
@@ -114,7 +117,26 @@ class Store:
     def head(self, key: str) -> StoredObject:
         """What is known of an object; raises `FileNotFoundError`."""
         request = Request("head_object", self.bucket, check_key(key))
-        return of_head(key, self.connection.patiently(request))
+        try:
+            return of_head(key, self.connection.patiently(request))
+        except StoreError as error:
+            failure = self._worded(error, key)
+        raise failure
+
+    def _worded(self, error: StoreError, key: str) -> StoreError:
+        """A HEAD is refused without a word, say of an expired token. A GET of the same object has it."""
+        if error.code not in ("400", "403"):
+            return error
+        try:
+            answer = self.connection.call(
+                Request("get_object", self.bucket, key), Range="bytes=0-0"
+            )
+        except StoreError as worded:
+            return worded
+        except FileNotFoundError:
+            return error
+        answer["Body"].close()
+        return error
 
     def is_taken(self, key: str) -> bool:
         """Whether anything has this key; the answer may be old when it is used."""
@@ -154,8 +176,9 @@ class Store:
 
         A store does not say who began an upload, and parts cost money until it is aborted: `owned` is
         asked for each key under `prefix` whether it is one that only we would write. Uploads of this
-        `Store` that are under way are left alone. Gives the keys; an upload that cannot be aborted for
-        a passing reason is left for the next time.
+        `Store` that are under way are left alone. When one was begun is told by the store's clock, so
+        a time should be long. Gives the keys; an upload that cannot be aborted for a passing reason is
+        left for the next time.
         """
         aborted = []
         for upload in self._unfinished(prefix):

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from nsqtools.clock import SystemClock
 from nsqtools.errors import StoreError
 from nsqtools.options import mask_passwords
-from nsqtools.stores.failures import Request, WornOut, clean, explain
+from nsqtools.stores.failures import Request, clean, explain, is_of_identity
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,7 +59,7 @@ class Connection:
 
     def wait(self, delay_s: float) -> None:
         """Sleep; raises StoreError when the store is closed meanwhile."""
-        if self._closed.wait(delay_s):
+        if self._closed.is_set() or (delay_s > 0 and self._closed.wait(delay_s)):
             raise StoreError("use", "the object store", "it is closed", is_passing=True)
 
     def call(self, request: Request, **parameters: Any) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class Connection:
             failure = explain(error, request, self._clock.time())
         else:
             return answer
-        if isinstance(failure, WornOut):
+        if is_of_identity(failure):
             self._forget(client)
         raise failure
 
@@ -134,8 +134,6 @@ class Connection:
         except (boto.BotoCoreError, ValueError, OSError) as error:
             reason = clean(mask_passwords(str(error)))
         else:
-            client.meta.events.register_first("request-created.s3", _hold_back)
-            client.meta.events.register_last("request-created.s3", _let_go)
             return client
         raise StoreError("connect to", self._options.endpoint_url or "S3", reason, is_passing=False)
 
@@ -143,9 +141,8 @@ class Connection:
         from botocore.config import Config
 
         options = self._options
-        s3: Any = {"addressing_style": options.addressing}
-        if (options.endpoint_url or "https:").startswith("https:"):
-            s3["payload_signing_enabled"] = False  # TLS and the checksum say the same
+        # The checksum is signed with the other headers, and stands for what is sent.
+        s3: Any = {"addressing_style": options.addressing, "payload_signing_enabled": False}
         checksums: Any = "when_supported" if for_aws else "when_required"
         return session.client(
             "s3",
@@ -162,14 +159,3 @@ class Connection:
                 s3=s3,
             ),
         )
-
-
-def _hold_back(request: Any, **_: object) -> None:
-    """A body is read by the signing, too: what it reads then is not what goes out."""
-    if hold_back := getattr(request.body, "hold_back", None):
-        hold_back()
-
-
-def _let_go(request: Any, **_: object) -> None:
-    if let_go := getattr(request.body, "let_go", None):
-        let_go()

@@ -54,6 +54,8 @@ _WORN_OUT = frozenset(
         *("InvalidToken", "InvalidClientTokenId", "UnrecognizedClientException"),
     }
 )
+# What other credentials might mend.
+_IDENTITY = frozenset({"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch"})
 _MISSING = frozenset({"NoSuchKey", "404", "NotFound"})
 _ACTIONS = {
     "put_object": ("PutObject",),
@@ -175,6 +177,11 @@ def explain(error: Exception, request: Request, now_s: float) -> Exception:
     return request.failed(_said(error), is_passing=False)
 
 
+def is_of_identity(error: Exception) -> bool:
+    """Whether other credentials, which somebody may have put where they are found, could mend it."""
+    return isinstance(error, WornOut) or (isinstance(error, StoreError) and error.code in _IDENTITY)
+
+
 def _is_cut(error: Exception) -> bool:
     """Answers that ended early, or are no answers, and checksums that do not fit."""
     import http.client
@@ -195,7 +202,8 @@ def _is_cut(error: Exception) -> bool:
 
 
 def _of_network(error: Exception) -> str:
-    text = _said(error)
+    # Botocore tells the URL, and keeps what happened.
+    text = f"{_said(error)} {clean(str(getattr(error, 'kwargs', {}).get('error', '')))}".strip()
     for words, told in (
         ("Connection refused", "connection refused"),
         ("reset by peer", "connection reset"),
@@ -280,7 +288,7 @@ def _hint(status: int, code: str, request: Request) -> str:
     if status != 403:
         return ""
     hint = f"It needs {request.permissions}"
-    if request.method == "head_object":
+    if request.method in ("head_object", "get_object"):
         # Without the right to list AWS does not even tell that there is nothing.
         hint += (
             f", and s3:ListBucket on arn:aws:s3:::{request.bucket} to learn that nothing is there"

@@ -193,18 +193,28 @@ class Uploader:
         self._connection.wait(self._bandwidth.reserve(size, self._clock.monotonic()))
         return size
 
-    def _check_etag(self, answer: Mapping[str, Any], stretch: Stretch, request: Request) -> None:
+    def _check_etag(
+        self,
+        answer: Mapping[str, Any],
+        stretch: Stretch,
+        request: Request,
+        *,
+        must_fit: bool = False,
+    ) -> None:
         """That the store has got what was sent, where it names that by its MD5.
 
-        Most do, unless they encrypt: it is held against one only when it was seen to fit before.
+        Most do, unless they encrypt: it is held against one only when it was seen to fit before. With
+        `must_fit` nothing else was sent to check it by, and the next upload sends that again.
         """
         etag = str(answer.get("ETag", "")).strip('"').lower()
         encrypted = answer.get("ServerSideEncryption", "AES256") != "AES256"
-        if not stretch.md5 or len(etag) != _MD5_LENGTH or encrypted:
+        is_md5 = len(etag) == _MD5_LENGTH and not encrypted
+        if not stretch.md5 or not (is_md5 or must_fit):
             return
         if etag == stretch.md5:
             self._etags_are_md5 = True
-        elif self._etags_are_md5:
+        elif self._etags_are_md5 or must_fit:
+            self._etags_are_md5 = self._etags_are_md5 and not must_fit
             raise request.failed("the store has got other bytes than were sent", is_passing=True)
 
     # In parts
@@ -220,17 +230,22 @@ class Uploader:
             parts = _Parts(self, file, source, wanted, upload_id)
             sent = parts.send()
             self._check_content(parts.whole, source, wanted)
-            self._complete(wanted, upload_id, sent)
+            if not self._complete(wanted, upload_id, sent):
+                self._abort(wanted, upload_id)
         except InDoubt:
             raise
         except BaseException:
-            with contextlib.suppress(NsqToolsError, OSError):
-                abort = self._request("abort_multipart_upload", wanted)
-                self._connection.call(abort, UploadId=upload_id)
+            self._abort(wanted, upload_id)
             raise
         finally:
             with self._lock:
                 self._under_way.discard(upload_id)
+
+    def _abort(self, wanted: Wanted, upload_id: str) -> None:
+        """Best effort: what is left is an orphan. An object that it became is not touched."""
+        with contextlib.suppress(NsqToolsError, OSError):
+            request = self._request("abort_multipart_upload", wanted)
+            self._connection.call(request, UploadId=upload_id)
 
     def part_size(self, size_bytes: int) -> int:
         """The size asked for, or what keeps an object of this size within PARTS_MAX parts."""
@@ -255,8 +270,12 @@ class Uploader:
         stretch: Stretch,
         ended: threading.Event,
     ) -> dict[str, Any]:
-        """Upload a part, with a few tries; gives what completing asks for."""
+        """Upload a part, with a few tries; gives what completing asks for.
+
+        A part that arrived as other bytes spoils the upload: not every store lets one be replaced.
+        """
         request = self._request("upload_part", wanted)
+        spoilt = threading.Event()
 
         def take(size: int) -> int:
             if ended.is_set():
@@ -264,42 +283,55 @@ class Uploader:
             return self._take(size)
 
         def send() -> dict[str, Any]:
+            # The store takes the MD5 of a part for its ETag: asked for once more it costs as much again.
+            by_etag = self._etags_are_md5 and bool(stretch.md5)
             answer = self._call(
                 request,
                 {
-                    **stretch.checksums,
+                    **({} if by_etag else stretch.checksums),
                     "UploadId": upload_id,
                     "PartNumber": number,
                     "ContentLength": stretch.size_bytes,
                     "Body": Body(stretch, take),
                 },
             )
-            self._check_etag(answer, stretch, request)
+            try:
+                self._check_etag(answer, stretch, request, must_fit=by_etag)
+            except StoreError:
+                spoilt.set()
+                raise
             return answer
 
-        answer = self._connection.tried(send, is_wanted=lambda: not ended.is_set())
+        answer = self._connection.tried(
+            send, is_wanted=lambda: not (ended.is_set() or spoilt.is_set())
+        )
         part: dict[str, Any] = {"PartNumber": number, "ETag": answer["ETag"]}
         if "ChecksumCRC32" in answer:
             part["ChecksumCRC32"] = answer["ChecksumCRC32"]
         return part
 
-    def _complete(self, wanted: Wanted, upload_id: str, parts: list[dict[str, Any]]) -> None:
+    def _complete(self, wanted: Wanted, upload_id: str, parts: list[dict[str, Any]]) -> bool:
         """Make an object of the parts. After an answer that is none the store is asked for the object:
-        it is there, or the upload is completed again. Raises InDoubt when it cannot be asked."""
+        it is there, or the upload is completed again. Raises InDoubt when it cannot be asked.
+
+        False when the object is there, but perhaps not from these parts.
+        """
         parameters = {"UploadId": upload_id, "MultipartUpload": {"Parts": parts}}
         for attempt in range(TRIES):
             if not self._connection.is_aws and self._is_there(wanted):
-                return
+                return False
+            is_ours = False
             try:
                 with self._settling(wanted):
                     self._conditionally("complete_multipart_upload", wanted, lambda: parameters)
-                return
+                    is_ours = True
+                return is_ours
             except StoreError as error:
                 if not error.is_passing:
                     raise
                 failure = error
             if self._was_completed(wanted):
-                return
+                return False
             if attempt < TRIES - 1:
                 self._connection.wait_after(attempt)
         raise failure
