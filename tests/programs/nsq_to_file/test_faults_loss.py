@@ -6,9 +6,7 @@ import asyncio
 import itertools
 import json
 import re
-import shutil
 import signal
-import subprocess
 import sys
 from typing import TYPE_CHECKING
 
@@ -22,7 +20,14 @@ from tests.pipeline.helpers import (
     until_settled,
     until_stats,
 )
-from tests.programs.nsq_to_file.helpers import NOBODY, TEN, archiver, flags_of, run_to_end
+from tests.programs.nsq_to_file.helpers import (
+    NOBODY,
+    TEN,
+    archiver,
+    flags_of,
+    run_to_end,
+    strace_or_skip,
+)
 from tests.support.nsqd import PATIENCE_S
 from tests.support.raw import RawClient
 from tests.support.web import until_channel
@@ -96,7 +101,7 @@ async def test_l3_the_name_of_a_file_is_durable_before_its_messages_are_acknowle
 ) -> None:
     """The calls of the program as the kernel saw them, in order."""
     trace = tmp_path / "trace"
-    strace = strace_or_skip(trace)
+    strace = strace_or_skip(trace, TRACED)
     await publish(nsqd, b"one")
     flags = flags_of(folder, "--max-messages=1", nsqd=nsqd)
     process = await asyncio.create_subprocess_exec(
@@ -120,16 +125,6 @@ async def test_l3_the_name_of_a_file_is_durable_before_its_messages_are_acknowle
         rf"fsync\(\d+<{folder}>",
     )
     assert sum("FIN " in call for call in calls) == 1
-
-
-def strace_or_skip(trace: Path) -> list[str]:
-    """The command that records what a program asks the kernel for, with the paths of its files."""
-    command = ["strace", "-f", "-y", "-s", "200", "-o", str(trace), "-e", f"trace={TRACED}"]
-    if shutil.which("strace") is None:
-        pytest.skip("strace is not installed")
-    if subprocess.run([*command, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("strace may not trace here")
-    return command
 
 
 def assert_in_order(calls: list[str], *patterns: str) -> None:
