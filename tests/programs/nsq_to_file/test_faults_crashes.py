@@ -35,7 +35,7 @@ from tests.programs.nsq_to_file.helpers import (
 )
 from tests.support.clients import until
 from tests.support.nsqd import PATIENCE_S
-from tests.support.peer import Peer, PeerConnection, fins, messages
+from tests.support.peer import Peer, fins, messages
 
 from nsqtools import durable
 from nsqtools.ending import INTERRUPTED
@@ -155,24 +155,18 @@ async def test_c6_a_stop_waits_for_an_nsqd_that_hangs_without_spinning(
             nsqd.respond()
             assert (await nsqd.command()).startswith(b"RDY ")
             nsqd.send(messages(1))
-            await heard(nsqd, *fins(1))
+            await nsqd.until_told(*fins(1))
             syncs, turns = count_syncs(monkeypatch), count_turns(monkeypatch)
             life.stop("test")
-            await heard(nsqd, b"CLS")
+            await nsqd.until_told(b"CLS")
             nsqd.send(messages(*range(2, 52)))
-            await heard(nsqd, *fins(*range(2, 52)))
+            await nsqd.until_told(*fins(*range(2, 52)))
             await asyncio.sleep(1)
             assert not task.done(), "the nsqd has not answered"
             assert len(turns) < 200
             assert len(syncs) < 5, "fifty messages, hardly one by one"
             nsqd.respond(b"CLOSE_WAIT")
             assert await task
-
-
-async def heard(nsqd: PeerConnection, *lines: bytes) -> None:
-    """Read until all of these have been said."""
-    while not set(lines) <= set(nsqd.told):
-        await nsqd.command()
 
 
 def count_turns(monkeypatch: pytest.MonkeyPatch) -> list[None]:
