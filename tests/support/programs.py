@@ -63,7 +63,7 @@ class Program:
     def open_files(self) -> int:
         """How many descriptors it has, as Linux knows it."""
         assert self._process is not None
-        return len(os.listdir(f"/proc/{self._process.pid}/fd"))
+        return len(list(Path(f"/proc/{self._process.pid}/fd").iterdir()))
 
     def send(self, number: signal.Signals) -> None:
         assert self._process is not None

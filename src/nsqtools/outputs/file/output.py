@@ -99,10 +99,12 @@ class FileOutput:
 
     async def open(self) -> None:
         """Finish what a run that did not end left of this topic."""
+        key_files = None
         if self._leftovers is not None:
             await self._leftovers.finish(self._topic)
+            key_files = self._leftovers.key_files
         if (once := self._writer.once) is not None:
-            await self._strand.call(once.open)
+            await self._strand.call(lambda: once.open(key_files))
         if self._watermark is not None:
             await self._strand.call(self._mark)
 
