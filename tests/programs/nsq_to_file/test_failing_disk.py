@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import itertools
 import subprocess
+from dataclasses import dataclass
+from itertools import chain, count, cycle, repeat
 from typing import TYPE_CHECKING
 
 import pytest
 from tests.archive.failing_os import COUNTED, FailingLocks, FailingOs
 from tests.crash.accounting import bodies_of
 from tests.pipeline.helpers import CHANNEL, archive_options, publish, until_settled
+from tests.support.clients import until
 from tests.support.nsqd import PATIENCE_S
 from tests.support.raw import RawClient
 
@@ -34,6 +36,7 @@ from nsqtools.programs.nsq_to_file.run import archive_spec, run
 from nsqtools.wire.messages import Messages, encode_payload
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
     from pathlib import Path
 
     from tests.support.nsqd import Nsqd
@@ -48,10 +51,10 @@ LEFT = 2
 CODES = (errno.EIO, errno.ENOSPC, errno.ENOLCK)
 PAIRS = (("lines", "zstd"), ("framed", "gzip"), ("jsonl", "none"))
 CALLS = COUNTED | {"listdir", "utime", "fchmod", "dup"}
-# Far beyond the last call of a run.
-CALLS_MAX = 2000
 # A part of all N for `make test`, a prime so that it comes by all kinds of calls.
 STEP = 23
+# So many calls of a broken disk are in vain before it is mended.
+FAILURES = 8
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +65,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (topic_module, output_module):
         monkeypatch.setattr(module, "RETRY_FIRST_S", 0.01)
         monkeypatch.setattr(module, "RETRY_MAX_S", 0.02)
+    monkeypatch.setattr(output_module, "MARK_INTERVAL_S", 0.02)
     monkeypatch.setattr(leftovers_module, "AGAIN_S", 0.05)
 
 
@@ -101,21 +105,10 @@ async def until_done(options: NsqToFileOptions, starts_max: int) -> int:
     raise AssertionError(f"refused {starts_max} times")
 
 
-async def archive_with(
-    failing: FailingOs, nsqd: Nsqd, options: NsqToFileOptions, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A run on a disk that fails once, and one on a disk that works, for what the first one left."""
-    with monkeypatch.context() as patched:
-        failing.install(patched)
-        patched.setattr(durable, "fcntl", FailingLocks(failing))
-        await until_done(options, 2)
-    assert await until_done(options, 1) == 1
-
-
 def assert_whole(folder: Path, compression: str, what: str) -> None:
     """Each message stands there once, and nothing is unfinished."""
     files = [path for path in folder.glob("t*") if not path.name.endswith(BESIDE)]
-    bodies = itertools.chain.from_iterable(map(bodies_of, files))
+    bodies = chain.from_iterable(map(bodies_of, files))
     assert sorted(bodies) == SIX, what
     names = [path.name for path in folder.rglob("*") if path.is_file()]
     others = [name for name in names if not name.startswith("t") and not name.endswith(".keys")]
@@ -127,36 +120,95 @@ def assert_whole(folder: Path, compression: str, what: str) -> None:
         assert (done.returncode, done.stderr) == (0, b""), what
 
 
-async def fails_once(
-    nsqd: Nsqd,
-    tmp_path: Path,
-    pair: tuple[str, str],
-    places: range,
-    codes: tuple[int, ...],
-    monkeypatch: pytest.MonkeyPatch,
-) -> int:
-    """Run with each N; gives how many did fail."""
-    code = itertools.cycle(codes)
-    for count, fail_at in enumerate(places):
-        topic, folder = f"t{fail_at}-{codes[0]}", tmp_path / f"archive-{fail_at}-{codes[0]}"
-        options = options_of(nsqd, folder, topic, pair)
-        await publish(nsqd, *SIX, topic=topic)
-        await leave_behind(nsqd, options, topic)
-        failing = FailingOs(fail_at, code=next(code), only=CALLS, below=folder)
-        await archive_with(failing, nsqd, options, monkeypatch)
-        what = f"N={fail_at} {failing.failed} of {len(failing.calls)}"
-        assert_whole(folder, pair[1], what)
-        await until_settled(nsqd, 6, topic)
-        print(what)
-        if not failing.failed:
-            return count
-    raise AssertionError("CALLS_MAX is too small")
+@dataclass(frozen=True)
+class Disk:
+    """Where runs are made, each with its topic and its folder."""
+
+    nsqd: Nsqd
+    path: Path
+    pair: tuple[str, str]
+    monkeypatch: pytest.MonkeyPatch
+
+    async def fails_once(self, fail_at: int, code: int) -> FailingOs:
+        """A run with one call that fails, on what a dead one left."""
+        topic, options = await self._begin(f"once-{fail_at}-{code}")
+        await leave_behind(self.nsqd, options, topic)
+        failing = FailingOs(fail_at, code=code, only=CALLS, below=options.output_dir)
+        with self._installed(failing):
+            await until_done(options, starts_max=2)
+        await self._check(options, topic, f"N={fail_at} {failing.failed} {errno.errorcode[code]}")
+        return failing
+
+    async def fails_until_mended(self, fail_at: int, code: int) -> FailingOs:
+        """A run with no call that works from this one on, until somebody mends the disk."""
+        topic, options = await self._begin(f"ever-{fail_at}-{code}")
+        failing = FailingOs(
+            fail_at, failures=1 << 30, code=code, only=CALLS, below=options.output_dir
+        )
+        with self._installed(failing):
+            running = asyncio.create_task(until_done(options, starts_max=1000))
+            await until(lambda: len(failing.failed) > FAILURES or running.done())
+            failing.heal()
+            await running
+        await self._check(options, topic, f"from N={fail_at} {errno.errorcode[code]}")
+        return failing
+
+    async def _begin(self, name: str) -> tuple[str, NsqToFileOptions]:
+        topic = f"t-{name}"
+        await publish(self.nsqd, *SIX, topic=topic)
+        return topic, options_of(self.nsqd, self.path / name, topic, self.pair)
+
+    @contextlib.contextmanager
+    def _installed(self, failing: FailingOs) -> Iterator[None]:
+        with self.monkeypatch.context() as patched:
+            failing.install(patched)
+            patched.setattr(durable, "fcntl", FailingLocks(failing))
+            yield
+
+    async def _check(self, options: NsqToFileOptions, topic: str, what: str) -> None:
+        """One more run, for what the first has left to it; then all is there."""
+        assert await until_done(options, starts_max=1) == 1
+        assert_whole(options.output_dir, self.pair[1], what)
+        await until_settled(self.nsqd, 6, topic)
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
-async def test_a_disk_that_fails_at_call_n(
+@pytest.fixture
+def disk(
     pair: tuple[str, str], nsqd: Nsqd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Disk:
+    return Disk(nsqd, tmp_path, pair, monkeypatch)
+
+
+async def until_no_call_fails(
+    fails: Callable[[int, int], Awaitable[FailingOs]], codes: Iterable[int], places: Iterable[int]
 ) -> None:
-    places = range(PAIRS.index(pair) * STEP // len(PAIRS), CALLS_MAX, STEP)
-    failed = await fails_once(nsqd, tmp_path, pair, places, CODES, monkeypatch)
-    assert failed > 100 // STEP
+    """Run with each N, until one is behind the last call."""
+    for runs, (fail_at, code) in enumerate(zip(places, codes, strict=False)):
+        if not (await fails(fail_at, code)).failed:
+            assert runs > 2, "a run makes more calls"
+            return
+    raise AssertionError("no run is so long")
+
+
+every_pair = pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+
+
+@every_pair
+async def test_a_disk_that_fails_at_call_n(disk: Disk) -> None:
+    first = PAIRS.index(disk.pair) * STEP // len(PAIRS)
+    await until_no_call_fails(disk.fails_once, cycle(CODES), count(first, STEP))
+
+
+@every_pair
+async def test_a_disk_that_fails_from_call_n_until_it_is_mended(disk: Disk) -> None:
+    first = PAIRS.index(disk.pair) * STEP // len(PAIRS)
+    await until_no_call_fails(disk.fails_until_mended, cycle(CODES), count(first, 2 * STEP))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@every_pair
+@pytest.mark.parametrize("code", CODES, ids=errno.errorcode.get)
+async def test_a_disk_that_fails_at_every_call(disk: Disk, code: int) -> None:
+    await until_no_call_fails(disk.fails_once, repeat(code), count())
+    await until_no_call_fails(disk.fails_until_mended, repeat(code), count())
