@@ -20,9 +20,8 @@ NEWLINE = b"\n"
 # What means something else in a block of lines than in one of them: the ends of the whole text, and
 # flags that a pattern sets itself. Wherever it stands: being wrong here costs speed alone.
 _OF_ONE_BODY = re.compile(r"\\[AzQC]|\(\?(?!:|[is]+[:)])")
-# A match in many lines costs as much as a search of so many bodies; of a few matches nothing is known.
+# A match among many lines costs as much as the search of so many bodies, each by itself.
 DENSE = 3
-FEW = 16
 _LITERAL = re.compile(r"[^\\.+*?()|\[\]{}^$\n]+")
 
 
@@ -32,6 +31,8 @@ class Search:
     def __init__(self, pattern: Pattern) -> None:
         text = pattern.pattern
         self._literal = text.encode() if _LITERAL.fullmatch(text) else None
+        self._is_dense = False
+        """Whether it was found in so many of the last bodies that these are searched one by one."""
         self._alone = _compiled(text, never_nl=False)
         self._together = None if _OF_ONE_BODY.search(text) else _compiled(f"(?m){text}")
 
@@ -40,24 +41,19 @@ class Search:
         if self._literal is not None:
             literal = self._literal
             return [at for at, body in enumerate(bodies) if literal in body]
-        if self._together is not None:
-            text = NEWLINE.join(bodies) + NEWLINE
-            if text.count(NEWLINE) == len(bodies):
-                return self._in_together(text, bodies)
-        return self._in_each(bodies, 0)
-
-    def _in_each(self, bodies: Sequence[bytes], start: int) -> list[int]:
-        search = self._alone.search
-        return [at for at in range(start, len(bodies)) if search(bodies[at])]
-
-    def _in_together(self, text: bytes, bodies: Sequence[bytes]) -> list[int]:
-        """`text` is made of the bodies. Where most of them match, the rest is searched one by one."""
-        found: list[int] = []
-        for at in self._lines_of(text):
-            found.append(at)
-            if len(found) > FEW and len(found) * DENSE > at:
-                return found + self._in_each(bodies, at + 1)
+        found = None if self._is_dense else self._in_together(bodies)
+        if found is None:
+            search = self._alone.search
+            found = [at for at, body in enumerate(bodies) if search(body)]
+        self._is_dense = len(found) * DENSE > len(bodies)
         return found
+
+    def _in_together(self, bodies: Sequence[bytes]) -> list[int] | None:
+        """None where that is not the same."""
+        if self._together is None:
+            return None
+        text = NEWLINE.join(bodies) + NEWLINE
+        return list(self._lines_of(text)) if text.count(NEWLINE) == len(bodies) else None
 
     def lines(self, text: bytes) -> Iterator[bytes]:
         """The lines in which it is found, of a text of lines that all have their ends; ends included."""
