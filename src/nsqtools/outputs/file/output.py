@@ -280,6 +280,7 @@ class FileOutput:
         if self._writer.once is not None:
             self._counts["forgotten_keys"] = self._writer.once.forgotten
         if commit.created is not None:
+            self._seals.over()  # the file before it is finished, or it could not have been created
             self._log.info("opened", path=commit.created)
 
     def _report(self, file: Published) -> None:
