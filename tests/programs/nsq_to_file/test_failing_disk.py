@@ -55,6 +55,8 @@ CALLS = COUNTED | {"listdir", "utime", "fchmod", "dup"}
 STEP = 23
 # So many calls of a broken disk are in vain before it is mended.
 FAILURES = 8
+# What each start writes into its folders, to see whether it can.
+PROBES = ".nsqtools-[0-9]*-*.tmp"
 
 
 @pytest.fixture(autouse=True)
@@ -150,7 +152,7 @@ class Disk:
             await until(lambda: len(failing.failed) > FAILURES or running.done())
             failing.heal()
             await running
-        for probe in options.output_dir.glob(".*.tmp"):  # what could not be removed is nobody's
+        for probe in options.output_dir.glob(PROBES):  # what could not be removed is nobody's
             assert probe.stat().st_size < 10
             probe.unlink()
         await self._check(options, topic, f"from N={fail_at} {errno.errorcode[code]}")

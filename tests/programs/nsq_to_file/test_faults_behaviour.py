@@ -266,10 +266,10 @@ async def test_d10_a_deleted_topic_is_let_go_and_not_made_anew(nsqd: Nsqd, folde
 
 
 async def test_d11_many_nsqds_do_not_mean_tiny_batches(start_nsqd: StartNsqd, folder: Path) -> None:
-    """Eight nsqds, and a window that NSQ's tool would part into eight and sync piece by piece."""
-    nsqds = [await start_nsqd() for _ in range(8)]
+    """Sixteen nsqds, and a window that NSQ's tool would part into sixteen and sync piece by piece."""
+    nsqds = [await start_nsqd() for _ in range(16)]
     for nsqd in nsqds:
-        for _ in range(10):
+        for _ in range(5):
             await publish(nsqd, *[b"x" * 20] * 50)
     addresses = [f"--nsqd-tcp-address={nsqd.tcp_address}" for nsqd in nsqds]
     flags = ("--max-in-flight=800", "--sync-interval=30s", "--max-messages=4000")
@@ -277,7 +277,7 @@ async def test_d11_many_nsqds_do_not_mean_tiny_batches(start_nsqd: StartNsqd, fo
     assert status == 0, told
     summary = next(line for line in told.splitlines() if "archived messages=4000" in line)
     counts = dict(part.split("=") for part in summary.split() if part.count("=") == 1)
-    assert int(counts["deliveries"]) <= 20, "of 4,000 messages; 85 in each would be 47"
+    assert int(counts["deliveries"]) < 60, "of 4,000 messages; 42 in each would be 95"
     assert len(archived(folder)) == 4000
 
 
