@@ -281,11 +281,9 @@ def size_of(path: Path) -> int:
 
 def names_in(directory: Path) -> list[str]:
     """The names in a directory, sorted; none when it is not there."""
-    with storage("list", directory):
-        try:
-            return sorted(os.listdir(directory))
-        except FileNotFoundError:
-            return []
+    with storage("list", directory), contextlib.suppress(FileNotFoundError):
+        return sorted(os.listdir(directory))
+    return []
 
 
 def duplicate(fd: int, path: Path) -> int:
@@ -430,7 +428,9 @@ def check_writable(directory: Path) -> None:
         write_at(fd, b"nsqtools\n", 0, probe)
     finally:
         close(fd)
-        unlink(probe)
+        with contextlib.suppress(StorageError):
+            unlink(probe)
+        unlink(probe)  # again, should that have failed: nobody would ever look for it
 
 
 def write_anew(path: Path, data: bytes) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nsqtools import durable, publish
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     import pytest
 
@@ -34,7 +35,7 @@ class FailingOs:
     """Counts calls; from call `fail_at` on, `failures` of them raise `code`.
 
     A write that fails has written half of its bytes, as on a full disk. `write_max` makes every
-    write a short one.
+    write a short one. With `below` only calls on what is in this folder count, and fail.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class FailingOs:
         code: int = errno.ENOSPC,
         write_max: int | None = None,
         only: set[str] | None = None,
+        below: Path | None = None,
     ) -> None:
         self.calls: list[str] = []
         self.failed: list[str] = []
@@ -53,6 +55,7 @@ class FailingOs:
         self._code = code
         self._write_max = write_max
         self._only = only or COUNTED
+        self._below = below
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Take the place of `os` in all modules that write durable files."""
@@ -64,10 +67,14 @@ class FailingOs:
 
     def __getattr__(self, name: str) -> Any:
         real = getattr(os, name)
-        return self._counting(name, real) if name in self._only else real
+        return self.counting(name, real) if name in self._only else real
 
-    def _counting(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+    def counting(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        """`real`, or what it fails with."""
+
         def call(*args: Any, **options: Any) -> Any:
+            if self._below is not None and not any(_is_in(self._below, arg) for arg in args[:2]):
+                return real(*args, **options)
             self.calls.append(name)
             if len(self.calls) > self._fail_at >= 0 and self._failures > 0:
                 self._failures -= 1
@@ -82,6 +89,26 @@ class FailingOs:
             return real(*args, **options)
 
         return call
+
+
+def _is_in(folder: Path, arg: object) -> bool:
+    """Whether an argument is a path in a folder, or a descriptor of one."""
+    try:
+        path = Path(f"/proc/self/fd/{arg}").readlink() if isinstance(arg, int) else arg
+    except OSError:
+        return False
+    return isinstance(path, str | Path) and Path(path).is_relative_to(folder)
+
+
+class FailingLocks:
+    """A module `fcntl` whose locks are among the calls of a `FailingOs`."""
+
+    def __init__(self, failing: FailingOs) -> None:
+        self._failing = failing
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(fcntl, name)
+        return self._failing.counting(name, real) if name == "flock" else real
 
 
 class FoldersApart:

@@ -12,9 +12,9 @@ from nsqtools.archive import keys as keys_module
 from nsqtools.archive.keys import (
     DEAD_KEPT_S,
     KeyFile,
+    KeyFiles,
     Keys,
     digest,
-    key_files,
     note_whole,
     remove_old,
     taken_over,
@@ -61,13 +61,13 @@ def test_what_a_dead_writer_noted(tmp_path: Path) -> None:
     assert file.commit(UNIQUE, 100, 200, [keys(20, 2), keys(30, 1, "m:2")])
     assert found(file.path) is None, "its writer lives"
     file.close()
-    assert key_files(tmp_path, "topic", "channel") == [file.path]
+    assert list(KeyFiles(tmp_path).of("topic", "channel")) == [file.path]
     before = [("n:1", ids(0, 3)), ("m:2", ids(5, 1))]
     assert found(file.path) == before, "nobody has said how far the file is whole"
-    assert note_whole(file.path.parent, "topic", "channel", UNIQUE, 200) == 200
+    assert note_whole([file.path], UNIQUE, 200) == 200
     after = [*before, ("n:1", ids(10, 2)), ("n:1", ids(20, 2)), ("m:2", ids(30, 1))]
     assert found(file.path) == after
-    assert note_whole(file.path.parent, "topic", "channel", UNIQUE, 100) == 100, "told once"
+    assert note_whole([file.path], UNIQUE, 100) == 100, "told once"
     assert found(file.path) == after
 
 
@@ -90,7 +90,7 @@ def test_a_commit_counts_where_it_is_whole(
     file.commit(UNIQUE, 0, 100, [keys(10, 1)])
     file.commit(UNIQUE, 100, 200, [keys(20, 1)])
     file.close()
-    assert note_whole(file.path.parent, "topic", "channel", UNIQUE, end) == whole
+    assert note_whole([file.path], UNIQUE, end) == whole
     assert found(file.path) == [("n:1", ids(number, 1)) for number in kept]
 
 
@@ -133,7 +133,7 @@ def test_it_does_not_grow_and_an_older_half_says_nothing(tmp_path: Path) -> None
     file.close()
     assert begun > 5
     assert file.path.stat().st_size <= 2 * HALF
-    note_whole(file.path.parent, "topic", "channel", UNIQUE, at)
+    note_whole([file.path], UNIQUE, at)
     known = found(file.path)
     assert known is not None
     assert known[0] == ("n:1", ids(int(remembered.ids[:16], 16), 2))
@@ -177,7 +177,7 @@ def test_names_that_are_none_are_not_looked_at(tmp_path: Path) -> None:
     file.close()
     (file.path.parent / f"{digest('topic', 'channel')}-1-x.keys").write_bytes(b"x")
     (file.path.parent / "notes.txt").write_bytes(b"x")
-    assert key_files(tmp_path, "topic", "channel") == [file.path]
+    assert list(KeyFiles(tmp_path).of("topic", "channel")) == [file.path]
     file.path.unlink()
     assert found(file.path) is None
     assert keys_module.KEY_BYTES == 24
@@ -216,7 +216,7 @@ def test_what_fits_its_checksum_and_nothing_else_ends_a_half(tmp_path: Path) -> 
         file._append(kind[0], content)
         file.close()
         assert found(file.path) == [("n:1", ids(0, 2))]
-        assert note_whole(file.path.parent, "topic", "channel", UNIQUE, 7) == 7
+        assert note_whole([file.path], UNIQUE, 7) == 7
         file.path.unlink()
 
 
@@ -229,5 +229,5 @@ def test_what_nobody_has_taken_over_for_a_week_is_removed(tmp_path: Path) -> Non
     written_s = gone.path.stat().st_mtime
     assert remove_old(tmp_path, written_s + DEAD_KEPT_S - 1) == 0
     assert remove_old(tmp_path, written_s + DEAD_KEPT_S + 60) == 1
-    assert key_files(tmp_path, "topic", "channel") == [alive.path]
+    assert list(KeyFiles(tmp_path).of("topic", "channel")) == [alive.path]
     alive.close()

@@ -8,7 +8,6 @@ import errno
 import itertools
 import logging
 import os
-import subprocess
 import threading
 from typing import TYPE_CHECKING
 
@@ -27,6 +26,7 @@ from tests.pipeline.helpers import (
     until_stats,
 )
 from tests.support.clients import until
+from tests.support.disks import small_filesystem
 from tests.support.nsqd import PATIENCE_S
 
 from nsqtools import durable
@@ -139,20 +139,7 @@ async def test_a_disk_that_fails_at_any_call_loses_and_doubles_nothing(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A filesystem of 256 KiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)],
-        capture_output=True,
-        check=False,
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a small filesystem is not permitted here")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    yield from small_filesystem(tmp_path / "small", "256k")
 
 
 async def test_a_full_disk_waits_for_room(nsqd: Nsqd, small_disk: Path) -> None:

@@ -104,7 +104,8 @@ async def test_what_is_removed_is_finished_and_counted_apart(nsqd: Nsqd, workers
         await until_settled(nsqd, 10)
         status = status_of(pipeline)
     assert got(output) == [b"1", b"2", b"4", b"5"]
-    assert pipeline.counts.messages == 4
+    assert (pipeline.counts.messages, pipeline.counts.body_bytes) == (4, 4)
+    assert pipeline.counts.unsettled == 0
     assert pipeline.counts.removed_by == {"grep": 5, "grep-exclude": 1}
     assert (status["removed"], status["removed_by_grep_exclude"]) == (6, 1)
 

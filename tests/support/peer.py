@@ -80,6 +80,11 @@ class PeerConnection:
         for line in lines:
             assert await self.command() == line
 
+    async def until_told(self, *lines: bytes) -> None:
+        """Read until each of these commands has come, whatever comes between them."""
+        while not set(lines) <= set(self.told):
+            await self.command()
+
     async def rest(self) -> list[bytes]:
         """What the client still says before it closes its side."""
         found: list[bytes] = []

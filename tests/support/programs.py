@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import resource
 import signal
 import sys
 from collections import deque
@@ -59,6 +60,16 @@ class Program:
         assert self._process is not None
         status = Path(f"/proc/{self._process.pid}/status").read_text()
         return int(next(line.split()[1] for line in status.splitlines() if "VmHWM" in line)) * 1024
+
+    def open_files(self) -> int:
+        """How many descriptors it has, as Linux knows it."""
+        assert self._process is not None
+        return len(list(Path(f"/proc/{self._process.pid}/fd").iterdir()))
+
+    def limit(self, what: int, most: int) -> None:
+        """Set one of its limits, a `resource.RLIMIT_...`."""
+        assert self._process is not None
+        resource.prlimit(self._process.pid, what, (most, resource.RLIM_INFINITY))
 
     def send(self, number: signal.Signals) -> None:
         assert self._process is not None

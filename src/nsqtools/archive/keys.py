@@ -20,6 +20,7 @@ import os
 import re
 import secrets
 import struct
+import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -215,20 +216,41 @@ class _Found:
                 self.known.append(keys)
 
 
-def key_files(work_dir: Path, topic: str, channel: str) -> list[Path]:
-    """The key files of a topic and channel, those of living writers among them.
+class KeyFiles:
+    """Which key files a work directory has, those of living writers among them.
 
-    Raises `StorageError` when they cannot be listed.
+    They are listed when the first topic asks and remembered for the others: thousands begin together.
+    What is made after that is not among them before `look_again`. Any thread may ask.
     """
-    folders = claim_folders(work_dir)
-    return [folder / name for folder in folders for name in _names_of(folder, topic, channel)]
+
+    def __init__(self, work_dir: Path) -> None:
+        self._work_dir = work_dir
+        self._listing = threading.Lock()
+        self._by_digest: dict[str, list[Path]] | None = None
+
+    def of(self, topic: str, channel: str) -> Sequence[Path]:
+        """Those of a topic and channel. Raises `StorageError` when they cannot be listed."""
+        with self._listing:
+            if self._by_digest is None:
+                self._by_digest = self._listed()
+            return self._by_digest.get(digest(topic, channel), ())
+
+    def look_again(self) -> None:
+        """List them anew when somebody asks."""
+        with self._listing:
+            self._by_digest = None
+
+    def _listed(self) -> dict[str, list[Path]]:
+        found: dict[str, list[Path]] = {}
+        for path in _all_key_files(self._work_dir):
+            found.setdefault(path.name.partition("-")[0], []).append(path)
+        return found
 
 
-def _names_of(folder: Path, topic: str, channel: str) -> list[str]:
-    begins = digest(topic, channel)
-    # One of many topics looks at the names of all.
-    mine = [name for name in durable.names_in(folder) if name.startswith(begins)]
-    return [name for name in mine if _NAME.fullmatch(name)]
+def _all_key_files(work_dir: Path) -> Iterator[Path]:
+    for folder in claim_folders(work_dir):
+        for name in filter(_NAME.fullmatch, durable.names_in(folder)):
+            yield folder / name
 
 
 def digest(topic: str, channel: str) -> str:
@@ -236,26 +258,26 @@ def digest(topic: str, channel: str) -> str:
     return hashlib.sha256(f"{topic}\n{channel}".encode()).hexdigest()[:16]
 
 
-def note_whole(folder: Path, topic: str, channel: str, unique: str, end: int) -> int:
+def note_whole(files: Iterable[Path], unique: str, end: int) -> int:
     """Tell the key file of a writer that is gone how far a file of its is whole; gives how far whole
     commits go: one that was cut was not acknowledged, and comes again.
 
-    `unique` names the claim of the file, which is in `folder`. Raises `StorageError`.
+    `unique` names the claim of the file, `files` are the key files of its topic. Raises `StorageError`.
     """
-    for name in _names_of(folder, topic, channel):
-        with _taken(folder / name) as fd:
+    for path in files:
+        with _taken(path) as fd:
             if fd is not None:
-                end = _note_whole(fd, folder / name, unique, end)
+                end = _note_whole(fd, path, unique, end)
     return end
 
 
-def is_awaited(folder: Path, topic: str, channel: str, unique: str) -> bool:
+def is_awaited(files: Iterable[Path], unique: str) -> bool:
     """Whether the key file of a writer that is gone waits for `note_whole` of this file. Raises
     `StorageError`."""
-    for name in _names_of(folder, topic, channel):
-        with _taken(folder / name) as fd:
+    for path in files:
+        with _taken(path) as fd:
             if fd is not None:
-                half = _newest(_read_halves(fd, folder / name))
+                half = _newest(_read_halves(fd, path))
                 if half is not None and half.found.pending.get(unique):
                     return True
     return False
@@ -307,13 +329,11 @@ def remove_old(work_dir: Path, now_s: float) -> int:
     """Remove the key files of writers that ended long ago, whose topics nobody archives any more; gives
     how many. `now_s` is in seconds since the epoch. Raises `StorageError`."""
     removed = 0
-    for folder in claim_folders(work_dir):
-        for name in filter(_NAME.fullmatch, durable.names_in(folder)):
-            path = folder / name
-            with _taken(path) as fd:
-                if fd is not None and now_s - durable.changed_s(fd, path) > DEAD_KEPT_S:
-                    durable.unlink(path)
-                    removed += 1
+    for path in _all_key_files(work_dir):
+        with _taken(path) as fd:
+            if fd is not None and now_s - durable.changed_s(fd, path) > DEAD_KEPT_S:
+                durable.unlink(path)
+                removed += 1
     return removed
 
 

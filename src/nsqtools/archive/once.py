@@ -18,7 +18,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from nsqtools import durable
-from nsqtools.archive.keys import KEY_BYTES, KeyFile, Keys, key_files, taken_over
+from nsqtools.archive.keys import KEY_BYTES, KeyFile, KeyFiles, Keys, taken_over
 from nsqtools.errors import StorageError
 from nsqtools.wire.messages import PartedMessages
 
@@ -91,14 +91,16 @@ class OnceOnly:
         self._file: KeyFile | None = None
         self._is_open = False
 
-    def open(self) -> None:
-        """Take over what writers of this topic and channel left that are gone. Raises `StorageError`;
-        after that it can be called again."""
+    def open(self, key_files: KeyFiles | None = None) -> None:
+        """Take over what writers of this topic and channel left that are gone; `key_files` are those of
+        the work folder, where many topics share a look at them. Raises `StorageError`; after that it can
+        be called again."""
         if self._is_open:
             return
         with contextlib.ExitStack() as locked:
             taken: list[Path] = []
-            for path in key_files(self._work_dir, self._topic, self._channel):
+            files = key_files or KeyFiles(self._work_dir)
+            for path in files.of(self._topic, self._channel):
                 left = locked.enter_context(taken_over(path))
                 if left is not None:
                     if not left.is_awaiting:  # one that recovery could not read is read again

@@ -21,7 +21,7 @@ from nsqtools.archive.destination import FileFacts, open_destination
 from nsqtools.archive.files import PART_SUFFIX
 from nsqtools.archive.finishing import SealedFile, prepare_placing
 from nsqtools.archive.formats import find_formats
-from nsqtools.archive.keys import is_awaited, note_whole
+from nsqtools.archive.keys import KeyFiles, is_awaited, note_whole
 from nsqtools.archive.naming import REVISIONS_MAX, bump, path_of
 from nsqtools.archive.object_names import is_open, name_when_complete
 from nsqtools.archive.stream import Damage
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from nsqtools.archive.finishing import Published
 
 BAD_SUFFIX = ".bad"
+# What fails once may work the next moment.
+READ_TRIES = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,16 +68,18 @@ def recover(
     work_dir: Path,
     *,
     claims: Iterable[Path] | None = None,
+    key_files: KeyFiles | None = None,
     open_destination: Callable[[str], Destination] = open_destination,
     begun: Callable[[ClaimFacts], object] = lambda facts: None,
 ) -> Iterator[Recovered]:
     """Finish every claimed file below `work_dir` whose writer is gone, one after the other.
 
-    With `claims`, what these paths claim only. `begun` is called before each file, which may take long;
-    those of living writers are passed over without it. A file that cannot be recovered is told of as
-    `failed`, and ends nothing. Raises `StorageError` when the claims cannot be listed. What is not
+    With `claims`, what these paths claim only; `key_files` are those of `work_dir`, where calls share a
+    look at them. `begun` is called before each file, which may take long; those of living writers are
+    passed over without it. A file that cannot be recovered is told of as `failed`, and ends nothing. Raises `StorageError` when the claims cannot be listed. What is not
     iterated is left as it is.
     """
+    files = key_files or KeyFiles(work_dir)
     for path in claim_paths(work_dir) if claims is None else claims:
         subject, channel = path, ""
         try:
@@ -89,9 +93,9 @@ def recover(
                 try:
                     destination = open_destination(claim.facts.destination or str(work_dir))
                 except StorageError:
-                    _note_keys(claim, subject)
+                    _note_keys(claim, subject, files)
                     raise
-                result = _Recovery(claim, subject, destination).run()
+                result = _Recovery(claim, subject, destination, files).run()
         except NsqToolsError as error:
             yield _failed(subject, channel, str(error))
         else:
@@ -106,36 +110,38 @@ def claims_by_topic(work_dir: Path) -> dict[str, list[Path]]:
     """
     found: dict[str, list[Path]] = {}
     for path in claim_paths(work_dir):
-        try:
-            topic = topic_of(path)
-        except StorageError:
-            topic = ""  # recovering it will say what is wrong
-        found.setdefault(topic, []).append(path)
+        found.setdefault(_topic_of(path), []).append(path)
     return found
 
 
-def _note_keys(claim: Claim, path: Path) -> None:
+def _topic_of(path: Path) -> str:
+    """Tried again: the topic of a claim that is not known does not wait for it."""
+    for _ in range(READ_TRIES):
+        with contextlib.suppress(StorageError):
+            return topic_of(path)
+    return ""  # recovering it will say what is wrong
+
+
+def _note_keys(claim: Claim, path: Path, files: KeyFiles) -> None:
     """Tell the writer's key file how far a file is whole that cannot be published now: its topic goes
     on meanwhile, and what is in it is not to be written again."""
     facts = claim.facts
-    folder = claim.path.parent
     if not claim.is_created or claim.placing is not None or not durable.is_taken(path):
         return
-    if is_awaited(folder, facts.topic, facts.channel, claim.unique):
+    if is_awaited(files.of(facts.topic, facts.channel), claim.unique):
         fd = durable.open_existing(path)
         try:
-            _survey(claim, path, fd)
+            _survey(claim, path, fd, files)
         finally:
             durable.close(fd)
 
 
-def _survey(claim: Claim, path: Path, fd: int) -> Survey:
+def _survey(claim: Claim, path: Path, fd: int, files: KeyFiles) -> Survey:
     """How much of the file is whole commits; the writer's key file is told."""
     facts = claim.facts
     record_format, compression = find_formats(facts.record_format, facts.compression)
     found = survey(fd, path, record_format, compression)
-    folder, unique = claim.path.parent, claim.unique
-    end = note_whole(folder, facts.topic, facts.channel, unique, found.commits_end)
+    end = note_whole(files.of(facts.topic, facts.channel), claim.unique, found.commits_end)
     if end < found.commits_end and (found.damage is None or found.damage.torn):
         durable.truncate(fd, end, path)
         damage = found.damage or Damage(end, "a cut commit", torn=True)
@@ -171,10 +177,13 @@ def _facts_of(found: Survey) -> FileFacts:
 class _Recovery:
     """One claim of a writer that is gone. Raises `StorageError` and `ArchiveError`."""
 
-    def __init__(self, claim: Claim, path: Path, destination: Destination) -> None:
+    def __init__(
+        self, claim: Claim, path: Path, destination: Destination, key_files: KeyFiles
+    ) -> None:
         self._claim = claim
         self._path = path
         self._destination = destination
+        self._key_files = key_files
 
     def run(self) -> Recovered | None:
         """What became of the file; None when there is nothing to tell."""
@@ -197,7 +206,7 @@ class _Recovery:
             if self._can_resume(placing):
                 return self._resume(placing, fd)
             self._claim.note_placing(None)  # its rewrite is lost: the file is still whole
-        found = _survey(self._claim, self._path, fd)
+        found = _survey(self._claim, self._path, fd, self._key_files)
         if found.damage is not None and not found.damage.torn:
             return self._set_aside(fd, found)
         if found.records == 0:

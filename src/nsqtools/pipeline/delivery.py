@@ -6,16 +6,18 @@ import heapq
 import itertools
 from collections import Counter
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from nsqtools.client.batch import Part
 from nsqtools.outputs.contract import Again, Answer, Done, Refused, Removed
-from nsqtools.wire.messages import Messages
+from nsqtools.wire.messages import PAYLOAD_HEADER_BYTES, Messages
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from nsqtools.client.batch import Batch
+
+T = TypeVar("T")
 
 # How long nsqd keeps a refused message before it is tried again: it will hardly fare better.
 REFUSED_DELAY_S = 900.0
@@ -127,14 +129,27 @@ class Settlement:
         again: dict[Again, list[Batch | Part]],
     ) -> None:
         """Messages with equal answers are settled together."""
-        groups: dict[Answer, list[int]] = {}
-        for at, answer in enumerate(answers):
-            groups.setdefault(answer, []).append(at)
+        groups = _grouped(answers)
         if len(groups) == 1:
             self._settle_one(held, answers[0], now_s, again)
-            return
+        elif all(isinstance(answer, Done | Removed) for answer in groups):
+            self._finish_all(held, groups)
+        else:
+            for answer, places in groups.items():
+                self._settle_one(part_of(held, places), answer, now_s, again)
+
+    def _finish_all(self, held: Batch | Part, groups: dict[Answer, list[int]]) -> None:
+        """Filters leave and remove parts of each batch: they are finished as it came, in one piece."""
+        counts, payloads = self._counts, held.messages.payloads
         for answer, places in groups.items():
-            self._settle_one(part_of(held, places), answer, now_s, again)
+            if isinstance(answer, Removed):
+                counts.removed += len(places)
+                counts.removed_by[answer.by] += len(places)
+            else:
+                sizes = sum([len(payloads[at]) for at in places])
+                counts.messages += len(places)
+                counts.body_bytes += sizes - PAYLOAD_HEADER_BYTES * len(places)
+        counts.unsettled += held.finish()
 
     def _settle_one(
         self,
@@ -182,6 +197,23 @@ class Settlement:
         return kept
 
 
+def distinct(answers: Sequence[T]) -> Iterable[T]:
+    """Each object among them once, in the order in which they first stand there. Most are the same few:
+    to look at each of thousands, or to compare them, costs more than what is done with them."""
+    return {id(one): one for one in answers}.values()
+
+
+def _grouped(answers: Sequence[Answer]) -> dict[Answer, list[int]]:
+    """The places of equal answers, in order."""
+    same: dict[int, list[int]] = {}
+    for at, answer in enumerate(map(id, answers)):
+        same.setdefault(answer, []).append(at)
+    groups: dict[Answer, list[int]] = {}
+    for places in same.values():
+        groups.setdefault(answers[places[0]], []).extend(places)
+    return groups if len(groups) == len(same) else {one: sorted(at) for one, at in groups.items()}
+
+
 def check_answer(answer: Answer | Sequence[Answer], messages: int) -> None:
     """Raises ValueError unless it is one answer for all, or one for each message."""
     if isinstance(answer, Answer):
@@ -189,7 +221,7 @@ def check_answer(answer: Answer | Sequence[Answer], messages: int) -> None:
     if len(answer) != messages:
         raise ValueError(f"an output gave {len(answer)} answers for {messages} messages")
     given: Sequence[object] = answer
-    if wrong := [one for one in given if not isinstance(one, Answer)]:
+    if wrong := [one for one in distinct(given) if not isinstance(one, Answer)]:
         raise ValueError(f"an output gave an answer that is none: {wrong[0]!r:.80}")
 
 
@@ -197,7 +229,7 @@ def longest_stand(answer: Answer | Sequence[Answer]) -> Again | None:
     """Of answers for each message, the one that has the output stand still for longest, if any."""
     if isinstance(answer, Answer):
         return None
-    stands = [one for one in answer if isinstance(one, Again) and one.stands]
+    stands = [one for one in distinct(answer) if isinstance(one, Again) and one.stands]
     return max(stands, key=lambda one: one.after_s, default=None)
 
 

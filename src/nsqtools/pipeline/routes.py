@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from nsqtools.outputs.contract import Again, Answer, Done, Refused, Removed
 from nsqtools.wire.messages import PAYLOAD_HEADER_BYTES, count_messages
@@ -38,12 +38,15 @@ class Route:
         """For each message of the batch, from those for what was delivered. Of several that were made
         of one, what is not done counts: first that some of them are wanted again, then refusals."""
         work = self.work
-        found: dict[int, Answer] = {at: removed(by) for at, by in work.removed.items()}
+        found: list[Answer | None] = [None] * len(work.messages)
+        for at, by in work.removed.items():
+            found[at] = removed(by)
         for at, refusal in work.refused.items():
             found[at] = Refused(refusal.reason)
         for at, answer in zip(self.places, own, strict=True):
-            found[at] = joined(found[at], answer) if at in found else answer
-        return [found[at] for at in range(len(work.messages))]
+            before = found[at]
+            found[at] = answer if before is None else joined(before, answer)
+        return cast("list[Answer]", found)  # each place was removed, refused or delivered
 
 
 @cache

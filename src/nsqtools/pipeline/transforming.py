@@ -20,6 +20,7 @@ from nsqtools.observe.log import Repeated, get_log
 from nsqtools.options import printable
 from nsqtools.outputs.contract import Again, Answer, Done
 from nsqtools.outputs.workers import Workers
+from nsqtools.pipeline.delivery import distinct
 from nsqtools.pipeline.routes import KnownParts, bounded
 from nsqtools.transform.chain import Chain
 from nsqtools.transform.hook import Stopped, load
@@ -223,4 +224,4 @@ class TransformingOutput:
 
 def _together(answers: list[Answer]) -> Answer | Sequence[Answer]:
     """One answer for all where they are alike."""
-    return answers[0] if answers.count(answers[0]) == len(answers) else answers
+    return answers[0] if len(set(distinct(answers))) == 1 else answers

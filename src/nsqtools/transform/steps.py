@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 from zlib import crc32
 
+from nsqtools.transform.search import Search
 from nsqtools.wire.messages import PAYLOAD_HEADER_BYTES, Messages, PartedMessages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from nsqtools.options import Pattern
 
@@ -109,11 +110,14 @@ class Grep:
     """Those in which a pattern is found, or those in which it is not."""
 
     def __init__(self, pattern: Pattern, *, excludes: bool = False) -> None:
-        self._search = cast("Callable[[bytes], object]", pattern.search)
+        self._search = Search(pattern)
         self._excludes = excludes
 
     def apply(self, work: Work) -> None:
-        search, excludes = self._search, self._excludes
-        pairs = zip(work.places, work.bodies(), strict=True)
-        kept = [at for at, body in pairs if (search(body) is None) == excludes]
-        work.keep(kept, "grep-exclude" if excludes else "grep")
+        places = work.places
+        found = [places[at] for at in self._search.positions(work.bodies())]
+        if self._excludes:
+            without = set(found)
+            work.keep([place for place in places if place not in without], "grep-exclude")
+        else:
+            work.keep(found, "grep")

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import logging
+import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.archive.failing_os import FailingOs
 from tests.archive.helpers import batch_of, spec
 
+from nsqtools import durable
+from nsqtools.archive.recovery import recover
 from nsqtools.archive.writer import ArchiveWriter
 from nsqtools.outputs.contract import DONE
 from nsqtools.outputs.file.leftovers import Leftovers
@@ -60,3 +67,73 @@ async def test_a_run_that_lives_is_not_told_of(
     ]
     assert all("topic=topic channel=channel " in message for message in caplog.messages)
     living.close()
+
+
+@pytest.mark.parametrize("topics", [2, 30])
+async def test_many_topics_share_a_look_at_what_is_left(
+    topics: int, tmp_path: Path, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the start, and when all have let go of their files; a listing for each took minutes."""
+    specs = [replace(spec(tmp_path, topic=f"t{number}"), keys_max=10) for number in range(topics)]
+    for each in specs:
+        dead = ArchiveWriter(each)
+        dead.commit([batch_of([b"one"])])
+        dead.abandon()
+    leftovers = Leftovers(tmp_path, workers)
+    listed = FailingOs(only={"listdir"})
+    monkeypatch.setattr(durable, "os", listed)
+    for number in (2, 3):
+        outputs = [
+            FileOutput(each, workers, sync_interval_s=1.0, leftovers=leftovers) for each in specs
+        ]
+        await asyncio.gather(*[output.open() for output in outputs])
+        for output in outputs:
+            assert await output.deliver([batch_of([b"one"], first=number)]) == DONE
+        await asyncio.gather(*[output.abandon() for output in outputs])
+    monkeypatch.undo()
+    # The work folder and its claims: to find claims, old key files, key files, and strangers' folders;
+    # then claims and key files once more.
+    assert len(listed.calls) == 11
+    assert len(list(tmp_path.glob("*.log"))) == 2 * topics
+
+
+async def test_a_key_file_that_this_run_has_let_go_of_is_found(
+    tmp_path: Path, workers: Workers
+) -> None:
+    """It is newer than the listing that the start made."""
+    wanted = replace(spec(tmp_path), keys_max=10)
+    leftovers = Leftovers(tmp_path, workers)
+    for _ in range(3):
+        output = FileOutput(wanted, workers, sync_interval_s=1.0, leftovers=leftovers)
+        await output.open()
+        assert await output.deliver([batch_of([b"once"])]) == DONE
+        await output.abandon()
+    await FileOutput(wanted, workers, sync_interval_s=1.0, leftovers=leftovers).open()
+    assert [path.read_bytes() for path in tmp_path.glob("*.log")] == [b"once\n"]
+
+
+async def test_a_claim_and_a_file_that_cannot_be_read_once_are_known_before_their_topic_flows(
+    tmp_path: Path, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in it is not written again."""
+    wanted = replace(spec(tmp_path), keys_max=10)
+    dead = ArchiveWriter(wanted)
+    assert dead.once is not None
+    dead.once.open()
+    dead.commit([batch_of([b"once"])])
+    dead.abandon()
+    for fail_at in range(2):  # to know its topic, to finish it
+        failing = FailingOs(fail_at, only={"pread"}, code=errno.EIO)
+        copy = tmp_path.with_name(f"{tmp_path.name}-{fail_at}")
+        shutil.copytree(tmp_path, copy)
+        leftovers = Leftovers(copy, workers)
+        copied = replace(wanted, output_dir=copy, work_dir=copy)
+        output = FileOutput(copied, workers, sync_interval_s=1.0, leftovers=leftovers)
+        with monkeypatch.context() as patched:
+            failing.install(patched)
+            await output.open()
+        assert failing.failed == ["pread"]
+        assert await output.deliver([batch_of([b"once"])]) == DONE
+        await output.close()
+        assert list(recover(copy)) == [], "it is finished"
+        assert [path.read_bytes() for path in copy.glob("*.log")] == [b"once\n"]

@@ -8,10 +8,12 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tests.archive.failing_os import FailingOs
 from tests.archive.helpers import NSQD, START_NS, batch_of, spec
 from tests.support.clients import until
 
 from nsqtools.archive.naming import FileNaming
+from nsqtools.archive.rotation import RotationPolicy
 from nsqtools.archive.space import FreeSpace
 from nsqtools.errors import StorageError
 from nsqtools.options.system import Space
@@ -114,4 +116,29 @@ async def test_a_topic_that_went_and_comes_back_in_the_same_process(tmp_path: Pa
         await output.close()
     assert output.counts()["duplicates"] == 1
     assert [path.read_bytes() for path in tmp_path.glob("*.log")] == [b"one\n"]
+    workers.close()
+
+
+async def test_a_file_that_could_not_be_finished_is_no_trouble_when_the_next_one_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was finished with a commit, and not by its time: health said otherwise for as long as no other
+    file was, and a run that ends when it is idle did not end."""
+    monkeypatch.setattr(module, "RETRY_FIRST_S", 60.0)
+    monkeypatch.setattr(module, "RETRY_MAX_S", 60.0)
+    workers = Workers()
+    wanted = replace(spec(tmp_path, rotation=RotationPolicy(rotate_records=2)), keys_max=10)
+    output = FileOutput(wanted, workers, sync_interval_s=1.0)
+    await output.open()
+    assert await output.deliver([batch_of([b"one"])]) == DONE
+    with monkeypatch.context() as failing:
+        FailingOs(0, failures=1 << 30, only={"pwrite", "fdatasync"}).install(failing)
+        output.rotate()
+        await until(output.trouble)
+    for number, body in enumerate((b"two", b"three"), 1):
+        assert await output.deliver([batch_of([body], number)]) == DONE
+    assert output.trouble() == ""
+    await output.close()
+    contents = sorted(path.read_bytes() for path in tmp_path.glob("*.log"))
+    assert contents == [b"one\n", b"two\nthree\n"]
     workers.close()

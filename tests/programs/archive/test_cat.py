@@ -29,7 +29,7 @@ from tests.programs.archive.helpers import (
 
 from nsqtools.archive.stream import Source
 from nsqtools.options import REGEX
-from nsqtools.programs.archive.grep import Grep
+from nsqtools.transform.search import Search
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -195,7 +195,7 @@ def test_little_is_read_for_a_little_time(
 )  # fmt: skip
 def test_a_block_of_lines_is_searched_as_its_lines_are(pattern: str) -> None:
     lines = [b"a", b"", b"ab", b"b", b"\xff a", "é".encode(), b"B a b", b"", b"xx"]
-    grep = Grep(REGEX.parse(pattern))
+    grep = Search(REGEX.parse(pattern))
     wanted = [line + b"\n" for line in lines if re2.compile(pattern).search(line)]
     assert list(grep.lines(b"".join(line + b"\n" for line in lines))) == wanted
     assert [lines[at] + b"\n" for at in grep.positions(lines)] == wanted

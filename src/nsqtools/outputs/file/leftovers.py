@@ -10,7 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from nsqtools.archive.claims import foreign_folders
-from nsqtools.archive.keys import remove_old
+from nsqtools.archive.keys import KeyFiles, remove_old
 from nsqtools.archive.recovery import claims_by_topic, recover
 from nsqtools.clock import SystemClock
 from nsqtools.errors import StorageError
@@ -37,6 +37,8 @@ class Leftovers:
     def __init__(
         self, work_dir: Path, workers: Workers, *, hook: PublishHook | None = None
     ) -> None:
+        self.key_files = KeyFiles(work_dir)
+        """Those that there were when the claims were looked at."""
         self._hook = hook
         self._work_dir = work_dir
         self._workers = workers
@@ -60,9 +62,7 @@ class Leftovers:
         async with self._busy.setdefault(topic, asyncio.Lock()):
             strand = self._workers.background.strand(f"leftovers of {topic}")
             if topic in self._abandoned:
-                now = await strand.call(lambda: claims_by_topic(self._work_dir))
-                claims[topic] = now.get(topic, [])
-                self._abandoned.discard(topic)
+                await self._look_again(topic, claims)
             mine = claims.pop(topic, [])
             if not mine:
                 return 0
@@ -115,13 +115,36 @@ class Leftovers:
                     )
             return self._claims
 
+    async def _look_again(self, topic: str, claims: dict[str, list[Path]]) -> None:
+        """Look at the claims once for all topics that have let go of a file by now: a full disk makes all
+        of them do so."""
+        async with self._scanning:
+            if topic not in self._abandoned:
+                return  # the look for another topic was for this one, too
+            abandoned, self._abandoned = self._abandoned, set()
+            try:
+                strand = self._workers.background.strand("leftovers")
+                now = await strand.call(lambda: claims_by_topic(self._work_dir))
+            except BaseException:
+                self._abandoned |= abandoned
+                raise
+            self.key_files.look_again()
+            for each in abandoned:
+                claims[each] = now.get(each, [])
+
     def _recover(self, topic: str, claims: list[Path]) -> list[Path]:
-        """In a worker's thread: gives the claims of the files that failed."""
+        """In a worker's thread: gives the claims of the files that failed, twice: their topic is about to
+        flow, and would write again what it cannot know to be in them."""
+        return self._try_to_recover(topic, self._try_to_recover(topic, claims))
+
+    def _try_to_recover(self, topic: str, claims: list[Path]) -> list[Path]:
         failed = []
         for claim in claims:
             is_new = claim not in self._told
             begun = _tell_begun if is_new else _tell_nothing
-            for found in recover(self._work_dir, claims=[claim], begun=begun):
+            for found in recover(
+                self._work_dir, claims=[claim], key_files=self.key_files, begun=begun
+            ):
                 if found.failed:
                     failed.append(claim)
                 if not found.failed or is_new:

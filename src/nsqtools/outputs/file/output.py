@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from nsqtools.archive.destination import Destination
     from nsqtools.archive.finishing import Published
+    from nsqtools.archive.keys import KeyFiles
     from nsqtools.archive.writer import ArchiveSpec, Commit
     from nsqtools.outputs.contract import Answer
     from nsqtools.outputs.file.hook import PublishHook
@@ -49,6 +50,8 @@ DOUBTS_MAX = 10_000
 
 class LeftBehind(Protocol):
     """What knows of a topic's files that no output has in hand (`leftovers`, `s3.backlog`)."""
+
+    key_files: KeyFiles
 
     async def finish(self, topic: str) -> int:
         """Do with them what must be done before the topic flows. Raises StorageError."""
@@ -147,10 +150,12 @@ class FileOutput:
 
     async def open(self) -> None:
         """Finish what a run that did not end left of this topic."""
+        key_files = None
         if self._leftovers is not None:
             await self._leftovers.finish(self._topic)
+            key_files = self._leftovers.key_files
         if (once := self._writer.once) is not None:
-            await self._strand.call(once.open)
+            await self._strand.call(lambda: once.open(key_files))
         if self._watermark is not None:
             await self._strand.call(self._mark)
 
@@ -196,6 +201,8 @@ class FileOutput:
                 await self._strand.call(self._writer.close)
                 await self._upload_rest(self._spooling.close_wait_s)
             await self._strand.call(self._writer.release)
+            if self._leftovers is not None:
+                self._leftovers.key_files.look_again()  # ours is there for whoever comes next
         except StorageError:
             self._counts["failures"] += 1
             raise
@@ -369,6 +376,8 @@ class FileOutput:
         self._counts["duplicates"] += commit.duplicates
         if self._writer.once is not None:
             self._counts["forgotten_keys"] = self._writer.once.forgotten
+        if commit.created and self._spec.partition is None:
+            self._seals.over()  # the file before it is finished, or there would be no other
         for path in commit.created:
             self._log.info("opened", path=path)
 

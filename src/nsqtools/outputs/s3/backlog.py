@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from nsqtools.archive.claims import foreign_folders
-from nsqtools.archive.keys import remove_old
+from nsqtools.archive.keys import KeyFiles, remove_old
 from nsqtools.archive.recovery import claims_by_topic, recover
 from nsqtools.clock import SystemClock
 from nsqtools.errors import StorageError
@@ -55,6 +55,7 @@ class Backlog:
     ) -> None:
         self.files = 0
         """Files that were uploaded."""
+        self.key_files = KeyFiles(spool_dir)
         self._spool_dir = spool_dir
         self._workers = workers
         self._destination = destination
@@ -87,6 +88,7 @@ class Backlog:
     def abandoned(self, topic: str) -> None:
         """An output has let go of all its files as a crash would: the folder is read again."""
         self._is_scanned = False
+        self.key_files.look_again()
 
     def failed_of(self, topic: str) -> int:
         """How many files of a topic wait."""
@@ -144,7 +146,10 @@ class Backlog:
         """In a worker's thread."""
         failed = ""
         for found in recover(
-            self._spool_dir, claims=[claim], open_destination=self._open_destination
+            self._spool_dir,
+            claims=[claim],
+            key_files=self.key_files,
+            open_destination=self._open_destination,
         ):
             if found.failed:
                 failed = found.reason
@@ -154,6 +159,14 @@ class Backlog:
                 if self._hook is not None:
                     run_hook(self._hook, found)
         self._note(topic, claim, failed)
+
+    def _note_keys(self, found: dict[str, list[Path]]) -> None:
+        """Only what `recover` does where the destination is not there: the key files are told."""
+        for claims in found.values():
+            for _ in recover(
+                self._spool_dir, claims=claims, key_files=self.key_files, open_destination=_later
+            ):
+                pass
 
     def _note(self, topic: str, claim: Path, failed: str) -> None:
         trouble = self._troubles.setdefault(
@@ -177,7 +190,7 @@ class Backlog:
             strand = self._workers.background.strand("backlog")
             found = await strand.call(lambda: claims_by_topic(self._spool_dir))
             # Before the first of them is uploaded: a file that is being uploaded is locked.
-            await strand.call(lambda: _note_keys(self._spool_dir, found))
+            await strand.call(lambda: self._note_keys(found))
             await strand.call(lambda: remove_old(self._spool_dir, SystemClock().time()))
             for folder in await strand.call(lambda: foreign_folders(self._spool_dir)):
                 log.warning(
@@ -206,13 +219,6 @@ def _tell(topic: str, found: Recovered) -> None:
         log.warning("a file of a run that did not end", **facts)
     else:
         log.info("uploaded from the spool", **facts)
-
-
-def _note_keys(spool_dir: Path, found: dict[str, list[Path]]) -> None:
-    """Only what `recover` does where the destination is not there: the key files are told."""
-    for claims in found.values():
-        for _ in recover(spool_dir, claims=claims, open_destination=_later):
-            pass
 
 
 def _later(_description: str) -> Destination:

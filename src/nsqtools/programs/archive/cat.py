@@ -11,8 +11,8 @@ from nsqtools.archive.stream import Damage
 from nsqtools.errors import DamagedArchive
 from nsqtools.programs.archive.convert import FRAMED, JSONL, Wanted, converted
 from nsqtools.programs.archive.each import Each
-from nsqtools.programs.archive.grep import Grep
 from nsqtools.programs.archive.shown import count, warn, write
+from nsqtools.transform.search import Search
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +51,7 @@ class _Cat:
 
     def __init__(self, options: CatOptions) -> None:
         self._options = options
-        self._grep = None if options.grep is None else Grep(options.grep)
+        self._grep = None if options.grep is None else Search(options.grep)
         self._ambiguous = 0
         self._is_told = False
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from nsqtools.archive.reader import ArchiveInfo, ArchiveReader
     from nsqtools.archive.stream import Block, Records
-    from nsqtools.programs.archive.grep import Grep
+    from nsqtools.transform.search import Search
 
 LINES, RAW, JSONL, FRAMED = "lines", "raw", "jsonl", "framed"
 
@@ -35,7 +35,7 @@ class Wanted:
     record_format: str
     since_ns: int | None
     until_ns: int | None
-    grep: Grep | None
+    grep: Search | None
     is_open: bool = False
     reads_ahead: bool = False
     ambiguous: int = 0
