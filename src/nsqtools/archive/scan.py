@@ -139,7 +139,9 @@ class Scan:
         if not self._source.seekable:
             return None
         names = self._compression.name, self._format.name
-        return resync(self._source, *names, damage.offset)
+        # Within it no beginning counts: a message may be an archive itself.
+        behind = damage.offset if damage.end is None else damage.end - 1
+        return resync(self._source, *names, behind)
 
     def _size_bytes(self) -> int:
         return self._source.size_bytes() if self._source.seekable else self._source.position

@@ -7,6 +7,7 @@ front of it; `repair` writes a file that is whole, with nothing that was not in 
 from __future__ import annotations
 
 import gzip
+import random
 from typing import TYPE_CHECKING
 
 import pytest
@@ -163,6 +164,39 @@ def test_what_lies_behind_damage_in_framed(run: Run, tmp_path: Path) -> None:
     assert run("verify", "--json", path).json[0]["records"] == 4
     assert run("repair", f"--output={tmp_path}/new", path).code == 0
     assert read_bodies(tmp_path / "new") == (BODIES[:2] + BODIES[4:], None)
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_a_message_that_is_gzip_is_no_member_of_the_archive(
+    run: Run, tmp_path: Path, members: int
+) -> None:
+    """What does not compress is stored as it is, and so are the members within it."""
+    made = random.Random(2)
+    bodies = [
+        b"".join(gzip.compress(b"within " + made.randbytes(3000), mtime=0) for _ in range(members))
+        for _ in range(6)
+    ]
+    contents = [b"".join(body + b"\n" for body in bodies[at : at + 2]) for at in (0, 2, 4)]
+    path = tmp_path / "a.log.gz"
+    parts = [gzip.compress(content, 0, mtime=0) for content in contents]
+    damaged = bytearray(parts[1])
+    damaged[10] ^= 0xFF
+    assert bodies[2] in damaged
+    path.write_bytes(parts[0] + damaged + parts[2])
+    assert run("repair", f"--output={tmp_path}/new.gz", path).code == 0
+    assert gzip.decompress((tmp_path / "new.gz").read_bytes()) == contents[0] + contents[2]
+
+
+def test_a_message_that_is_an_archive_adds_nothing_to_another(run: Run, tmp_path: Path) -> None:
+    within = archive_of(tmp_path / "within", "framed", "none", COMMITS).read_bytes()
+    bodies = [b"%d %b" % (number, within) for number in range(6)]
+    commits = [[batch_of(bodies[at : at + 2], at)] for at in (0, 2, 4)]
+    path = archive_of(tmp_path, "framed", "none", commits)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"2 \x89NSQA")] ^= 0xFF
+    path.write_bytes(data)
+    assert run("repair", f"--output={tmp_path}/new", path).code == 0
+    assert read_bodies(tmp_path / "new") == (bodies[:2] + bodies[4:], None)
 
 
 def test_one_bad_line_of_jsonl(run: Run, tmp_path: Path) -> None:
