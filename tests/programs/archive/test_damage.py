@@ -187,6 +187,25 @@ def test_a_message_that_is_gzip_is_no_member_of_the_archive(
     assert gzip.decompress((tmp_path / "new.gz").read_bytes()) == contents[0] + contents[2]
 
 
+@pytest.mark.parametrize(
+    ("record_format", "compression"), [pair for pair in PAIRS if pair[1] != "none"]
+)
+def test_a_file_whose_beginning_is_lost_is_what_its_first_whole_part_is(
+    run: Run, tmp_path: Path, record_format: str, compression: str
+) -> None:
+    """It was taken for lines, and what was repaired of `framed` was none that anybody could read."""
+    path = archive_of(tmp_path, record_format, compression, COMMITS)
+    data = path.read_bytes()
+    first = {"gzip": b"\x1f\x8b\x08\x00", "zstd": b"\x28\xb5\x2f\xfd"}[compression]
+    rest = bytearray(data[data.index(first) :])
+    rest[14] ^= 0xFF
+    path.write_bytes(rest)
+    (told,) = run("verify", "--json", path).json
+    assert (told["state"], told["format"], told["records"]) == ("damaged", record_format, 4)
+    assert run("repair", f"--output={tmp_path}/new", path).code == 0
+    assert read_bodies(tmp_path / "new") == (BODIES[2:], None)
+
+
 def test_a_message_that_is_an_archive_adds_nothing_to_another(run: Run, tmp_path: Path) -> None:
     within = archive_of(tmp_path / "within", "framed", "none", COMMITS).read_bytes()
     bodies = [b"%d %b" % (number, within) for number in range(6)]
