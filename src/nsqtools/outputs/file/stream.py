@@ -45,7 +45,7 @@ def taken_stdout() -> Iterator[int]:
         sys.stdout.flush()
         os.dup2(
             fd, STDOUT
-        )  # `fd` stays open: a write may hang in it, and its number must not be another's
+        )
 
 
 class StreamOutput:
