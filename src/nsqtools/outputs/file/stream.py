@@ -43,9 +43,7 @@ def taken_stdout() -> Iterator[int]:
         yield fd
     finally:
         sys.stdout.flush()
-        os.dup2(
-            fd, STDOUT
-        )
+        os.dup2(fd, STDOUT)
 
 
 class StreamOutput:
