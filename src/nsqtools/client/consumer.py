@@ -215,7 +215,7 @@ class Consumer:
         self._share()
 
     def allow(self, messages: int, *, strictly: bool = False) -> None:
-        """At most so many in flight from now on, up to max-in-flight: what backoff decides, or, `strictly`,
+        """At most so many in flight from now on, up to max-in-flight: what backoff decides; `strictly`:
         how many are still wanted. Also before it is entered."""
         self._allowed, self._strictly = messages, strictly
         if self._subscriptions:
