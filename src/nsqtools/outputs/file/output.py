@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from nsqtools.wire.messages import Messages
 
 _COUNTS = ("disk_bytes", "files", "ambiguous_messages", "failures", "duplicates", "forgotten_keys")
-_HOOK_COUNTS = ("commands", "failed_commands")
+_HOOK_COUNTS = ("commands", "failed_commands", "unfinished_commands")
 # How long the end waits for commands that run for published files.
 HOOK_WAIT_S = 15.0
 # How often the watermark is looked at while nothing is published.
@@ -148,7 +148,8 @@ class FileOutput:
         if self._watermark is not None:
             await self._strand.call(self._mark)
         if self._hook is not None:
-            await self._hook.idle(self._topic, self._hook_wait_s)
+            left = await self._hook.idle(self._topic, self._hook_wait_s)
+            self._counts["unfinished_commands"] = left
 
     async def abandon(self) -> None:
         """Leave all files to recovery: that of the next `open`, in this process or another."""
