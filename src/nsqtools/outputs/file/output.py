@@ -178,9 +178,10 @@ class FileOutput:
                 once.may_come_again(nsqd, message_id)
         if self._space is not None:
             self._space.check()
-        commit = self._writer.commit(messages)
-        self._publish_sealed()
-        return commit
+        try:
+            return self._writer.commit(messages)
+        finally:  # what it has sealed before it failed, too: to be taken away may be what makes room
+            self._publish_sealed()
 
     def _let_go(self) -> None:
         self._watermark = None  # what is let go of is not published
