@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -141,7 +142,10 @@ class Scan:
         names = self._compression.name, self._format.name
         # Within it no beginning counts: a message may be an archive itself.
         behind = damage.offset if damage.end is None else damage.end - 1
-        return resync(self._source, *names, behind)
+        try:
+            return resync(self._source, *names, behind)
+        except Damage:  # it became shorter meanwhile: there is nothing behind it any more
+            return None
 
     def _size_bytes(self) -> int:
         return self._source.size_bytes() if self._source.seekable else self._source.position
@@ -349,8 +353,10 @@ def first_whole_format(source: Source, compression: Compression) -> RecordFormat
         try:
             block = next(compression.new_walk(source).blocks(), None)
         except Damage as damage:
-            start = resync(source, compression.name, "", max(start, damage.offset))
-            continue
+            with contextlib.suppress(Damage):  # it became shorter meanwhile
+                start = resync(source, compression.name, "", max(start, damage.offset))
+                continue
+            return LINES
         return LINES if block is None else _format_of(block)
     return LINES
 

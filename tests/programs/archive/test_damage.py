@@ -7,21 +7,26 @@ front of it; `repair` writes a file that is whole, with nothing that was not in 
 from __future__ import annotations
 
 import gzip
+import itertools
+import os
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import pytest
 import zstandard
 from tests.archive.helpers import PAIRS, batch_of, read_bodies
 from tests.programs.archive.helpers import Ran, archive_of
 
-from nsqtools.archive.examination import State, examine
+from nsqtools.archive.examination import Examined, State, examine
 from nsqtools.archive.files import open_file
 from nsqtools.errors import ArchiveError
+from nsqtools.programs.archive.repair import scan_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from nsqtools.archive.scan import Scan
 
     Run = Callable[..., Ran]
 
@@ -29,6 +34,26 @@ BODIES = [b"one", b"", b"two " * 9, "drei é".encode(), b"4", b"five"]
 COMMITS = [[batch_of(BODIES[at : at + 2], at)] for at in (0, 2, 4)]
 # How far apart the damages are: those of which verify is asked, and those of which everything is.
 STRIDES = [(3, 21), pytest.param((1, 1), marks=pytest.mark.soak)]
+
+
+class Shrinking:
+    """An open file that loses its second half before its Nth call."""
+
+    def __init__(self, opened: BinaryIO, path: Path, call: int) -> None:
+        self._opened = opened
+        self._path = path
+        self._left = call
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether there were fewer calls."""
+        return self._left > 0
+
+    def __getattr__(self, name: str) -> Any:
+        self._left -= 1
+        if not self._left:
+            os.truncate(self._path, self._path.stat().st_size // 2)
+        return getattr(self._opened, name)
 
 
 def verified(path: Path) -> State | str:
@@ -204,6 +229,49 @@ def test_a_file_whose_beginning_is_lost_is_what_its_first_whole_part_is(
     assert (told["state"], told["format"], told["records"]) == ("damaged", record_format, 4)
     assert run("repair", f"--output={tmp_path}/new", path).code == 0
     assert read_bodies(tmp_path / "new") == (BODIES[2:], None)
+
+
+@pytest.mark.parametrize(("record_format", "compression"), PAIRS)
+def test_a_file_that_becomes_shorter_while_it_is_read(
+    tmp_path: Path, record_format: str, compression: str
+) -> None:
+    """At each call to the operating system; it was a fault of ours, and ended the run."""
+    commits = [[batch_of([b"%d" % (at * 10 + number) for number in range(10)])] for at in range(9)]
+    path = archive_of(tmp_path, record_format, compression, commits)
+    data = path.read_bytes()
+    found = []
+    for call in itertools.count(1):
+        path.write_bytes(data)
+        with open_file(path) as opened:
+            shrinking = Shrinking(opened, path, call)
+            try:
+                found.append(examine(cast("BinaryIO", shrinking), str(path), whole=True).records)
+            except ArchiveError:
+                found.append(None)
+        if shrinking.is_whole:
+            break
+    assert found[-1] == 90
+    assert any(records is None or records < 90 for records in found)
+
+
+def test_of_a_file_that_became_shorter_nothing_is_repaired(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It made an archive of nothing, that was damaged itself."""
+    path = archive_of(tmp_path, "framed", "gzip", COMMITS)
+    path.write_bytes(path.read_bytes()[:-1])
+
+    second_pass = scan_of
+
+    def shrink_first(opened: BinaryIO, found: Examined) -> Scan:
+        os.truncate(path, 0)
+        return second_pass(opened, found)
+
+    monkeypatch.setattr("nsqtools.programs.archive.repair.scan_of", shrink_first)
+    ran = run("repair", path)
+    assert ran.code == 5
+    assert "became shorter" in ran.err
+    assert [one.name for one in tmp_path.iterdir() if one.is_file()] == [path.name]
 
 
 def test_a_message_that_is_an_archive_adds_nothing_to_another(run: Run, tmp_path: Path) -> None:
