@@ -38,8 +38,11 @@ def remember_signals() -> None:
 
 
 def interrupt_by_term() -> None:
-    """Let SIGTERM do what Ctrl-C does: raise KeyboardInterrupt, so that what was begun is taken back."""
+    """Let SIGTERM, and SIGHUP of a terminal that is closed, do what Ctrl-C does: raise KeyboardInterrupt,
+    so that what was begun is taken back. Under nohup SIGHUP stays without effect."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
 
 
 def die_of_broken_pipe() -> None:

@@ -23,10 +23,14 @@ def connection(key: str, **fields: float | bool) -> ConnectionRdy:
 
 
 def share(
-    *connections: ConnectionRdy, max_in_flight: int, now: float = 0.0, seed: int = 1
+    *connections: ConnectionRdy,
+    max_in_flight: int,
+    now: float = 0.0,
+    seed: int = 1,
+    strictly: bool = False,
 ) -> dict[str, int]:
     rng = random.Random(seed)
-    return share_rdy(connections, max_in_flight=max_in_flight, now=now, rng=rng)
+    return share_rdy(connections, max_in_flight=max_in_flight, now=now, rng=rng, strictly=strictly)
 
 
 def test_equal_shares_with_the_remainder_spread() -> None:
@@ -154,6 +158,7 @@ def crowds(draw: st.DrawFn) -> list[ConnectionRdy]:
         in_flight=st.integers(0, 3000),
         rdy_changed_at=st.floats(0, 100),
         last_message_at=st.none() | st.floats(0, 100),
+        rdy_before=st.integers(0, 3000),
     )
     return draw(st.lists(one, max_size=12, unique_by=lambda c: c.key))
 
@@ -173,6 +178,36 @@ def test_the_sum_and_the_limits_hold(
         assert all(shares[key] for key, limit in limits.items() if limit)
         unlimited = [shares[key] for key, limit in limits.items() if shares[key] < limit]
         assert max(unlimited, default=0) - min(unlimited, default=0) <= 1
+
+
+def test_what_one_was_asked_for_is_not_asked_of_others_when_strict() -> None:
+    """Of three nsqds the first to be connected was asked for all 9, the others for 3 each on top."""
+    first = connection("a", rdy=9)
+    assert share(first, connection("b"), connection("c"), max_in_flight=9, strictly=True) == {
+        "a": 3,
+        "b": 0,
+        "c": 0,
+    }
+    lowered = connection("a", rdy=3, rdy_before=9)
+    assert share(lowered, connection("b"), max_in_flight=9, strictly=True)["b"] == 0
+    holding = connection("a", rdy=3, in_flight=5)
+    shares = share(holding, connection("b"), connection("c"), max_in_flight=9, strictly=True)
+    assert shares == {"a": 3, "b": 3, "c": 1}
+    assert share(lowered, connection("b", rdy=4), max_in_flight=9, strictly=True)["b"] == 0
+
+
+@given(crowd=crowds(), max_in_flight=st.integers(-1, 3000), seed=st.integers(0, 9))
+def test_strictly_no_more_can_come_than_there_are_places(
+    crowd: list[ConnectionRdy], max_in_flight: int, seed: int
+) -> None:
+    shares = share(*crowd, max_in_flight=max_in_flight, now=100.0, seed=seed, strictly=True)
+    certain = sum(c.brings for c in crowd)
+    assert sum(max(c.brings, shares[c.key]) for c in crowd) <= max(0, max_in_flight, certain)
+    assert all(0 <= shares[c.key] <= c.max_rdy_count for c in crowd)
+    quiet = [replace(c, rdy=0, in_flight=0, rdy_before=0) for c in crowd]
+    shares = share(*quiet, max_in_flight=max_in_flight, now=100.0, seed=seed)
+    again = share(*quiet, max_in_flight=max_in_flight, now=100.0, seed=seed, strictly=True)
+    assert again == shares, "where nothing is on its way it is the same"
 
 
 @given(crowd=crowds(), max_in_flight=st.integers(1, 12), seed=st.integers(0, 9))

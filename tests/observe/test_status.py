@@ -67,6 +67,15 @@ async def test_health_says_what_fails(address: str, health: Health) -> None:
     assert answer.body == b"topic orders: No space left on device\n"
 
 
+async def test_what_others_say_is_escaped(address: str, health: Health) -> None:
+    health.failing("topic a", "gone\nnote: \x1b[2J\u202eall is well")
+    health.note("topic b", "shared with \x9b31m")
+    answer = await request(address, "GET", "/health")
+    assert answer.body == (
+        b"topic a: gone note: \\x1b[2J\\u202eall is well\nnote: topic b: shared with \\x9b31m\n"
+    )
+
+
 async def test_health_has_notes(address: str, health: Health) -> None:
     """Which make nobody unhealthy, and go with their part."""
     health.note("topic orders", "shared with\n2 others")

@@ -34,7 +34,8 @@ class FakeConsumer:
         self.in_flight = in_flight
         self.allowed: list[int] = []
 
-    def allow(self, messages: int) -> None:
+    def allow(self, messages: int, *, strictly: bool) -> None:
+        assert strictly
         self.allowed.append(messages)
 
 

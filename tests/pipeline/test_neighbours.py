@@ -49,6 +49,7 @@ def test_a_few_are_named() -> None:
     assert describe(many) == (
         "shared with 7 other consumers: go-nsq/1.1.0 on web2, a0 on unknown, a1 on unknown, ..."
     )
+    assert len(describe([ChannelClient("a" * 10_000, "h" * 10_000)])) < 300
 
 
 def test_where_nsqd_is_asked() -> None:

@@ -138,6 +138,10 @@ def test_without_flags_nsq_words_tell_what_is_missing() -> None:
         (["--filename-format=<TOPIC>/"], "--filename-format: the file name 'topic/' is empty"),
         (["--datetime-format=/../%H"], "leads out of the output directory"),
         (
+            ["--watermark", "--host-identifier=a/b", "--filename-format=<TOPIC>"],
+            "--watermark: a --host-identifier of 'a/b' cannot be in its name",
+        ),
+        (
             ["--filename-format=<HOST>/x", "--host-identifier=.."],
             "leads out of the output directory",
         ),

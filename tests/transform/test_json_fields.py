@@ -39,6 +39,22 @@ def test_what_is_no_object_is_dropped_unless_it_is_to_be_kept(body: bytes) -> No
     assert passed(kept, [body]) == ([body], [])
 
 
+# Around what Python's decoder and orjson take, and far beyond.
+@pytest.mark.parametrize("levels", [900, 980, 1000, 1023, 1024, 1025, 5000, 100_000])
+@pytest.mark.parametrize(("begin", "end"), [("[", "]"), ('{"[":', "}")])
+def test_nesting_has_no_limit(levels: int, begin: str, end: str) -> None:
+    """It raised, which stopped a topic for ever, or was no JSON."""
+    deep = begin * levels + "1.5" + end * levels
+    body = f'{{"a": {deep}, "b": 1.5, "c": "]"}}'.encode()
+    assert passed(JsonFields(field="b", value="1.5"), [body]) == ([body], [])
+    assert passed(JsonFields(whitelist=["b"]), [body]) == ([b'{"b": 1.5}'], [])
+    kept = f'{{"a": {deep},"c": "]"}}'.encode()
+    assert passed(JsonFields(whitelist=["a", "c"]), [body]) == ([kept], [])
+    broken = [body[:-1], body.replace(b"1.5,", b"1.5,,"), body.replace(b"1.5]", b"01]")]
+    for wrong in broken[: 3 if begin == "[" else 2]:
+        assert passed(JsonFields(field="b"), [wrong]) == ([], ["non-json"])
+
+
 @pytest.mark.parametrize(
     ("wanted", "text", "is_right"),
     [

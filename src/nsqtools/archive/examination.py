@@ -25,7 +25,7 @@ from nsqtools.archive.header import HEADER_BYTES_MAX, MAGIC, HeaderError, decode
 from nsqtools.archive.jsonl import topic_of
 from nsqtools.archive.lines import NEWLINE
 from nsqtools.archive.reader import named_compression, open_archive
-from nsqtools.archive.scan import Lost, Scan, Text
+from nsqtools.archive.scan import Lost, Scan, Text, first_whole_format
 from nsqtools.archive.stream import READ_BYTES, Records, Source
 from nsqtools.archive.zstd_frames import ANY_TIME
 from nsqtools.errors import DamagedArchive
@@ -109,7 +109,9 @@ class Examined:
 
 def open_reader(file: BinaryIO, name: str, *, read_bytes: int = READ_BYTES) -> ArchiveReader:
     """As `open_archive`; also of a file whose first bytes are damaged, as far as its header tells what
-    it was. Raises as that does."""
+    it was, or what is whole behind it. What can seek is read from its start. Raises as that does."""
+    if file.seekable():
+        file.seek(0)
     try:
         reader = open_archive(file, name=name, read_bytes=read_bytes)
         if reader.info.meta or not file.seekable():
@@ -122,12 +124,18 @@ def open_reader(file: BinaryIO, name: str, *, read_bytes: int = READ_BYTES) -> A
     start = file.read(HEADER_BYTES_MAX + START_BYTES)
     file.seek(0)
     record_format, compression = _was(start)
-    if compression == NONE.name and (named := named_compression(name)):
+    tells = MAGIC in start[:START_BYTES] and record_format != ""
+    if reader is not None and not tells:
+        if reader.info.compression == NONE.name or reader.info.record_format != LINES.name:
+            return reader  # what it is can be told from what follows
+        compression = reader.info.compression
+    elif compression == NONE.name and (named := named_compression(name)):
         compression = named
-    elif reader is not None and (MAGIC not in start[:START_BYTES] or not record_format):
-        return reader  # what it is can be told from what follows
-    if not record_format:
-        record_format = FRAMED.name if compression == NONE.name else LINES.name
+    if compression == NONE.name:
+        record_format = record_format or FRAMED.name
+    elif not record_format:
+        record_format = first_whole_format(Source(file, name), COMPRESSIONS[compression]).name
+        file.seek(0)
     return open_archive(file, name=name, record_format=record_format, compression=compression)
 
 

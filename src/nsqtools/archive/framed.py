@@ -227,7 +227,10 @@ class FramedDecoder:
         _, count, checksum = _MARK.unpack_from(self._buffer, self._at)
         records = memoryview(self._buffer)[self._start : self._at]
         if count != len(self._payloads) or checksum != crc32(records):
-            raise Damage(self.committed_end, "a group of records with a wrong checksum")
+            damage = Damage(self.committed_end, "a group of records with a wrong checksum")
+            if count == len(self._payloads):  # every size led to the next one, and to the mark
+                damage.end = self.committed_end + len(records) + MARK_BYTES
+            raise damage
         payloads, self._payloads = self._payloads, []
         self._move_on(MARK_BYTES)
         return payloads

@@ -76,8 +76,8 @@ def recover(
 
     With `claims`, what these paths claim only; `key_files` are those of `work_dir`, where calls share a
     look at them. `begun` is called before each file, which may take long; those of living writers are
-    passed over without it. A file that cannot be recovered is told of as `failed`, and ends nothing. Raises `StorageError` when the claims cannot be listed. What is not
-    iterated is left as it is.
+    passed over without it. A file that cannot be recovered is told of as `failed`, and ends nothing.
+    Raises `StorageError` when the claims cannot be listed. What is not iterated is left as it is.
     """
     files = key_files or KeyFiles(work_dir)
     for path in claim_paths(work_dir) if claims is None else claims:

@@ -2,7 +2,8 @@
 
 Each compression, and `framed` without one, has something that marks a beginning: a frame's magic
 number, a member's, a commit mark. A place that looks like one is believed when what begins there is
-whole, checksum included; so no chance likeness in compressed bytes is taken for it.
+whole, checksum included; so no chance likeness in compressed bytes is taken for it. A message may be
+gzip itself, and stand in its archive as it is: so behind a member there must be another one, or the end.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
 TRIED_BYTES_MAX = 2 << 30
 _TRY_BYTES = 4 << 10
 _WINDOW_BYTES = 256 << 10
-_GZIP = re.compile(re.escape(gzip_members.MAGIC + b"\x08"))
+_MEMBER_START = gzip_members.MAGIC + b"\x08"
+# A message that is gzip of fewer members is not taken for the archive's.
+_CHAIN_MEMBERS = 8
+_GZIP = re.compile(re.escape(_MEMBER_START))
 _ZSTD = re.compile(
     rb"%b|%b....(?:%b|%b)"
     % (
@@ -87,6 +91,21 @@ def _candidates(source: Source, looks: re.Pattern[bytes], start: int) -> Iterato
 
 
 def _is_member(source: Source) -> bool:
+    """Whether a member is here, and what is behind it begins as members do."""
+    if not _inflates(source):
+        return False
+    for _ in range(_CHAIN_MEMBERS):
+        behind = source.peek(len(_MEMBER_START))
+        if not behind or behind != _MEMBER_START[: len(behind)]:
+            return not behind
+        try:
+            _inflates(source)
+        except Damage:
+            return True  # it is another damage
+    return True
+
+
+def _inflates(source: Source) -> bool:
     size = 0
     for piece in gzip_members.member_pieces(source):
         size += len(piece)

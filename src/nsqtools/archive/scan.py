@@ -6,14 +6,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nsqtools.archive.formats import FRAMED, JSONL, LINES, NONE, ZSTD
 from nsqtools.archive.groups import GROUP_BYTES_MAX
 from nsqtools.archive.gzip_members import INPUT_BYTES, member_pieces, read_gzip_header
-from nsqtools.archive.header import HeaderError
-from nsqtools.archive.jsonl import decode_lines, line_bytes_max
+from nsqtools.archive.header import MAGIC, HeaderError
+from nsqtools.archive.jsonl import decode_lines, is_ours, line_bytes_max
 from nsqtools.archive.lines import NEWLINE, LineSplitter
 from nsqtools.archive.resync import resync
 from nsqtools.archive.stream import BODY_BYTES_MAX, Block, Damage, Records
@@ -139,7 +140,12 @@ class Scan:
         if not self._source.seekable:
             return None
         names = self._compression.name, self._format.name
-        return resync(self._source, *names, damage.offset)
+        # Within it no beginning counts: a message may be an archive itself.
+        behind = damage.offset if damage.end is None else damage.end - 1
+        try:
+            return resync(self._source, *names, behind)
+        except Damage:  # it became shorter meanwhile: there is nothing behind it any more
+            return None
 
     def _size_bytes(self) -> int:
         return self._source.size_bytes() if self._source.seekable else self._source.position
@@ -336,3 +342,34 @@ def _compared(entry: IndexEntry | None, records: int, offset: int) -> Iterator[L
     if entry is not None and entry.records != records:
         reason = f"{records} records where {entry.records} were noted"
         yield Lost(start=offset, end=offset, reason=reason, torn=False)
+
+
+def first_whole_format(source: Source, compression: Compression) -> RecordFormat:
+    """The record format of the first frame or member that is whole, without a file header that would
+    say it. `source` must be seekable, and is left anywhere. Raises `StorageError`."""
+    start: int | None = 0
+    while start is not None:
+        source.seek(start)
+        try:
+            block = next(compression.new_walk(source).blocks(), None)
+        except Damage as damage:
+            with contextlib.suppress(Damage):  # it became shorter meanwhile
+                start = resync(source, compression.name, "", max(start, damage.offset))
+                continue
+            return LINES
+        return LINES if block is None else _format_of(block)
+    return LINES
+
+
+def _format_of(block: Block) -> RecordFormat:
+    """By what a group begins with."""
+    if is_ours(block.data.split(NEWLINE, 1)[0]):
+        return JSONL
+    decoder = FRAMED.new_decoder(
+        body_bytes_max=BODY_BYTES_MAX, header_due=block.data.startswith(MAGIC)
+    )
+    try:
+        is_framed = next(decoder.feed(block.data, block.offset), None) is not None
+    except Damage:
+        return LINES
+    return FRAMED if is_framed else LINES

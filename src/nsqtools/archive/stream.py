@@ -40,6 +40,8 @@ class Damage(Exception):  # noqa: N818 - it is what was found, and becomes Damag
         self.torn = torn
         self.in_container = False
         """Whether compression found it, and not the record format inside."""
+        self.end: int | None = None
+        """Where what is damaged ends, when that is certain all the same."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 
 from nsqtools import __version__, ending
+from nsqtools.cli.streams import fill_standard_streams
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing itself is among what --version need not load
@@ -49,6 +50,7 @@ class Program:
 
     def main(self, argv: Sequence[str] | None = None) -> None:
         """The console script: runs the program and exits."""
+        fill_standard_streams()
         if self.ends_in_order:
             ending.remember_signals()  # before all that takes time
         elif not self.on_loop:

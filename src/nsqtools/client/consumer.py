@@ -105,13 +105,11 @@ class Consumer:
             rng=self._rng,
         )
         self._allowed: int | None = None
-        self._paused = False
-        self._held_bytes = 0
+        self._strictly = self._paused = self._stopping = False
+        self._held_bytes = self._shared_limit = 0
         self._message_bytes = MESSAGE_ASSUMED_BYTES
-        self._shared_limit = 0
         self._is_full = self._reads_nothing = self._has_left = False
         self._shared_s = 0.0
-        self._stopping = False
         self._all_closed = asyncio.Event()
         self._holds = asyncio.Event()
         self._timing = LowRdyTiming(
@@ -216,10 +214,10 @@ class Consumer:
         self._paused = False
         self._share()
 
-    def allow(self, messages: int) -> None:
-        """At most so many in flight from now on, up to max-in-flight: what backoff decides, or how many
-        are still wanted. Also before it is entered."""
-        self._allowed = messages
+    def allow(self, messages: int, *, strictly: bool = False) -> None:
+        """At most so many in flight from now on, up to max-in-flight: what backoff decides; `strictly`:
+        how many are still wanted. Also before it is entered."""
+        self._allowed, self._strictly = messages, strictly
         if self._subscriptions:
             self._share()
 
@@ -412,6 +410,7 @@ class Consumer:
             now=now_s,
             rng=self._rng,
             timing=self._timing,
+            strictly=self._strictly,
         )
         for key, rdy in shares.items():
             by_key[key].set_rdy(rdy, now_s)

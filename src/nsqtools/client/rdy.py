@@ -24,6 +24,9 @@ Rules
   random, so that many consumers of one channel do not march in step; but one that waited longer
   than a whole round comes first, the longest wait first. So everyone is served within two rounds.
 - Backoff needs no rule of its own: `max_in_flight` 0 is a pause, 1 is the test with one message.
+- Strictly, what is in flight on one connection counts against the others, and so does for PROBE_S what
+  it was asked for before: no RDY gets back what nsqd has sent. Without that, a connection that is
+  made later gets its share beside all that the first ones were asked for.
 """
 
 from __future__ import annotations
@@ -66,6 +69,13 @@ class ConnectionRdy:
     last_message_at: float | None = None
     rate_per_s: float = 0.0
     was_exhausted: bool = False
+    rdy_before: int = 0
+    """A higher RDY that was lowered less than PROBE_S ago."""
+
+    @property
+    def brings(self) -> int:
+        """How many it has in flight, or may have already."""
+        return max(self.in_flight, self.rdy_before)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +93,7 @@ def share_rdy(
     now: float,
     rng: random.Random,
     timing: LowRdyTiming | None = None,
+    strictly: bool = False,
 ) -> dict[str, int]:
     """The RDY every connection should have, by key; to be sent in the order of the dictionary."""
     ready = sorted((c for c in connections if c.max_rdy_count > 0), key=lambda c: c.key)
@@ -90,6 +101,8 @@ def share_rdy(
         shares = _keep_if_alike(ready, _shares(ready, max(0, max_in_flight)), max_in_flight)
     else:
         shares = _rotate(ready, max_in_flight, now, rng, timing or LowRdyTiming())
+    if strictly:
+        shares = _within(connections, shares, max(0, max_in_flight))
     return {
         c.key: shares.get(c.key, 0)
         for c in sorted(connections, key=lambda c: shares.get(c.key, 0) > c.rdy)
@@ -118,6 +131,25 @@ def _shares(ready: Sequence[ConnectionRdy], places: int) -> dict[str, int]:
         shares[connection.key] += more
         left -= more
     return shares
+
+
+def _within(
+    ready: Collection[ConnectionRdy], shares: dict[str, int], places: int
+) -> dict[str, int]:
+    """The shares, without what would let more be in flight than there are places."""
+    new = {c.key: min(shares.get(c.key, 0), c.rdy) for c in ready}
+    over = sum(max(c.brings, new[c.key]) for c in ready) - places
+    for connection in ready:
+        less = max(0, min(over, new[connection.key] - connection.brings))
+        new[connection.key] -= less
+        over -= less
+    # What is taken from one now may be on its way.
+    free = places - sum(max(c.brings, c.rdy) for c in ready)
+    for connection in ready:
+        more = max(0, min(free, shares.get(connection.key, 0) - new[connection.key]))
+        new[connection.key] += more
+        free -= more
+    return new
 
 
 def _weights(ready: Sequence[ConnectionRdy], places: int) -> dict[str, int]:

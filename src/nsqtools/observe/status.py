@@ -27,7 +27,7 @@ from nsqtools.observe.counters import EXPOSITION_TYPE, exposition
 from nsqtools.observe.health import shown
 from nsqtools.observe.log import get_log
 from nsqtools.observe.page import JSON, METHODS, PLAIN, Page
-from nsqtools.options import join_address, split_address
+from nsqtools.options import join_address, printable, split_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -185,6 +185,7 @@ def _lines(parts: Mapping[str, str], notes: Mapping[str, str] | None = None) -> 
 
 
 def _told(parts: Mapping[str, str], before: str = "") -> str:
-    # Reasons come from other machines: a newline in one would look like another part.
-    told = (" ".join(f"{before}{what}: {why}".split()) for what, why in parts.items())
+    # Reasons come from other machines: a newline in one would look like another part, and an escape is
+    # not for the terminal of whoever asks.
+    told = (printable(" ".join(f"{before}{what}: {why}".split())) for what, why in parts.items())
     return "".join(f"{line}\n" for line in shown(told, len(parts)))

@@ -67,7 +67,7 @@ class Quota:
         for consumer, part, holds in zip(
             self._consumers, self._parts(wanted, len(held)), held, strict=True
         ):
-            consumer.allow(part + holds)
+            consumer.allow(part + holds, strictly=True)
 
     def _parts(self, wanted: int, topics: int) -> list[int]:
         """Even ones; what is left over goes to another topic each time."""

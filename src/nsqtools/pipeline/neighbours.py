@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from nsqtools.client.neighbours import clients_of
 from nsqtools.observe.log import get_log
 from nsqtools.options import join_address, split_address
+from nsqtools.options.shown import SHOWN_LENGTH_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -118,12 +119,17 @@ def describe(found: Sequence[ChannelClient]) -> str:
     """How many there are, and who the first of them are."""
     kinds = Counter(found)
     named = [
-        f"{client.user_agent or 'unknown'} on {client.hostname or 'unknown'}"
+        f"{_cut(client.user_agent)} on {_cut(client.hostname)}"
         for client, _ in sorted(kinds.items(), key=lambda item: (-item[1], item[0]))[:NAMED_MAX]
     ]
     more = ", ..." if len(kinds) > NAMED_MAX else ""
     count = f"{len(found)} other consumer{'s' * (len(found) != 1)}"
     return f"shared with {count}: {', '.join(named)}{more}"
+
+
+def _cut(said: str) -> str:
+    """What a client says of itself."""
+    return said[:SHOWN_LENGTH_MAX] or "unknown"
 
 
 def http_addresses(given: Sequence[str], tcp_addresses: Sequence[str]) -> list[str]:

@@ -325,7 +325,7 @@ class Uploader:
                 with self._settling(wanted):
                     self._conditionally("complete_multipart_upload", wanted, lambda: parameters)
                     is_ours = True
-                return is_ours
+                return is_ours  # noqa: RET504 - False where the key was taken meanwhile
             except StoreError as error:
                 if not error.is_passing:
                     raise

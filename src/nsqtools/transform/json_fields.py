@@ -26,6 +26,13 @@ _STRING = r'"[^"\\]*(?:\\.[^"\\]*)*"'
 # A field of what is known to be JSON: its name, and its value where that is not nested.
 _FIELD = re.compile(rf'{_SPACE}({_STRING}){_SPACE}:{_SPACE}({_STRING}|[^ \t\n\r"{{\[,}}]+)?')
 _SPACES = re.compile(_SPACE)
+# Only where a value ends is asked for: whatever is cheap, and makes no number of a million digits.
+_SKIPPING = json.JSONDecoder(parse_int=len, parse_float=len)
+# Where nesting changes.
+_STRING_OR_BRACKET = re.compile(rf"{_STRING}|[\[\]{{}}]", re.DOTALL)
+# Nesting that every decoder takes, however deep the stack is that it is called from. orjson takes 1024
+# levels, json as many as Python has left of 1000; JSON has no limit, and Go's is 10,000.
+_LEVELS = 200
 
 
 class _Number(str):
@@ -39,8 +46,6 @@ def _refuse(constant: str) -> Any:
 
 
 _WRITTEN = json.JSONDecoder(parse_int=_Number, parse_float=_Number, parse_constant=_refuse)
-# Only where a value ends is asked for: whatever is cheap, and makes no number of a million digits.
-_SKIPPING = json.JSONDecoder(parse_int=len, parse_float=len)
 
 
 def object_of(body: bytes) -> dict[str, Any] | None:
@@ -53,11 +58,40 @@ def object_of(body: bytes) -> dict[str, Any] | None:
 
 
 def _written(body: bytes) -> Any:
-    """With numbers as they are written; None for what is no JSON."""
+    """With numbers as they are written; None for what is no JSON. What is nested very deep is null."""
     try:
-        return _WRITTEN.decode(body.decode("utf-8"))
-    except (ValueError, RecursionError):
+        text = body.decode("utf-8")
+        try:
+            return _WRITTEN.decode(text)
+        except RecursionError:
+            return _WRITTEN.decode(_shallow(text))
+    except ValueError:
         return None
+
+
+def _shallow(text: str) -> str:
+    """The same with null for what is nested deeper than some levels, all of which was looked at. Raises
+    ValueError where that is no JSON."""
+    open_parts: list[list[str]] = [[]]
+    depth = at = 0
+    for found in _STRING_OR_BRACKET.finditer(text):
+        bracket = found[0]
+        if bracket in "[{":
+            if depth % _LEVELS == _LEVELS - 1:
+                open_parts[-1].append(text[at : found.start()])
+                open_parts.append([])
+                at = found.start()
+            depth += 1
+        elif bracket in "]}":
+            depth -= 1
+            if depth % _LEVELS == _LEVELS - 1 and len(open_parts) > 1:
+                part = "".join((*open_parts.pop(), text[at : found.end()]))
+                _WRITTEN.decode(part)
+                open_parts[-1].append("null")
+                at = found.end()
+    if len(open_parts) > 1:
+        raise ValueError("something is not closed")
+    return "".join((*open_parts[0], text[at:]))
 
 
 class Value:
@@ -140,7 +174,7 @@ def only_fields(body: bytes, names: Collection[str]) -> bytes:
     while (field := _FIELD.match(text, at)) is not None:
         name, end = field[1], field.end()
         if field[2] is None:
-            end = _SKIPPING.raw_decode(text, end)[1]
+            end = _behind_nested(text, end)
         if (json.loads(name) if "\\" in name else name[1:-1]) in names:
             kept.append(text[field.start(1) : end])
         at = end if text[end] == "," else _behind(text, end)
@@ -154,3 +188,21 @@ def _behind(text: str, at: int) -> int:
     """Where something else than space stands."""
     found = _SPACES.match(text, at)
     return at if found is None else found.end()
+
+
+def _behind_nested(text: str, at: int) -> int:
+    """Where the object or list that begins here has ended."""
+    try:
+        return _SKIPPING.raw_decode(text, at)[1]
+    except RecursionError:
+        pass  # several times slower, to any depth
+    depth = 0
+    for found in _STRING_OR_BRACKET.finditer(text, at):
+        bracket = found[0]
+        if bracket in "[{":
+            depth += 1
+        elif bracket in "]}":
+            depth -= 1
+            if not depth:
+                return found.end()
+    raise AssertionError("it was known to be JSON")

@@ -159,11 +159,11 @@ async def test_the_end_waits_no_longer_than_it_may(tmp_path: Path) -> None:
         hook.published(FILE, done.append)
     while not began.exists() or len(began.read_text()) < module.COMMANDS_MAX:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
-    await hook.idle("t", 0.05)
-    await hook.idle("another", PATIENCE_S)
+    assert await hook.idle("t", 0.05) == 5
+    assert await hook.idle("another", PATIENCE_S) == 0
     hook.close()
-    await hook.idle("t", PATIENCE_S)
-    assert done == [False] * 5
+    assert done == [False] * 5, "all of it is told before the process ends"
+    assert await hook.idle("t", PATIENCE_S) == 0
     assert len(began.read_text()) == module.COMMANDS_MAX
     hook.published(FILE, done.append)
     assert done == [False] * 6

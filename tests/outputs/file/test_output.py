@@ -6,12 +6,13 @@ import asyncio
 import errno
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tests.archive.failing_os import FailingOs
 from tests.archive.helpers import NSQD, START_NS, batch_of, spec
 from tests.support.clients import until
 
+from nsqtools import durable
 from nsqtools.archive.naming import FileNaming
 from nsqtools.archive.rotation import RotationPolicy
 from nsqtools.archive.space import FreeSpace
@@ -75,6 +76,30 @@ async def test_a_disk_with_too_little_room_is_as_a_full_one(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
     space.is_full = False
     assert await output.deliver([batch_of([b"one"])]) == DONE
+    await output.close()
+    workers.close()
+
+
+async def test_what_was_sealed_before_a_commit_failed_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk from which finished files are taken away nothing would ever have made room."""
+    create = durable.create
+
+    def no_room_for_another(path: Path, *rest: Any) -> int:
+        if "-000001" in path.name:
+            raise StorageError("create", path, OSError(errno.ENOSPC, "no room"))
+        return create(path, *rest)
+
+    monkeypatch.setattr(durable, "create", no_room_for_another)
+    workers = Workers()
+    rotation = RotationPolicy(rotate_size_bytes=10)
+    output = FileOutput(spec(tmp_path, rotation=rotation), workers, sync_interval_s=1.0)
+    assert await output.deliver([batch_of([b"more than it may have"])]) == DONE
+    assert isinstance(await output.deliver([batch_of([b"another"], 1)]), Again)
+    await until(lambda: (tmp_path / "topic-000000.log").exists())
+    monkeypatch.undo()
+    assert await output.deliver([batch_of([b"another"], 1)]) == DONE
     await output.close()
     workers.close()
 

@@ -7,20 +7,26 @@ front of it; `repair` writes a file that is whole, with nothing that was not in 
 from __future__ import annotations
 
 import gzip
-from typing import TYPE_CHECKING
+import itertools
+import os
+import random
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import pytest
 import zstandard
 from tests.archive.helpers import PAIRS, batch_of, read_bodies
 from tests.programs.archive.helpers import Ran, archive_of
 
-from nsqtools.archive.examination import State, examine
+from nsqtools.archive.examination import Examined, State, examine
 from nsqtools.archive.files import open_file
 from nsqtools.errors import ArchiveError
+from nsqtools.programs.archive.repair import scan_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from nsqtools.archive.scan import Scan
 
     Run = Callable[..., Ran]
 
@@ -28,6 +34,26 @@ BODIES = [b"one", b"", b"two " * 9, "drei é".encode(), b"4", b"five"]
 COMMITS = [[batch_of(BODIES[at : at + 2], at)] for at in (0, 2, 4)]
 # How far apart the damages are: those of which verify is asked, and those of which everything is.
 STRIDES = [(3, 21), pytest.param((1, 1), marks=pytest.mark.soak)]
+
+
+class Shrinking:
+    """An open file that loses its second half before its Nth call."""
+
+    def __init__(self, opened: BinaryIO, path: Path, call: int) -> None:
+        self._opened = opened
+        self._path = path
+        self._left = call
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether there were fewer calls."""
+        return self._left > 0
+
+    def __getattr__(self, name: str) -> Any:
+        self._left -= 1
+        if not self._left:
+            os.truncate(self._path, self._path.stat().st_size // 2)
+        return getattr(self._opened, name)
 
 
 def verified(path: Path) -> State | str:
@@ -163,6 +189,101 @@ def test_what_lies_behind_damage_in_framed(run: Run, tmp_path: Path) -> None:
     assert run("verify", "--json", path).json[0]["records"] == 4
     assert run("repair", f"--output={tmp_path}/new", path).code == 0
     assert read_bodies(tmp_path / "new") == (BODIES[:2] + BODIES[4:], None)
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_a_message_that_is_gzip_is_no_member_of_the_archive(
+    run: Run, tmp_path: Path, members: int
+) -> None:
+    """What does not compress is stored as it is, and so are the members within it."""
+    made = random.Random(2)
+    bodies = [
+        b"".join(gzip.compress(b"within " + made.randbytes(3000), mtime=0) for _ in range(members))
+        for _ in range(6)
+    ]
+    contents = [b"".join(body + b"\n" for body in bodies[at : at + 2]) for at in (0, 2, 4)]
+    path = tmp_path / "a.log.gz"
+    parts = [gzip.compress(content, 0, mtime=0) for content in contents]
+    damaged = bytearray(parts[1])
+    damaged[10] ^= 0xFF
+    assert bodies[2] in damaged
+    path.write_bytes(parts[0] + damaged + parts[2])
+    assert run("repair", f"--output={tmp_path}/new.gz", path).code == 0
+    assert gzip.decompress((tmp_path / "new.gz").read_bytes()) == contents[0] + contents[2]
+
+
+@pytest.mark.parametrize(
+    ("record_format", "compression"), [pair for pair in PAIRS if pair[1] != "none"]
+)
+def test_a_file_whose_beginning_is_lost_is_what_its_first_whole_part_is(
+    run: Run, tmp_path: Path, record_format: str, compression: str
+) -> None:
+    """It was taken for lines, and what was repaired of `framed` was none that anybody could read."""
+    path = archive_of(tmp_path, record_format, compression, COMMITS)
+    data = path.read_bytes()
+    first = {"gzip": b"\x1f\x8b\x08\x00", "zstd": b"\x28\xb5\x2f\xfd"}[compression]
+    rest = bytearray(data[data.index(first) :])
+    rest[14] ^= 0xFF
+    path.write_bytes(rest)
+    (told,) = run("verify", "--json", path).json
+    assert (told["state"], told["format"], told["records"]) == ("damaged", record_format, 4)
+    assert run("repair", f"--output={tmp_path}/new", path).code == 0
+    assert read_bodies(tmp_path / "new") == (BODIES[2:], None)
+
+
+@pytest.mark.parametrize(("record_format", "compression"), PAIRS)
+def test_a_file_that_becomes_shorter_while_it_is_read(
+    tmp_path: Path, record_format: str, compression: str
+) -> None:
+    """At each call to the operating system; it was a fault of ours, and ended the run."""
+    commits = [[batch_of([b"%d" % (at * 10 + number) for number in range(10)])] for at in range(9)]
+    path = archive_of(tmp_path, record_format, compression, commits)
+    data = path.read_bytes()
+    found = []
+    for call in itertools.count(1):
+        path.write_bytes(data)
+        with open_file(path) as opened:
+            shrinking = Shrinking(opened, path, call)
+            try:
+                found.append(examine(cast("BinaryIO", shrinking), str(path), whole=True).records)
+            except ArchiveError:
+                found.append(None)
+        if shrinking.is_whole:
+            break
+    assert found[-1] == 90
+    assert any(records is None or records < 90 for records in found)
+
+
+def test_of_a_file_that_became_shorter_nothing_is_repaired(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It made an archive of nothing, that was damaged itself."""
+    path = archive_of(tmp_path, "framed", "gzip", COMMITS)
+    path.write_bytes(path.read_bytes()[:-1])
+
+    second_pass = scan_of
+
+    def shrink_first(opened: BinaryIO, found: Examined) -> Scan:
+        os.truncate(path, 0)
+        return second_pass(opened, found)
+
+    monkeypatch.setattr("nsqtools.programs.archive.repair.scan_of", shrink_first)
+    ran = run("repair", path)
+    assert ran.code == 5
+    assert "became shorter" in ran.err
+    assert [one.name for one in tmp_path.iterdir() if one.is_file()] == [path.name]
+
+
+def test_a_message_that_is_an_archive_adds_nothing_to_another(run: Run, tmp_path: Path) -> None:
+    within = archive_of(tmp_path / "within", "framed", "none", COMMITS).read_bytes()
+    bodies = [b"%d %b" % (number, within) for number in range(6)]
+    commits = [[batch_of(bodies[at : at + 2], at)] for at in (0, 2, 4)]
+    path = archive_of(tmp_path, "framed", "none", commits)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"2 \x89NSQA")] ^= 0xFF
+    path.write_bytes(data)
+    assert run("repair", f"--output={tmp_path}/new", path).code == 0
+    assert read_bodies(tmp_path / "new") == (bodies[:2] + bodies[4:], None)
 
 
 def test_one_bad_line_of_jsonl(run: Run, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from tests.programs.archive.helpers import (
 )
 
 from nsqtools.archive.examination import Examined, State
+from nsqtools.archive.files import open_file
 from nsqtools.programs.archive.gaps import find_gaps
 
 if TYPE_CHECKING:
@@ -315,3 +316,32 @@ def test_as_a_process_of_its_own(tmp_path: Path) -> None:
     ran = run_apart("ls", "--progress=always", path)
     assert ran.out.count(b"\n") == 2
     assert "\r" in ran.err
+
+
+@pytest.mark.parametrize("is_listed", [False, True])
+def test_a_file_that_is_finished_after_the_folder_was_listed_is_told_by_its_name(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_listed: bool
+) -> None:
+    """It was a file that cannot be read, and its messages were not printed."""
+    for name in ("ls", "verify", "cat"):
+        folder = tmp_path / name
+        path = archive_of(folder, "lines", "none", COMMITS)
+        part = folder / f"{path.name}.part"
+        part.hardlink_to(path)
+        if not is_listed:
+            path.unlink()
+        module = f"nsqtools.programs.archive.{name}"
+
+        def publish_first(at: Path, part: Path = part, path: Path = path, **how: bool) -> Any:
+            if at == part and part.exists():
+                part.replace(path) if not is_listed else part.unlink()
+            return open_file(at, **how)
+
+        monkeypatch.setattr(f"{module}.open_file", publish_first)
+        ran = run(name, *(["--with-open"] if name == "cat" else []), folder)
+        assert (ran.code, ran.err) == (0, ""), name
+        if name == "cat":
+            assert ran.out == b"".join(body + b"\n" for body in BODIES)
+        else:
+            assert ran.text.count(path.name) == 1, ran.text
+            assert ".part" not in ran.text

@@ -126,12 +126,12 @@ def test_a_file_that_could_not_be_replaced_keeps_its_own(
     path = archived(tmp_path, "framed", "zstd")
     before = assert_fits(path)
 
-    real = durable.put_in_place
+    put_in_place = durable.put_in_place
 
     def refuse(source: Path, target: Path) -> None:
         if target == path:
             raise StorageError("rename", target, OSError(errno.EIO, "the disk"))
-        real(source, target)
+        put_in_place(source, target)
 
     monkeypatch.setattr(durable, "put_in_place", refuse)
     assert run("compact", "--replace", path).code == 5

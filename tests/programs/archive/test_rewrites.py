@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import os
 import random
+import signal
 import subprocess
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,6 +20,7 @@ from tests.programs.archive.helpers import (
     Ran,
     archive_of,
     at_ms,
+    command,
     numbered,
     run_apart,
 )
@@ -302,3 +305,19 @@ def test_a_file_that_somebody_has_open_for_writing_is_not_replaced(
         assert [one.read_bytes() for one in tmp_path.iterdir() if one.is_file()] == [data]
     assert run(command, "--replace", path).code == 0
     assert [one.read_bytes() for one in tmp_path.iterdir() if one.is_file()] != [data]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+def test_what_ends_it_leaves_nothing_half_made(tmp_path: Path, number: signal.Signals) -> None:
+    """A terminal that was closed left its temporary file for ever."""
+    path = tmp_path / "x.log.gz"
+    path.write_bytes(gzip.compress(b"a line of a log that goes on and on\n" * 1_000_000, 1) * 5)
+    process = subprocess.Popen(command("index", path), stderr=subprocess.PIPE)
+    while not list(tmp_path.glob(".nsqtools-*")) and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    if process.returncode:  # it may have been done already
+        assert (process.returncode, err) == (130, b"archive-index: interrupted\n")
+    assert not list(tmp_path.glob(".nsqtools-*"))

@@ -69,12 +69,17 @@ async def test_a_manifest_and_a_command(
     assert "NSQ_TO_FILE_AUTH_SECRET" not in facts
 
 
-async def test_a_command_that_hangs_costs_part_of_the_end(nsqd: Nsqd, tmp_path: Path) -> None:
+async def test_a_command_that_hangs_costs_part_of_the_end(
+    nsqd: Nsqd, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Everything is published and acknowledged: the run has ended in order."""
     folder = tmp_path / "archive"
     flags = ("--on-publish=sh -c 'sleep 1000'", "--shutdown-timeout=1s")
     assert await archive(nsqd, folder, *flags) == 0
     assert (folder / "t.archive.log").exists()
+    told = capsys.readouterr().err
+    assert "commands=0 failed_commands=0 unfinished_commands=1" in told
+    assert told.count("the command for a finished file failed") == 1
 
 
 def test_a_command_is_not_repeated_in_an_error(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +18,7 @@ from tests.support.web import channel_stats
 from nsqtools.errors import OptionsError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.support.nsqd import Nsqd
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
 TEN = [b"message %d" % number for number in range(10)]
 
 
-async def start(nsqd: Nsqd, *flags: str, stdout: int) -> asyncio.subprocess.Process:
+async def start(
+    nsqd: Nsqd, *flags: str, stdout: int, preexec: Callable[[], None] | None = None
+) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", "nsqtools", "nsq_to_file", "--topic=t", f"--channel={CHANNEL}", "--output=-"),
@@ -34,6 +38,7 @@ async def start(nsqd: Nsqd, *flags: str, stdout: int) -> asyncio.subprocess.Proc
         stdout=stdout,
         stderr=asyncio.subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        preexec_fn=preexec,
     )
 
 
@@ -73,6 +78,49 @@ async def test_sigterm_completes_the_stream(nsqd: Nsqd) -> None:
     process.terminate()
     out, err = await end(process)
     assert (process.returncode, out) == (0, b""), err
+
+
+async def test_what_a_transform_prints_is_no_part_of_the_stream(nsqd: Nsqd, tmp_path: Path) -> None:
+    code = "import os\ndef talk(body):\n    print('within')\n    os.write(1, b'below')\n    return body\n"
+    (tmp_path / "talking.py").write_text(code)
+    await publish(nsqd, *TEN)
+    flags = ("--transform=talking:talk", f"--transform-path={tmp_path}", "--max-messages=10")
+    process = await start(nsqd, *flags, stdout=asyncio.subprocess.PIPE)
+    out, err = await end(process)
+    assert process.returncode == 0, err
+    assert out.splitlines() == TEN
+    assert (err.count("within"), err.count("below")) == (10, 10)
+
+
+async def test_standard_output_that_is_closed_takes_nothing(nsqd: Nsqd) -> None:
+    """Its number was that of a descriptor of the loop, and what was written went there."""
+    await publish(nsqd, *TEN)
+    process = await start(nsqd, stdout=asyncio.subprocess.DEVNULL, preexec=partial(os.close, 1))
+    _, err = await end(process)
+    assert process.returncode == 5, err
+    assert "write standard output: Bad file descriptor" in err.splitlines()[-1]
+    left: dict[str, int] | None = await channel_stats(nsqd, "t", CHANNEL)
+    assert left is not None
+    assert left["depth"] == 10
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+async def test_closed_standard_streams_do_no_harm_to_files(
+    nsqd: Nsqd, tmp_path: Path, closed: tuple[int, ...]
+) -> None:
+    """The run was aborted, with standard error closed before the first message."""
+
+    def preexec() -> None:
+        for number in closed:
+            os.close(number)
+
+    await publish(nsqd, *TEN)
+    flags = ("--output=", f"--output-dir={tmp_path}", "--max-messages=10")
+    command = ("--on-publish=sh -c 'echo said; echo told >&2'", "--filename-format=<TOPIC>.log")
+    process = await start(nsqd, *flags, *command, stdout=asyncio.subprocess.PIPE, preexec=preexec)
+    _, err = await end(process)
+    assert process.returncode == 0, err
+    assert (tmp_path / "t.log").read_bytes().splitlines() == TEN
 
 
 async def test_nobody_reads_any_more(nsqd: Nsqd) -> None:

@@ -31,6 +31,8 @@ WAITING_MAX = 1000
 KILL_AFTER_S = 5.0
 # The same at the end of the run, whose time is over.
 KILL_AT_END_AFTER_S = 0.5
+# What a command's end takes to be told, unless something hangs.
+TELLING_S = 2.0
 # Those of the service manager are for us alone.
 _NOT_HANDED_ON = {"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID"}
 
@@ -103,7 +105,7 @@ class PublishHook:
         self._pending: Counter[str] = Counter()
         self._idle: list[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]] = []
         self._running: set[subprocess.Popen[bytes]] = set()
-        self._threads = 0
+        self._threads: set[threading.Thread] = set()
         self._closed = False
 
     def published(self, file: PublishedFile, done: Callable[[bool], None]) -> None:
@@ -119,40 +121,45 @@ class PublishHook:
             done(False)
 
     def _start_thread(self) -> bool:
-        if self._threads >= COMMANDS_MAX:
+        if len(self._threads) >= COMMANDS_MAX:
             return True
-        thread = threading.Thread(target=self._work, name=f"on-publish-{self._threads + 1}")
+        thread = threading.Thread(target=self._work, name=f"on-publish-{len(self._threads) + 1}")
         thread.daemon = True
         try:
             thread.start()
         except RuntimeError:  # the system gives none
             if not self._threads:
                 self._pending[self._waiting.pop().file.topic] -= 1
-            return self._threads > 0
-        self._threads += 1
+            return bool(self._threads)
+        self._threads.add(thread)
         return True
 
-    async def idle(self, topic: str, timeout_s: float) -> None:
-        """Return when nothing waits or runs for a topic, or when the time is over."""
+    async def idle(self, topic: str, timeout_s: float) -> int:
+        """Return when nothing waits or runs for a topic, or when the time is over: how many still do."""
         event = asyncio.Event()
         with self._lock:
             if not self._pending[topic]:
-                return
+                return 0
             self._idle.append((topic, asyncio.get_running_loop(), event))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await event.wait()
+        with self._lock:
+            return self._pending[topic]
 
     def close(self) -> None:
-        """Let go of what waits, and end what runs. Takes a moment when something does."""
+        """Let go of what waits, end what runs, and have all of it told. Takes a moment when something
+        does."""
         with self._lock:
             self._closed = True
             left, self._waiting = list(self._waiting), deque()
-            running = list(self._running)
+            running, threads = list(self._running), list(self._threads)
         for turn in left:
             self._over(turn, "not begun: the run has ended")
         for process in running:
             _end(process, KILL_AT_END_AFTER_S)
+        for thread in threads:
+            thread.join(TELLING_S)
 
     # In threads of our own
 
@@ -168,7 +175,7 @@ class PublishHook:
         with self._lock:
             if self._waiting:
                 return self._waiting.popleft()
-            self._threads -= 1
+            self._threads.discard(threading.current_thread())
             return None
 
     def _run(self, file: PublishedFile) -> str:

@@ -129,3 +129,5 @@ class FileOptions(ArchiveOptions, _Places):
         except ArchiveError as error:
             problem = str(error)
             yield problem if "--filename-format" in problem else f"--filename-format: {problem}"
+        if self.watermark and "/" in naming.host:
+            yield f"--watermark: a --host-identifier of {naming.host!r} cannot be in its name"

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from nsqtools.wire.messages import Messages
 
 _COUNTS = ("disk_bytes", "files", "ambiguous_messages", "failures", "duplicates", "forgotten_keys")
-_HOOK_COUNTS = ("commands", "failed_commands")
+_HOOK_COUNTS = ("commands", "failed_commands", "unfinished_commands")
 # How long the end waits for commands that run for published files.
 HOOK_WAIT_S = 15.0
 # How often the watermark is looked at while nothing is published.
@@ -209,7 +209,8 @@ class FileOutput:
         if self._watermark is not None:
             await self._strand.call(self._mark)
         if self._hook is not None:
-            await self._hook.idle(self._topic, self._hook_wait_s)
+            left = await self._hook.idle(self._topic, self._hook_wait_s)
+            self._counts["unfinished_commands"] = left
 
     async def _upload_rest(self, wait_s: float) -> None:
         """Upload what can be within that time; the rest is durable and stays."""
@@ -250,10 +251,12 @@ class FileOutput:
             for nsqd, message_id in doubts:
                 once.may_come_again(nsqd, message_id)
         self._check_room()
-        commit = self._writer.commit(messages)
+        try:
+            commit = self._writer.commit(messages)
+        finally:  # what it has sealed before it failed, too: to be taken away may be what makes room
+            self._publish_sealed()
         for room in self._rooms:
             room.wrote(commit.disk_bytes)
-        self._publish_sealed()
         return commit
 
     def _check_room(self) -> None:

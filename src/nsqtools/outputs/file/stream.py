@@ -7,25 +7,43 @@ nsqd.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from nsqtools.archive.streaming import StreamWriter
+from nsqtools import durable
+from nsqtools.archive.streaming import NAME, StreamWriter
 from nsqtools.errors import StorageError
 from nsqtools.observe.log import get_log
 from nsqtools.outputs.contract import DONE, Again, Feeding
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from nsqtools.archive.streaming import StreamSpec
     from nsqtools.outputs.contract import Answer
     from nsqtools.outputs.workers import Workers
     from nsqtools.wire.messages import Messages
 
-STDOUT = 1
+STDOUT, STDERR = 1, 2
 # The end has been asked for; until it comes there is nothing to try.
 _STANDS_S = 1.0
+
+
+@contextlib.contextmanager
+def taken_stdout() -> Iterator[int]:
+    """Standard output as another descriptor, for the archive alone: what is printed meanwhile, such as by
+    a function of the user, goes to standard error. Of the whole process. Raises `StorageError`."""
+    with durable.storage("open", NAME):
+        fd = os.dup(STDOUT)
+        os.dup2(STDERR, STDOUT)
+    try:
+        yield fd
+    finally:
+        sys.stdout.flush()
+        os.dup2(fd, STDOUT)
 
 
 class StreamOutput:
@@ -39,7 +57,7 @@ class StreamOutput:
         *,
         wait_s: float,
         on_broken: Callable[[StorageError], None],
-        fd: int = STDOUT,
+        fd: int,
     ) -> None:
         self.feeding = Feeding(wait_s=wait_s)
         self._writer = StreamWriter(spec, fd)

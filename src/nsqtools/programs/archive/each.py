@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, TypeVar
 
+from nsqtools.archive.files import PART_SUFFIX, FoundFile
 from nsqtools.errors import ArchiveError, NsqToolsError, StorageError
 from nsqtools.programs.archive.progress import ProgressLine
 from nsqtools.programs.archive.shown import warn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-
-    from nsqtools.archive.files import FoundFile
 
 T = TypeVar("T")
 
@@ -23,6 +23,7 @@ class Each:
     def __init__(self, program: str, files: Sequence[FoundFile], progress: str) -> None:
         self._program = program
         self._files = files
+        self._names = {file.name for file in files}
         self._progress = ProgressLine(progress, len(files))
         self.exit_code = 0
 
@@ -40,7 +41,13 @@ class Each:
                 try:
                     if file.error is not None:
                         raise file.error
-                    result = work(file, progress.advanced)
+                    try:
+                        result = work(file, progress.advanced)
+                    except StorageError as error:
+                        file = self._finished_meanwhile(file, error)
+                        if file.name in self._names:
+                            continue  # it has its own turn
+                        result = work(file, progress.advanced)
                 except (ArchiveError, StorageError) as error:
                     progress.clear()
                     self.tell(error)
@@ -49,6 +56,17 @@ class Each:
                     progress.clear()
                 if result is not None:
                     yield file, result
+
+    def _finished_meanwhile(self, file: FoundFile, error: StorageError) -> FoundFile:
+        """The file by the name that its writer has given it since the folder was listed. Raises `error`
+        when it was something else."""
+        path = file.path
+        if error.errno != errno.ENOENT or path is None or not path.name.endswith(PART_SUFFIX):
+            raise error
+        finished = path.with_name(path.name.removesuffix(PART_SUFFIX))
+        if file.is_named or not finished.is_file():
+            raise error
+        return FoundFile(path=finished)
 
     def tell(self, error: NsqToolsError) -> None:
         """On standard error, and in the exit code."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import TYPE_CHECKING
 
 from nsqtools.archive.ahead import ahead
@@ -11,7 +13,7 @@ from nsqtools.archive.formats import COMPRESSIONS, RECORD_FORMATS
 from nsqtools.archive.rewriting import Form, Rewritten, new_file, place, write_whole
 from nsqtools.archive.scan import Scan
 from nsqtools.archive.stream import Source
-from nsqtools.errors import ArchiveError
+from nsqtools.errors import ArchiveError, StorageError
 from nsqtools.options.shown import printable
 from nsqtools.programs.archive import shown
 from nsqtools.programs.archive.each import Each
@@ -66,6 +68,9 @@ def _repair(
         made = write_whole(
             ahead(iter(scan_of(opened, found))), form_of(found), fd, new, name=file.name
         )
+        if os.fstat(opened.fileno()).st_size < found.stored_bytes:
+            shorter = OSError(errno.EBUSY, "the file became shorter while it was read")
+            raise StorageError("repair", path, shorter)
         place(new, target)
     return [*_losses(file, made), _result(file, target.name, made)]
 

@@ -20,7 +20,7 @@ from nsqtools.observe.log import configure, get_log
 from nsqtools.outputs.file.archiving import hook_of, partition_of, rotation_of
 from nsqtools.outputs.file.leftovers import Leftovers
 from nsqtools.outputs.file.output import FileOutput
-from nsqtools.outputs.file.stream import StreamOutput
+from nsqtools.outputs.file.stream import StreamOutput, taken_stdout
 from nsqtools.outputs.workers import Workers
 from nsqtools.pipeline.run import Run
 
@@ -55,6 +55,11 @@ async def run(options: NsqToFileOptions) -> int:
 
 async def _stream(options: NsqToFileOptions, line: LiveLine) -> int:
     """To standard output. Raises StorageError when that could not be written any more."""
+    with taken_stdout() as fd:
+        return await _stream_to(fd, options, line)
+
+
+async def _stream_to(fd: int, options: NsqToFileOptions, line: LiveLine) -> int:
     async with Lifecycle(options.shutdown_timeout_s) as life:
         workers = Workers()
         broken: list[StorageError] = []
@@ -65,7 +70,7 @@ async def _stream(options: NsqToFileOptions, line: LiveLine) -> int:
 
         run = Run(
             options,
-            lambda topic: stream_of(options, topic, workers, on_broken),
+            lambda topic: stream_of(options, topic, workers, on_broken, fd),
             done="written",
             line=line,
             neighbours_at=options.nsqd_http_address,
@@ -84,8 +89,9 @@ def stream_of(
     topic: str,
     workers: Workers,
     on_broken: Callable[[StorageError], None],
+    fd: int,
 ) -> StreamOutput:
-    """One topic on standard output."""
+    """One topic on standard output, which is open as `fd`."""
     spec = StreamSpec(
         topic=topic,
         channel=options.channel,
@@ -94,7 +100,7 @@ def stream_of(
         compression=options.compression,
         level=options.compression_level if options.compression != "none" else None,
     )
-    return StreamOutput(spec, workers, wait_s=options.sync_interval_s, on_broken=on_broken)
+    return StreamOutput(spec, workers, wait_s=options.sync_interval_s, on_broken=on_broken, fd=fd)
 
 
 async def _archive(options: NsqToFileOptions, line: LiveLine) -> int:
