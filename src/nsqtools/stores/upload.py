@@ -137,7 +137,7 @@ class Uploader:
         self._check_content(whole, stretch.path, wanted)
         if self._connection.is_aws:
             stretch.checksums = sha256_checksum(wanted.sha256)
-        with self._settling(wanted):
+        try:
             answer = self._conditionally(
                 "put_object",
                 wanted,
@@ -148,23 +148,23 @@ class Uploader:
                     "Body": Body(stretch, self._take),
                 },
             )
-            try:
-                self._check_etag(answer, stretch, self._request("put_object", wanted))
-            except StoreError:
-                # It has our name on it, and would be taken for the right one.
-                with contextlib.suppress(NsqToolsError):
-                    self._connection.patiently(self._request("delete_object", wanted))
-                raise
-
-    @contextlib.contextmanager
-    def _settling(self, wanted: Wanted) -> Iterator[None]:
-        """The key was taken meanwhile: by ourselves, it may be, in a try whose answer was lost."""
-        try:
-            yield
         except FileExistsError:
-            if not self._is_found(wanted):
-                request = self._request("put_object", wanted)
-                raise request.failed("an object came and went", is_passing=True) from None
+            self._settle(wanted)
+            return
+        try:
+            self._check_etag(answer, stretch, self._request("put_object", wanted))
+        except StoreError:
+            # It has our name on it, and would be taken for the right one.
+            with contextlib.suppress(NsqToolsError):
+                self._connection.patiently(self._request("delete_object", wanted))
+            raise
+
+    def _settle(self, wanted: Wanted) -> None:
+        """The key was taken meanwhile: by ourselves, it may be, in a try whose answer was lost. Raises
+        FileExistsError when it was not."""
+        if not self._is_found(wanted):
+            request = self._request("put_object", wanted)
+            raise request.failed("an object came and went", is_passing=True) from None
 
     def _conditionally(
         self, method: str, wanted: Wanted, parameters: Callable[[], dict[str, Any]]
@@ -320,12 +320,12 @@ class Uploader:
         for attempt in range(TRIES):
             if not self._connection.is_aws and self._is_there(wanted):
                 return False
-            is_ours = False
             try:
-                with self._settling(wanted):
-                    self._conditionally("complete_multipart_upload", wanted, lambda: parameters)
-                    is_ours = True
-                return is_ours  # noqa: RET504 - False where the key was taken meanwhile
+                self._conditionally("complete_multipart_upload", wanted, lambda: parameters)
+                return True
+            except FileExistsError:
+                self._settle(wanted)
+                return False
             except StoreError as error:
                 if not error.is_passing:
                     raise
