@@ -85,7 +85,7 @@ class TopicObjectNaming:
             lambda match: "%" if match.group() == "%%" else moment.strftime(match.group()),
             self.key_format,
         )
-        key = _TOKEN.sub(lambda match: self.values.get(match.group(), match.group()), key)
+        key = self._with_values(key)
         _check_key(_filled(key, "00000000T000000000Z", "00000000T000000000Z", 0))
         return key
 
@@ -106,6 +106,17 @@ class TopicObjectNaming:
         """The next time at which the stem may be another one; None when it never changes."""
         step = self.step_s
         return None if step is None else now - now % step + step
+
+    @property
+    def mark_folder(self) -> str:
+        """Where a watermark is: what the keys of the topic begin with, up to the last slash before
+        something that changes."""
+        fixed = re.split(f"%|{FIRST}|{LAST}|{REV}", self.key_format, maxsplit=1)[0]
+        head, slash, _ = fixed.rpartition("/")
+        return self._with_values(head + slash)
+
+    def _with_values(self, text: str) -> str:
+        return _TOKEN.sub(lambda match: self.values.get(match.group(), match.group()), text)
 
     def period_at(self, now: float) -> str:
         """What a watermark calls a time."""

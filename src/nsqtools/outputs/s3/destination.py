@@ -6,6 +6,7 @@ import random
 import threading
 from typing import TYPE_CHECKING
 
+from nsqtools.archive.destination import MARK_BYTES_MAX
 from nsqtools.clock import SystemClock
 from nsqtools.errors import ArchiveError, StoreError
 
@@ -86,6 +87,15 @@ class StoreDestination:
 
     def confirm(self, name: str, facts: FileFacts) -> None:
         self._ask(lambda: self._store.confirm(name, facts.size_bytes, facts.sha256 or ""))
+
+    def put_mark(self, name: str, data: bytes) -> None:
+        self._ask(lambda: self._store.replace(name, data, content_type=JSON))
+
+    def read_mark(self, name: str) -> bytes:
+        try:
+            return self._ask(lambda: self._store.read_small(name, MARK_BYTES_MAX))
+        except FileNotFoundError:
+            return b""
 
     def location(self, name: str) -> str:
         return str(self._store.location(name))
