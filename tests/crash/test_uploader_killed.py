@@ -110,6 +110,7 @@ async def kill_and_account(case: Case, tmp_path: Path, monkeypatch: pytest.Monke
             )
             assert tally.repeated == 0
             assert not unfinished_files(spool)
+            assert bucket.unfinished_uploads() == []
 
 
 def _plan_faults(proxy: FaultProxy, rng: random.Random) -> None:

@@ -50,7 +50,7 @@ class Backlog:
         workers: Workers,
         destination: StoreDestination,
         *,
-        open_destination: Callable[[str], Destination],
+        open_destination: Callable[[str], StoreDestination],
         hook: PublishHook | None = None,
     ) -> None:
         self.files = 0
@@ -155,10 +155,16 @@ class Backlog:
                 failed = found.reason
             else:
                 self.files += found.published is not None
+                self._abort_cut(found)
                 _tell(topic, found)
                 if self._hook is not None:
                     run_hook(self._hook, found)
         self._note(topic, claim, failed)
+
+    def _abort_cut(self, found: Recovered) -> None:
+        if found.published is not None and found.claimed is not None:
+            destination = self._open_destination(found.claimed.destination)
+            destination.abort_cut_uploads(found.name, found.stored_bytes)
 
     def _note_keys(self, found: dict[str, list[Path]]) -> None:
         """Only what `recover` does where the destination is not there: the key files are told."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from nsqtools.archive.destination import MARK_BYTES_MAX
 from nsqtools.clock import SystemClock
 from nsqtools.errors import ArchiveError, StoreError
+from nsqtools.outputs.s3.orphans import abort_of, abort_old
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     from nsqtools.archive.destination import About, FileFacts
+    from nsqtools.archive.object_names import ObjectNaming
     from nsqtools.clock import Clock
     from nsqtools.stores.client import Store
     from nsqtools.stores.options import StoreOptions
@@ -98,7 +100,16 @@ class StoreDestination:
             return b""
 
     def location(self, name: str) -> str:
-        return str(self._store.location(name))
+        return self._store.location(name).url
+
+    def abort_cut_uploads(self, name: str, size_bytes: int) -> None:
+        """Of a file that is there now: what a kill has left of earlier tries."""
+        if size_bytes >= self._store.options.multipart_threshold_bytes:
+            abort_of(self._store, name)
+
+    def abort_old_uploads(self, naming: ObjectNaming) -> None:
+        """What this host began long ago, and nobody goes on with."""
+        abort_old(self._store, naming)
 
     def describe(self) -> str:
         return f"s3://{self._store.bucket}"

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -138,6 +139,8 @@ class _Archive:
     def chores(self, archiver: Run, life: Lifecycle) -> list[asyncio.Task[None]]:
         """Tasks that go on until the end."""
         found = [asyncio.create_task(self.watch.run(archiver.registry, life.health))]
+        clean_up = partial(self._destination.abort_old_uploads, self._options.naming())
+        found.append(asyncio.create_task(asyncio.to_thread(clean_up)))
         if self._options.ack == "spool":
             found.append(asyncio.create_task(self._backlog.run()))
         return found
