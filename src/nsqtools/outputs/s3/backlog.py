@@ -118,9 +118,12 @@ class Backlog:
                 async with asyncio.TaskGroup() as group:
                     for topic in topics:
                         group.create_task(self._upload_topic(topic, slots))
-            failed = any(self._reasons.values())
-            wait_s = self._destination.opens_in_s or (AGAIN_S if failed else LOOK_S)
-            await asyncio.sleep(max(LOOK_S, wait_s))
+            await asyncio.sleep(max(LOOK_S, self._destination.opens_in_s, self._stands_s()))
+
+    def _stands_s(self) -> float:
+        """How long to leave what failed alone, when it is not the store that fails all."""
+        failed = any(self._reasons.values())
+        return AGAIN_S if failed and not self._destination.trouble else 0.0
 
     async def settle(self, timeout_s: float) -> None:
         """When `run` was cancelled: wait for the files that are being uploaded, no longer than this."""
