@@ -55,6 +55,9 @@ class Destination(Protocol):
 
     wants_digest: bool
     """Whether the facts of what is placed must have its SHA-256."""
+    may_be_emptied: bool
+    """Whether what is gone in the moment after it was placed was taken by somebody who waited for it.
+    Otherwise it was never kept."""
 
     def is_taken(self, name: str) -> bool:
         """Whether anything has this name; the answer may be old when it is used."""
@@ -99,6 +102,7 @@ class FolderDestination:
     """A folder, by its absolute path."""
 
     wants_digest = False
+    may_be_emptied = True
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.absolute()

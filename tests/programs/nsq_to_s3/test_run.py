@@ -306,3 +306,24 @@ async def test_a_manifest_without_a_spool(
     _, known = archive.head(key)
     assert (said["records"], said["sha256"]) == (10, known["sha256"])
     assert said["content_bytes"] == int(known["raw-bytes"]) == sum(map(len, TEN)) + 10
+
+
+@pytest.mark.parametrize("ack", ["spool", "upload"])
+async def test_a_store_that_takes_and_forgets(
+    ack: str,
+    nsqd: Nsqd,
+    archive: Bucket,
+    proxy: FaultProxy,
+    tool: Program,
+    flags: list[str],
+    tmp_path: Path,
+) -> None:
+    """Nothing is let go of before the store has shown that it is there."""
+    proxy.fail("forget", "PUT", times=2)
+    await publish(nsqd, *TEN)
+    await tool.start(*flags, f"--ack={ack}", "--rotate-interval=200ms")
+    await tool.says("it was taken a moment ago, and is not there")
+    await until(lambda: archive.archives() != [], tool)
+    await until_acknowledged(nsqd, tool)
+    assert await tool.end(signal.SIGTERM) == 0, tool.told
+    assert archive.all_bodies(tmp_path) == TEN

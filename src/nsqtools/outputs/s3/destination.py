@@ -43,6 +43,7 @@ class StoreDestination:
     """
 
     wants_digest = True
+    may_be_emptied = False
 
     def __init__(self, store: Store, *, clock: Clock | None = None) -> None:
         self._store = store

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from nsqtools import durable
 from nsqtools.archive.destination import FileFacts
+from nsqtools.archive.finishing import forgotten
 from nsqtools.archive.manifest import manifest_name, manifest_of
 from nsqtools.archive.naming import first_free
 from nsqtools.archive.object_names import name_when_complete
@@ -215,8 +216,12 @@ class DirectOutput:
             except FileExistsError:
                 number = first_free(number + 1, lambda at: self._destination.is_taken(names(at)))
             else:
-                self._destination.confirm(names(number), facts)
-                return names(number)
+                break
+        try:
+            self._destination.confirm(names(number), facts)
+        except FileNotFoundError:
+            raise forgotten(self._destination, names(number)) from None
+        return names(number)
 
     def _place_manifest(self, name: str, facts: FileFacts, about: About) -> None:
         """In the place of one of an earlier try."""
