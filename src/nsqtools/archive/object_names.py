@@ -85,9 +85,15 @@ class TopicObjectNaming:
             lambda match: "%" if match.group() == "%%" else moment.strftime(match.group()),
             self.key_format,
         )
-        key = _TOKEN.sub(lambda match: self.values.get(match.group(), match.group()), key)
+        key = "/".join(map(self._filled_in, key.split("/")))
         _check_key(_filled(key, "00000000T000000000Z", "00000000T000000000Z", 0))
         return key
+
+    def _filled_in(self, part: str) -> str:
+        """A topic `..` is a name as any other, and no way up."""
+        filled = _TOKEN.sub(lambda match: self.values.get(match.group(), match.group()), part)
+        is_dots = filled in (".", "..") and filled != part
+        return filled.replace(".", "%2E") if is_dots else filled
 
     def name(self, stem: str, revision: int) -> str:
         """What the claim says; `name_when_complete` fills it in."""
