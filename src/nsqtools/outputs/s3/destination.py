@@ -47,6 +47,7 @@ class StoreDestination:
         self._lock = threading.Lock()
         # All under the lock.
         self._failure: StoreError | None = None
+        self._closings = 0
         self._closed_s = 0.0
         self._opens_at = 0.0
         self.failures = 0
@@ -97,10 +98,11 @@ class StoreDestination:
         with self._lock:
             if self._failure is not None and self._clock.monotonic() < self._opens_at:
                 raise self._failure
+            closings = self._closings
         try:
             answer = question()
         except StoreError as failure:
-            self._failed(failure)
+            self._failed(failure, closings)
             raise
         except (FileExistsError, FileNotFoundError):
             self._works()
@@ -108,12 +110,18 @@ class StoreDestination:
         self._works()
         return answer
 
-    def _failed(self, failure: StoreError) -> None:
+    def _failed(self, failure: StoreError, closings: int) -> None:
+        """`closings` is how often it was closed when this was asked: what was under way together with
+        what has closed it meanwhile says nothing new."""
         with self._lock:
             self.failures += 1
+            if closings != self._closings:
+                return
             if not failure.is_passing:
+                self._failure = None  # it answers again, though with a refusal
                 return
             self._failure = failure
+            self._closings += 1
             self._closed_s = min(max(CLOSED_FIRST_S, self._closed_s * 2), CLOSED_MAX_S)
             wait_s = self._closed_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
             self._opens_at = self._clock.monotonic() + wait_s
