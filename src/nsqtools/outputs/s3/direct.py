@@ -32,7 +32,7 @@ from nsqtools.outputs.trouble import Trouble
 from nsqtools.wire.messages import count_messages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from nsqtools.archive.destination import About, Destination
     from nsqtools.archive.object_names import TopicObjectNaming
@@ -103,7 +103,7 @@ class DirectOutput:
         self._counts = dict.fromkeys(_COUNTS, 0)
         self._making: Making | None = None
         self._uploads: set[asyncio.Task[None]] = set()
-        self._is_ending = False
+        self._ending = asyncio.Event()
         self._clock = SystemClock()
         spec.naming.stem(self._clock.time())
 
@@ -112,7 +112,7 @@ class DirectOutput:
 
     async def deliver(self, messages: Sequence[Messages]) -> Answer:
         """Returns when the object that these messages are in is in the store."""
-        if self._is_ending:
+        if self._ending.is_set():
             return _NOT_NOW
         loop = asyncio.get_running_loop()
         making = self._making
@@ -163,9 +163,10 @@ class DirectOutput:
                 except NsqToolsError as failure:
                     self._counts["failures"] += 1
                     delay_s = self._trouble.failed(failure)
-                    if self._is_ending:
+                    if self._ending.is_set():
                         break
-                    await asyncio.sleep(delay_s)
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._ending.wait(), delay_s)
                 else:
                     self._trouble.over()
                     answer = DONE
@@ -232,7 +233,7 @@ class DirectOutput:
     def hurry(self) -> None:
         """What is on its way is tried once more; what is in the making is uploaded now."""
         self.rotate()
-        self._is_ending = True
+        self._ending.set()
 
     async def close(self) -> None:
         """Wait for what is on its way."""
@@ -268,8 +269,11 @@ def _facts_of(making: Making, path: Path) -> FileFacts:
     return replace(extent.added_to(facts), sha256=durable.sha256_of(path))
 
 
-def remove_scratch(folder: Path, is_old: Callable[[Path], bool]) -> None:
-    """Remove the files that killed runs left."""
+def remove_scratch(folder: Path) -> None:
+    """Remove our files that no process has open: killed runs left them. One that cannot be looked at
+    stays."""
     for path in folder.glob(f"{SCRATCH_PREFIX}*"):
-        if is_old(path):
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError, StorageError):
+            is_ours = path.lstat().st_uid == os.geteuid()
+            if is_ours and not durable.is_being_written(path):
+                path.unlink()
