@@ -125,7 +125,10 @@ class _Archive:
             open_destination=destinations.open,
             hook=hook,
         )
-        self.watch = SpoolWatch(self._spool, self._destination, self._backlog)
+        has_spool = options.ack == "spool"
+        self.watch = SpoolWatch(
+            self._spool if has_spool else None, self._destination, self._backlog
+        )
 
     def prepare(self) -> None:
         """A folder that can be written. Blocks; raises StorageError."""

@@ -22,9 +22,12 @@ _MIB = 1 << 20
 
 
 class SpoolWatch:
-    """Looks at the spool now and then, beside the loop."""
+    """Looks at the spool now and then, beside the loop; without one (--ack=upload) only at how the
+    store is."""
 
-    def __init__(self, spool: Spool, destination: StoreDestination, backlog: Backlog) -> None:
+    def __init__(
+        self, spool: Spool | None, destination: StoreDestination, backlog: Backlog
+    ) -> None:
         self._spool = spool
         self._destination = destination
         self._backlog = backlog
@@ -34,7 +37,8 @@ class SpoolWatch:
         """Until it is cancelled."""
         self._register(registry)
         while True:
-            self._state = await asyncio.to_thread(self._spool.state)
+            if self._spool is not None:
+                self._state = await asyncio.to_thread(self._spool.state)
             self._tell(health)
             await asyncio.sleep(LOOK_S)
 
@@ -54,6 +58,19 @@ class SpoolWatch:
         health.note(_SPOOL, f"{waiting} complete files wait for upload" if waiting else "")
 
     def _register(self, registry: Registry) -> None:
+        failures = registry.counter(
+            "nsqtools_store_failures_total", "requests that the store failed or refused"
+        )
+
+        def refresh() -> None:
+            failures.clear()
+            failures.labels().add(self._destination.failures)
+
+        registry.before_snapshot(refresh)
+        if self._spool is not None:
+            self._register_spool(registry)
+
+    def _register_spool(self, registry: Registry) -> None:
         gauges = {
             "files": "files in the spool, those that are being written among them",
             "bytes": "bytes in the spool",
@@ -64,9 +81,6 @@ class SpoolWatch:
             name: registry.gauge(f"nsqtools_spool_{name}", text).labels()
             for name, text in gauges.items()
         }
-        failures = registry.counter(
-            "nsqtools_store_failures_total", "requests that the store failed or refused"
-        )
 
         def refresh() -> None:
             state = self._state
@@ -75,7 +89,5 @@ class SpoolWatch:
             made["bytes"].set(state.size_bytes)
             made["backlog_files"].set(self._backlog.waiting)
             made["oldest_seconds"].set(oldest_s)
-            failures.clear()
-            failures.labels().add(self._destination.failures)
 
         registry.before_snapshot(refresh)
