@@ -72,9 +72,9 @@ async def test_the_spool_and_the_store_are_told(tmp_path: Path) -> None:
     os.utime(tmp_path / "a.part", (1000.0, 1000.0))
     watched = Watched(tmp_path, with_spool=True)
     task = asyncio.create_task(watched.watch.run(watched.registry, watched.health))
-    await until(lambda: watched.value("nsqtools_spool_files") == 1)
-    assert watched.value("nsqtools_spool_bytes") == 3 << 20
-    assert (watched.value("nsqtools_spool_oldest_seconds") or 0) > 1e9
+    await until(lambda: watched.value("nsqtools_spool_held_files") == 1)
+    assert watched.value("nsqtools_spool_held_bytes") == 3 << 20
+    assert (watched.value("nsqtools_spool_oldest_age_seconds") or 0) > 1e9
     assert watched.value("nsqtools_spool_backlog_files") == 0
     assert watched.watch.told() == ["3 MiB in the spool"]
     watched.backlog.left("t", tmp_path / "claim")
@@ -88,7 +88,7 @@ async def test_the_spool_and_the_store_are_told(tmp_path: Path) -> None:
     await until(lambda: "object store" in watched.health.failures)
     assert "connection refused" in watched.health.failures["object store"]
     watched.store.is_away = False
-    await asyncio.sleep(watched.destination.opens_in_s)
+    await asyncio.sleep(watched.destination.opens_in_s + 0.01)
     assert not watched.destination.is_taken("key")
     await until(lambda: "object store" not in watched.health.failures)
     task.cancel()
@@ -104,7 +104,7 @@ async def test_a_folder_that_is_no_spool_is_not_told_of(tmp_path: Path) -> None:
         watched.destination.is_taken("key")
     await until(lambda: "object store" in watched.health.failures)
     assert watched.value("nsqtools_store_failures_total") == 1
-    assert watched.value("nsqtools_spool_files") is None
+    assert watched.value("nsqtools_spool_held_files") is None
     assert watched.watch.told() == []
     task.cancel()
     watched.workers.close()

@@ -72,10 +72,10 @@ class SpoolWatch:
 
     def _register_spool(self, registry: Registry) -> None:
         gauges = {
-            "files": "files in the spool, those that are being written among them",
-            "bytes": "bytes in the spool",
+            "held_files": "files in the spool, those that are being written among them",
+            "held_bytes": "bytes in the spool",
             "backlog_files": "complete files of the spool that no output has in hand",
-            "oldest_seconds": "how long ago the oldest file of the spool was written last",
+            "oldest_age_seconds": "how long ago the oldest file of the spool was written last",
         }
         made = {
             name: registry.gauge(f"nsqtools_spool_{name}", text).labels()
@@ -85,9 +85,9 @@ class SpoolWatch:
         def refresh() -> None:
             state = self._state
             oldest_s = 0.0 if state.oldest_s is None else max(0.0, time.time() - state.oldest_s)
-            made["files"].set(state.files)
-            made["bytes"].set(state.size_bytes)
+            made["held_files"].set(state.files)
+            made["held_bytes"].set(state.size_bytes)
             made["backlog_files"].set(self._backlog.waiting)
-            made["oldest_seconds"].set(oldest_s)
+            made["oldest_age_seconds"].set(oldest_s)
 
         registry.before_snapshot(refresh)
