@@ -105,7 +105,16 @@ def test_what_a_host_holds_is_no_directive() -> None:
 
 @pytest.mark.parametrize(
     "key_format",
-    ["/a/<REV>", "a/../<REV>", "../<REV>", "<REV>/..", "a<REV>/", "<REV>\0", "<REV>\n", "\udc80<REV>"],
+    [
+        "/a/<REV>",
+        "a/../<REV>",
+        "../<REV>",
+        "<REV>/..",
+        "a<REV>/",
+        "<REV>\0",
+        "<REV>\n",
+        "\udc80<REV>",
+    ],
 )
 def test_what_no_file_could_be_called_is_no_key(key_format: str) -> None:
     with pytest.raises(ArchiveError):

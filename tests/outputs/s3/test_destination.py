@@ -1,4 +1,4 @@
-"""A bucket as a destination: when it is left alone and by whom, and what objects are told of themselves."""
+"""A bucket as a destination: when it is left alone and by whom, what objects say of themselves."""
 
 from __future__ import annotations
 
@@ -166,9 +166,7 @@ def test_what_was_under_way_together_fails_once(clock: ManualClock) -> None:
     assert destination.opens_in_s <= CLOSED_FIRST_S
 
 
-def test_what_is_refused_concerns_one_key(
-    store: AskedStore, destination: StoreDestination
-) -> None:
+def test_what_is_refused_concerns_one_key(store: AskedStore, destination: StoreDestination) -> None:
     store.failure = refused()
     with pytest.raises(StoreError, match="403"):
         destination.is_taken("secret")

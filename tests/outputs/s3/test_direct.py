@@ -74,10 +74,22 @@ async def make(
     def make_one(*, window: int = WINDOW, **rules: float) -> DirectOutput:
         rotation = RotationPolicy(**{"rotate_interval_s": NEVER_S, **rules})  # type: ignore[arg-type]
         naming = ObjectNaming(host="host", record_format="lines", key_format="<TOPIC>.<REV>.<EXT>")
-        said = {"topic": "topic", "channel": "channel", "host": "host"}
         spec = DirectSpec(
-            stream=StreamSpec(**said, record_format="lines", compression="none"),
-            about=About(unique="", **said, record_format="lines", compression="none"),
+            stream=StreamSpec(
+                topic="topic",
+                channel="channel",
+                host="host",
+                record_format="lines",
+                compression="none",
+            ),
+            about=About(
+                unique="",
+                topic="topic",
+                channel="channel",
+                host="host",
+                record_format="lines",
+                compression="none",
+            ),
             naming=naming.format_for("topic", "none", revision_needed=True, channel="channel"),
             rotation=rotation,
             window=window,

@@ -88,7 +88,9 @@ def test_it_is_full_at_its_bound_and_says_so(
     spool.check()
     write(tmp_path, "b.part", 1)
     clock.jump(LOOK_INTERVAL_S * 2)
-    with pytest.raises(StorageError, match="the spool is full.*1 MiB.*--max-spool-bytes") as raised:
+    with pytest.raises(
+        StorageError, match=r"the spool is full.*1 MiB.*--max-spool-bytes"
+    ) as raised:
         spool.check()
     assert raised.value.errno == errno.ENOSPC
     (tmp_path / "b.part").unlink()

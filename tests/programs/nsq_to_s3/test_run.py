@@ -257,6 +257,21 @@ async def test_a_full_window_is_an_object(
     assert sorted(archive.all_bodies(tmp_path)) == sorted(TEN)
 
 
+async def test_an_end_without_a_spool_while_the_store_is_away(
+    nsqd: Nsqd, archive: Bucket, proxy: FaultProxy, tool: Program, flags: list[str]
+) -> None:
+    """What was not uploaded goes back to nsqd, and the run ends in order."""
+    proxy.fail_with(503, "SlowDown", "PUT", times=10_000)
+    await publish(nsqd, *TEN)
+    await tool.start(*flags, "--ack=upload", "--rotate-interval=200ms")
+    await tool.says("an object cannot be uploaded")
+    assert await tool.end(signal.SIGTERM) == 0, tool.told
+    stats = await channel_stats(nsqd, "t", CHANNEL)
+    assert stats is not None
+    assert (stats["depth"], stats["in_flight_count"]) == (10, 0)
+    assert archive.keys() == []
+
+
 async def test_two_archivers_with_one_name(
     nsqd: Nsqd, archive: Bucket, tool: Program, flags: list[str], tmp_path: Path
 ) -> None:

@@ -51,7 +51,8 @@ _QUIET_BYTES = 8 << 20
 _QUIET_S = 1.0
 SCRATCH_PREFIX = "nsq_to_s3-"
 _COUNTS = ("disk_bytes", "files", "ambiguous_messages", "failures")
-_NOT_NOW = Again(0.0, "the run ends")
+# At the end of a run what stands goes back to nsqd at once.
+_NOT_NOW = Again(0.0, "the run ends", stands=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
