@@ -192,6 +192,14 @@ def test_a_store_that_answers_is_not_away_any_more(
     assert destination.trouble == ""
 
 
+def test_what_mends_it_is_told_with_it(store: AskedStore, destination: StoreDestination) -> None:
+    hint = "Renew the credentials."
+    store.failure = StoreError("put", "s3://b/k", "400 ExpiredToken", is_passing=True, hint=hint)
+    with pytest.raises(StoreError):
+        destination.is_taken("key")
+    assert destination.trouble.endswith("ExpiredToken (Renew the credentials.)")
+
+
 @pytest.fixture
 def archive(server: StoreServer, bucket: str) -> Iterator[Bucket]:
     with Bucket(server, bucket) as opened:

@@ -65,7 +65,9 @@ class StoreDestination:
     def trouble(self) -> str:
         """Why the store is left alone, or was the last time; nothing when it works."""
         failure = self._failure
-        return "" if failure is None else str(failure)
+        if failure is None:
+            return ""
+        return f"{failure} ({failure.hint})" if failure.hint else str(failure)
 
     def is_taken(self, name: str) -> bool:
         return self._ask(lambda: self._store.is_taken(name))
