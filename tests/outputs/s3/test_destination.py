@@ -273,6 +273,8 @@ def test_each_bucket_is_opened_once_and_a_folder_is_none(bucket: str) -> None:
     destinations = Destinations(load(StoreOptions, "nsq_to_s3", [f"--bucket={bucket}"], {}))
     assert destinations.open("s3://other") is destinations.open("s3://other")
     assert destinations.open("s3://other").describe() == "s3://other"
+    long = "x" * 900
+    assert destinations.open("s3://other").location(long) == f"s3://other/{long}"
     with pytest.raises(ArchiveError, match="no bucket") as raised:
         destinations.open("/var/log/nsq")
     assert "--work-dir" in raised.value.hint

@@ -91,7 +91,7 @@ class StoreDestination:
         self._ask(lambda: self._store.confirm(name, facts.size_bytes, facts.sha256 or ""))
 
     def location(self, name: str) -> str:
-        return str(self._store.location(name))
+        return self._store.location(name).url  # --on-publish gets it: all of it
 
     def describe(self) -> str:
         return f"s3://{self._store.bucket}"
