@@ -26,7 +26,7 @@ demo: $(STAMP)
 	@$(BIN)/nsqtools demo $(if $(INPUT),--input "$(INPUT)")
 
 test: lint
-	$(BIN)/python -m pytest -m "not soak"
+	$(BIN)/python -m pytest -m "not soak" -n auto --dist loadfile
 
 soak: $(STAMP)
 	$(BIN)/python -m pytest -m soak

@@ -30,6 +30,7 @@ def bench(tmp_path: Path, *argv: str, **environ: str) -> tuple[dict[str, Any], s
             f"--messages={MESSAGES}",
             "--runs=1",
             "--archive-bytes=3000000",
+            "--upload-bytes=20000000",
             f"--json={found}",
             *argv,
         ],
@@ -63,7 +64,15 @@ def test_every_figure_is_taken_and_counts_are_exact(tmp_path: Path) -> None:
     assert list(rows) == ["loopback", *OURS, *EMBEDDED]
     assert {
         run["messages"]
-        for name in ("ingest", "delivery", "replay-lines", "http", "http-100", "many-nsqds")
+        for name in (
+            "ingest",
+            "delivery",
+            "replay-lines",
+            "http",
+            "http-100",
+            "s3-moto",
+            "many-nsqds",
+        )
         for run in rows[name]["runs"]
     } == {MESSAGES}
     for name, row in rows.items():
@@ -75,7 +84,8 @@ def test_every_figure_is_taken_and_counts_are_exact(tmp_path: Path) -> None:
     assert rows["lines-zstd"]["peak_bytes"].keys() == {"broker", "archiver"}
     assert 0 < rows["lines-none"]["start_s"] < 5
     assert "many-nsqds / one-nsqd: " in shown
-    assert len(found["targets"]) == 18
+    assert len(found["targets"]) == 23
+    assert "\nupload to rclone: " in shown
     assert found["archive"]["archive_bytes"] >= 3_000_000
     assert found["archive"]["read_share"] > 0
     assert "\narchive verify " in shown

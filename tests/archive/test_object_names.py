@@ -126,6 +126,7 @@ def test_a_topic_of_dots_is_no_way_to_another_folder(topic: str) -> None:
     quoted = topic.replace(".", "%2E")
     assert key_of(keys("<TOPIC>/<TOPIC>.<REV>", topic=topic)) == f"{quoted}/{topic}.000000"
     assert key_of(keys("<CHANNEL>/<REV>", channel=topic)) == f"{quoted}/000000"
+    assert keys("<TOPIC>/%Y/<REV>", topic=topic).mark_folder == f"{quoted}/"
 
 
 def test_a_key_has_room_for_what_stands_beside_it() -> None:

@@ -11,6 +11,7 @@ from tests.archive.helpers import START_S, batch_of, finish, spec, visible
 from tests.archive.test_killed import CALLS_MAX, in_child
 
 from nsqtools.archive.claims import Claim, claim_paths
+from nsqtools.archive.destination import FolderDestination
 from nsqtools.archive.files import find_files
 from nsqtools.archive.naming import FileNaming
 from nsqtools.archive.recovery import recover
@@ -37,11 +38,12 @@ class Archive:
         self.spec: ArchiveSpec = spec(folder, naming=HOURLY)
         self.clock = clock
         self.writer = ArchiveWriter(self.spec, clock=clock)
-        self.watermark = Watermark(self.spec, self.writer.period_at, clock)
+        self.watermark = self.writer.watermark()
+        self.path = folder / self.watermark.name
 
     def said(self) -> dict[str, Any]:
-        self.watermark.advance(self.writer.oldest_unfinished_s)
-        found: dict[str, Any] = json.loads(self.watermark.path.read_bytes())
+        self.watermark.advance(self.watermark.until(self.writer.oldest_unfinished_s))
+        found: dict[str, Any] = json.loads(self.path.read_bytes())
         return found
 
 
@@ -87,7 +89,7 @@ def test_never_goes_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("found", [b"", b"[]", b"{}", b'{"until": "x"}', b"[" * 5000])
 def test_what_stands_there_and_is_none_is_replaced(found: bytes, tmp_path: Path) -> None:
     archive = Archive(tmp_path, ManualClock(time_s=START_S))
-    archive.watermark.path.write_bytes(found)
+    archive.path.write_bytes(found)
     assert archive.said()["until"] == START_S - MARGIN_S
 
 
@@ -95,7 +97,7 @@ def test_a_host_that_leads_out(tmp_path: Path) -> None:
     wanted = spec(tmp_path, naming=HOURLY)
     object.__setattr__(wanted, "host", "../../x")
     with pytest.raises(ArchiveError, match="no name for a watermark"):
-        Watermark(wanted, str, ManualClock())
+        Watermark(wanted, str, ManualClock(), FolderDestination(tmp_path))
 
 
 def test_is_no_archive(tmp_path: Path) -> None:

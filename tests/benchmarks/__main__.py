@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.benchmarks import archives, data, figures, machine
+from tests.benchmarks import archives, data, figures, machine, uploads
 from tests.benchmarks.endpoint import server_name
 from tests.benchmarks.nsqd import Nsqd
 from tests.benchmarks.processes import BenchError, Children
@@ -37,6 +37,7 @@ ARCHIVES = ("lines-none", "lines-gzip", "lines-zstd", "framed-zstd")
 ARCHIVE_TARGET, BROKER_TARGET, REPLAY_TARGET = 250_000, 400_000, 250_000
 # Four times what NSQ's nsq_to_http does; and with 100 messages a request.
 HTTP_TARGET, HTTP_BATCH_TARGET = 33_200, 150_000
+S3_TARGET = 250_000
 VERSION_TARGET_S = 0.15
 
 
@@ -52,6 +53,8 @@ class Plan:
     archive_bytes: int = 0
     samples: dict[str, list[Sample]] = field(default_factory=dict)
     archive: archives.Measured | None = None
+    upload_bytes: int = 0
+    uploads: list[uploads.Uploads] = field(default_factory=list)
 
     def add(self, name: str, sample: Sample) -> None:
         self.samples.setdefault(name, []).append(sample)
@@ -77,6 +80,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
         type=_whole(ARCHIVE_BYTES_MAX),
         default=archives.ARCHIVE_BYTES,
         help="size of the file that the commands of archive are measured on",
+    )
+    parser.add_argument(
+        "--upload-bytes",
+        type=_whole(ARCHIVE_BYTES_MAX),
+        default=uploads.FILE_BYTES,
+        help="size of the file that is uploaded beside boto3",
     )
     parser.add_argument(
         "--quick", action="store_true", help="100,000 messages, a file of 100 MB, one run"
@@ -109,7 +118,7 @@ def make_plan(options: argparse.Namespace, folder: Path) -> Plan:
     brokers[-1][2].update(figures.EMBEDDED)
     if nsq_bin := os.environ.get("NSQ_BIN"):
         brokers[-1][2].update(figures.nsq_figures(Path(nsq_bin)))
-    known = {name for _, _, found in brokers for name in found} | {archives.NAME}
+    known = {name for _, _, found in brokers for name in found} | {archives.NAME, uploads.NAME}
     if unknown := set(options.only) - known:
         raise BenchError(f"no figure {', '.join(unknown)}; there are {', '.join(sorted(known))}")
     if options.only:
@@ -124,6 +133,9 @@ def make_plan(options: argparse.Namespace, folder: Path) -> Plan:
         archive_bytes=0
         if options.only and archives.NAME not in options.only
         else options.archive_bytes,
+        upload_bytes=0
+        if options.only and uploads.NAME not in options.only
+        else options.upload_bytes,
         machine=machine.description(folder),
     )
 
@@ -133,6 +145,9 @@ def measure(plan: Plan, folder: Path) -> None:
     if plan.archive_bytes:
         tell(f"archive, {plan.archive_bytes / 1e6:,.0f} MB")
         plan.archive = archives.measure(folder, plan.archive_bytes, plan.runs)
+    if plan.upload_bytes:
+        tell(f"upload, {plan.upload_bytes / 1e6:,.0f} MB")
+        plan.uploads = uploads.measure(folder, plan.upload_bytes, plan.runs)
     messages = folder / "messages"
     data.write_messages(messages, plan.messages)
     for number in range(plan.runs):
@@ -172,7 +187,12 @@ def targets(plan: Plan, version_s: float) -> list[Target]:
         at_least("http, one message a request", HTTP_TARGET, by_name.get("http")),
         at_least("http, 100 messages a request", HTTP_BATCH_TARGET, by_name.get("http-100")),
     ]
-    found += rss_targets(rows, ("broker", "archiver", "replayer", "deliverer"))
+    found += [
+        at_least(f"s3, {server}'s server", S3_TARGET, by_name.get(f"s3-{server}"))
+        for server in uploads.SERVERS
+    ]
+    found += [one.target() for one in plan.uploads]
+    found += rss_targets(rows, ("broker", "archiver", "replayer", "deliverer", "uploader"))
     found.append(
         Target(
             what="nsq_to_file --version",
@@ -202,6 +222,7 @@ def comparisons(rows: list[Row]) -> Iterator[str]:
             for each in figures.COMPRESSIONS
         ]
         pairs.append((beside(f"replay-{record_format}"), beside("replay-lines")))
+    pairs += [(beside(f"s3-{each}"), beside("lines-zstd")) for each in uploads.SERVERS]
     pairs += [("many-nsqds", "one-nsqd"), ("two-connections", beside("lines-none"))]
     for ours, theirs in pairs:
         if ours in by_name and theirs in by_name:
@@ -217,6 +238,8 @@ def show(plan: Plan, version_s: float) -> None:
         print("\n".join(aligned([HEADS, *(row.cells() for row in rows)])))
     if plan.archive is not None:
         print("\n" + "\n".join(plan.archive.lines()))
+    if plan.uploads:
+        print("\n" + "\n".join(one.line() for one in plan.uploads))
     if compared := list(comparisons(rows)):
         print("\none / the other\n" + "\n".join(compared))
     heads = ("target", "wanted", "measured", "")
@@ -233,6 +256,7 @@ def write_json(path: Path, plan: Plan, version_s: float) -> None:
         "endpoint": server_name(),
         "rows": [row.as_json() for row in plan.rows],
         "version_s": version_s,
+        "uploads": [asdict(one) for one in plan.uploads],
         "archive": None if plan.archive is None else asdict(plan.archive),
         "targets": [asdict(target) for target in targets(plan, version_s)],
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import shutil
 import socket
@@ -14,11 +15,13 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tests.benchmarks import data
+from tests.benchmarks import data, uploads
 from tests.benchmarks.endpoint import server_argv
 from tests.benchmarks.nsqd import free_port, our_program
 from tests.benchmarks.processes import ROOT, BenchError, Usage, since, wait_until
 from tests.benchmarks.table import Sample
+from tests.support.bucket import Bucket
+from tests.support.stores import ENVIRONMENT, StoreServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -314,6 +317,44 @@ def deliver(bench: Bench, argv: list[str], flags: list[str]) -> Sample:
     )
 
 
+def upload(bench: Bench, server_name: str) -> Sample:
+    """nsq_to_s3 empties a channel into its spool, while files of 4 MB are uploaded to a store on this
+    machine; the clock ends with the last acknowledgement."""
+    topic = bench.new_backlog()
+    spool, kept = (bench.children.folder / f"{name}-{topic}" for name in ("spool", "store"))
+    kept.mkdir()
+    os.environ.update(ENVIRONMENT)
+    broker = bench.nsqd.child
+    broker.reset_peak()
+    with StoreServer(server_name, kept) as server, Bucket(server, CHANNEL).create() as bucket:
+        before = broker.usage()
+        words = [
+            f"--topic={topic}",
+            f"--channel={CHANNEL}",
+            f"--nsqd-tcp-address={bench.nsqd.tcp_address}",
+            f"--bucket={CHANNEL}",
+            f"--endpoint-url={server.endpoint_url}",
+            f"--spool-dir={spool}",
+            "--rotate-size=4M",
+        ]
+        uploader = bench.children.start("uploader", [*our_program("nsq_to_s3"), *words])
+        span = bench.nsqd.time_emptying(topic, CHANNEL, uploader)
+        used = since(before, broker.usage())
+        usage = uploader.terminate()
+        archived = sum(int(bucket.head(key)[1]["records"]) for key in bucket.archives())
+    shutil.rmtree(kept)
+    shutil.rmtree(spool)
+    bench.nsqd.delete(topic)
+    _expect(archived, bench.count, "messages in the bucket")
+    return Sample(
+        messages=span.messages,
+        seconds=span.seconds,
+        start_s=span.start_s,
+        floor_per_s=bench.loopback.rate,
+        usages=(used, usage),
+    )
+
+
 def _listens(port: int) -> bool:
     with socket.socket() as sock:
         return sock.connect_ex(("127.0.0.1", port)) == 0
@@ -368,6 +409,7 @@ OURS: dict[str, Callable[[Bench], Sample]] = {
     **{f"replay-{each}": functools.partial(replay, record_format=each) for each in FORMATS},
     "http": _delivered(),
     "http-100": _delivered("--batch-size=100"),
+    **{f"s3-{server}": functools.partial(upload, server_name=server) for server in uploads.SERVERS},
 }
 # What is measured with brokers of its own.
 EMBEDDED: dict[str, Callable[[Bench], Sample]] = {

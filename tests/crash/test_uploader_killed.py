@@ -104,12 +104,14 @@ async def kill_and_account(case: Case, tmp_path: Path, monkeypatch: pytest.Monke
                     publishing = _publish(publisher, numbers, rng, case.rounds)
                     await _live_and_die(tool, flags, publishing, rng)
                     published += share
-                tally = await _finish(tool, flags, case.messages, bucket, tmp_path)
+                proxy.heal()
+                tally = await _finish(tool, flags, case.messages, bucket, tmp_path, spool)
             print(
                 f"kills={case.kills} twice={tally.repeated} lost=0 objects={len(bucket.archives())}"
             )
             assert tally.repeated == 0
             assert not unfinished_files(spool)
+            assert bucket.unfinished_uploads() == []
 
 
 def _plan_faults(proxy: FaultProxy, rng: random.Random) -> None:
@@ -146,7 +148,12 @@ async def _publish(publisher: Client, numbers: range, rng: random.Random, rounds
 
 
 async def _finish(
-    tool: Program, flags: list[str], messages: int, bucket: Bucket, scratch: Path
+    tool: Program,
+    flags: list[str],
+    messages: int,
+    bucket: Bucket,
+    scratch: Path,
+    spool: Path,
 ) -> Tally:
     """The last life uploads what is left, and ends in order."""
     await tool.start(*flags)
@@ -161,6 +168,8 @@ async def _finish(
         assert time.monotonic() < deadline, (
             f"lost: {len(lost)} messages, such as {lost[0]}\n{tool.told}"
         )
+        await asyncio.sleep(POLL_S)
+    while unfinished_files(spool) and time.monotonic() < deadline:  # noqa: ASYNC110 - no event
         await asyncio.sleep(POLL_S)
     assert await tool.end(signal.SIGTERM) == 0, tool.told
     _count_new(tally, counted, bucket, scratch)

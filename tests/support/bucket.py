@@ -68,5 +68,14 @@ class Bucket:
 
     def unfinished_uploads(self) -> list[str]:
         """The keys of uploads in parts that nobody has completed."""
-        found = self._client.list_multipart_uploads(Bucket=self.name)
+        try:
+            found = self._client.list_multipart_uploads(Bucket=self.name)
+        except self._client.exceptions.ClientError as error:
+            if error.response["Error"]["Code"] == "NoSuchUpload":
+                return []  # what rclone's server says when there is none
+            raise
         return [one["Key"] for one in found.get("Uploads", ())]
+
+    def begin_upload(self, key: str) -> None:
+        """One in parts that nobody goes on with."""
+        self._client.create_multipart_upload(Bucket=self.name, Key=key)

@@ -78,7 +78,7 @@ class Program:
     async def end(self, number: signal.Signals | None) -> int | None:
         """Send a signal, or none, and wait for the end; gives the exit status, None when it did not
         run."""
-        process, self._process = self._process, None
+        process = self._process
         if process is None or self._reading is None:
             return None
         if process.returncode is None and number is not None:
@@ -86,6 +86,7 @@ class Program:
         async with asyncio.timeout(PATIENCE_S):
             await process.wait()
             await self._reading
+        self._process = None  # one that does not end is still there to be killed
         return process.returncode
 
     @property

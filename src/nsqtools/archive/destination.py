@@ -11,6 +11,7 @@ from nsqtools import durable, publish
 from nsqtools.archive.naming import path_of
 from nsqtools.errors import StorageError
 
+MARK_BYTES_MAX = 4096
 DIRECTORY_MODE = 0o770  # as nsq_to_file (spec: tools, part 1.3)
 
 
@@ -54,6 +55,9 @@ class Destination(Protocol):
 
     wants_digest: bool
     """Whether the facts of what is placed must have its SHA-256."""
+    may_be_emptied: bool
+    """Whether what is gone in the moment after it was placed was taken by somebody who waited for it.
+    Otherwise it was never kept."""
 
     def is_taken(self, name: str) -> bool:
         """Whether anything has this name; the answer may be old when it is used."""
@@ -77,6 +81,14 @@ class Destination(Protocol):
         """
         ...
 
+    def put_mark(self, name: str, data: bytes) -> None:
+        """Put a small file there, in the place of one that has the name; whole and durable on return."""
+        ...
+
+    def read_mark(self, name: str) -> bytes:
+        """Such a file; nothing when there is none."""
+        ...
+
     def location(self, name: str) -> str:
         """The name as a person would look for it: a path, or a URL."""
         ...
@@ -90,6 +102,7 @@ class FolderDestination:
     """A folder, by its absolute path."""
 
     wants_digest = False
+    may_be_emptied = True
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.absolute()
@@ -118,6 +131,19 @@ class FolderDestination:
             other = OSError(f"there are {size_bytes} bytes where {facts.size_bytes} were placed")
             raise StorageError("publish", path, other)
         durable.fsync_directory(path.parent)
+
+    def put_mark(self, name: str, data: bytes) -> None:
+        """By way of always the same other name, so that kills leave no more than one file behind."""
+        path = path_of(self._folder, name)
+        other = f"{durable.TEMPORARY_PREFIX}{path.name}{durable.TEMPORARY_SUFFIX}"
+        durable.write_anew(path.with_name(other), data)
+        durable.put_in_place(path.with_name(other), path)
+
+    def read_mark(self, name: str) -> bytes:
+        try:
+            return durable.read_small(path_of(self._folder, name), MARK_BYTES_MAX)
+        except FileNotFoundError:
+            return b""
 
     def location(self, name: str) -> str:
         return str(self._folder / name)

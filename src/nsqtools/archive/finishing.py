@@ -17,7 +17,7 @@ from nsqtools.archive import manifest
 from nsqtools.archive.claims import Claim, Placing
 from nsqtools.archive.compaction import NotCompacted, compact, is_worth_it
 from nsqtools.archive.naming import first_free
-from nsqtools.errors import StorageError
+from nsqtools.errors import StorageError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,6 +112,8 @@ class SealedFile:
         try:
             destination.confirm(placing.name, placing.facts)
         except FileNotFoundError:
+            if not destination.may_be_emptied:
+                raise forgotten(destination, placing.name) from None
             return ""  # it was placed just now: somebody was waiting and has taken it away
         return manifest.place(self.claim, placing.name, destination)
 
@@ -197,6 +199,14 @@ def prepare_placing(
     placing = manifest.prepare(claim, placing, source)
     claim.note_placing(placing)
     return placing
+
+
+def forgotten(destination: Destination, name: str) -> StoreError:
+    """What a store took, and does not have."""
+    place = destination.location(name)
+    return StoreError(
+        "confirm", place, "it was taken a moment ago, and is not there", is_passing=True
+    )
 
 
 class SealedFiles:

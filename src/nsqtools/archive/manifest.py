@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from nsqtools.archive.claims import Claim, Placing
-    from nsqtools.archive.destination import Destination
+    from nsqtools.archive.destination import About, Destination
 
 VERSION = 1
 # Of one that we read: ours have less than 2 KiB.
@@ -71,12 +71,20 @@ def prepare(claim: Claim, placing: Placing, source: Path) -> Placing:
     if not wanted.manifest:
         return placing
     facts = with_digest(placing.facts, source)
-    made = Manifest(
-        topic=wanted.topic,
-        channel=wanted.channel,
-        host=wanted.host,
-        format=wanted.record_format,
-        compression=wanted.compression,
+    durable.write_anew(claim.manifest_path, manifest_of(claim.about, facts).encode())
+    durable.stamp(claim.manifest_path)
+    durable.fsync_directory(claim.manifest_path.parent)
+    return replace(placing, facts=facts)
+
+
+def manifest_of(about: About, facts: FileFacts) -> Manifest:
+    """What is said of a file whose digest is known."""
+    return Manifest(
+        topic=about.topic,
+        channel=about.channel,
+        host=about.host,
+        format=about.record_format,
+        compression=about.compression,
         records=facts.records,
         first_ts=facts.first_ts_ns,
         first_id=facts.first_id,
@@ -86,10 +94,6 @@ def prepare(claim: Claim, placing: Placing, source: Path) -> Placing:
         stored_bytes=facts.size_bytes,
         sha256=facts.sha256 or "",
     )
-    durable.write_anew(claim.manifest_path, made.encode())
-    durable.stamp(claim.manifest_path)
-    durable.fsync_directory(claim.manifest_path.parent)
-    return replace(placing, facts=facts)
 
 
 def with_digest(facts: FileFacts, source: Path) -> FileFacts:

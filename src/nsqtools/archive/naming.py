@@ -128,6 +128,7 @@ class TopicNaming:
     revision_is_optional: bool
     is_late = False
     """A file's name is known when it is opened."""
+    mark_folder = ""
 
     def stem(self, now: float) -> str:
         """The name at `now` (seconds since the epoch) with its revision still open.

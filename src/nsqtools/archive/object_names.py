@@ -85,15 +85,9 @@ class TopicObjectNaming:
             lambda match: "%" if match.group() == "%%" else moment.strftime(match.group()),
             self.key_format,
         )
-        key = "/".join(map(self._filled_in, key.split("/")))
+        key = self._with_values(key)
         _check_key(_filled(key, "00000000T000000000Z", "00000000T000000000Z", 0))
         return key
-
-    def _filled_in(self, part: str) -> str:
-        """A topic `..` is a name as any other, and no way up."""
-        filled = _TOKEN.sub(lambda match: self.values.get(match.group(), match.group()), part)
-        is_dots = filled in (".", "..") and filled != part
-        return filled.replace(".", "%2E") if is_dots else filled
 
     def name(self, stem: str, revision: int) -> str:
         """What the claim says; `name_when_complete` fills it in."""
@@ -112,6 +106,23 @@ class TopicObjectNaming:
         """The next time at which the stem may be another one; None when it never changes."""
         step = self.step_s
         return None if step is None else now - now % step + step
+
+    @property
+    def mark_folder(self) -> str:
+        """Where a watermark is: what the keys of the topic begin with, up to the last slash before
+        something that changes."""
+        fixed = re.split(f"%|{FIRST}|{LAST}|{REV}", self.key_format, maxsplit=1)[0]
+        head, slash, _ = fixed.rpartition("/")
+        return self._with_values(head + slash)
+
+    def _with_values(self, text: str) -> str:
+        return "/".join(map(self._filled_in, text.split("/")))
+
+    def _filled_in(self, part: str) -> str:
+        """A topic `..` is a name as any other, and no way up."""
+        filled = _TOKEN.sub(lambda match: self.values.get(match.group(), match.group()), part)
+        is_dots = filled in (".", "..") and filled != part
+        return filled.replace(".", "%2E") if is_dots else filled
 
     def period_at(self, now: float) -> str:
         """What a watermark calls a time."""

@@ -59,6 +59,8 @@ class Recovered:
     channel: str = ""
     failed: bool = False
     claimed: ClaimFacts | None = None
+    name: str = ""
+    """The name at its destination, of a file that was published."""
     stored_bytes: int = 0
     first_ts_ns: int | None = None
     last_ts_ns: int | None = None
@@ -267,6 +269,7 @@ class _Recovery:
             records=published.messages,
             cut_bytes=0,
             reason="finished a move that was cut",
+            name=published.name,
             stored_bytes=published.disk_bytes,
             first_ts_ns=published.first_ts_ns,
             last_ts_ns=published.last_ts_ns,
@@ -287,7 +290,7 @@ class _Recovery:
             reason = f"{reason}; not compacted: {published.not_compacted}"
         cut_bytes = max(found.size_bytes - found.end, 0)
         result = self._result(published.location, found, cut_bytes=cut_bytes, reason=reason)
-        return replace(result, stored_bytes=published.disk_bytes)
+        return replace(result, name=published.name, stored_bytes=published.disk_bytes)
 
     def _finish(self, fd: int, facts: FileFacts, found: Survey | None = None) -> Published:
         file = SealedFile(

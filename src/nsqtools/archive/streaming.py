@@ -60,6 +60,8 @@ class StreamWriter:
         with durable.storage("open", name):
             self._is_file = stat.S_ISREG(os.fstat(fd).st_mode)
         self.broken: StorageError | None = None
+        self.content_bytes = 0
+        """What was written, without compression."""
 
     def commit(self, batches: Sequence[Messages]) -> tuple[int, int]:
         """Append messages; gives the bytes that were written, and how many messages hold a newline in
@@ -73,6 +75,7 @@ class StreamWriter:
             data = self._container.file_header + data
         self._write(data)
         self._container.keep()
+        self.content_bytes += sum(len(group.content) for group in groups)
         self._is_first = False
         return len(data), ambiguous
 

@@ -29,6 +29,7 @@ from nsqtools.archive.open_files import OpenFiles
 from nsqtools.archive.partition import Periods, Piece, Settled
 from nsqtools.archive.rotation import RotationPolicy
 from nsqtools.archive.stream import BODY_BYTES_MAX
+from nsqtools.archive.watermark import Watermark
 from nsqtools.clock import SystemClock
 from nsqtools.errors import ArchiveError, NsqToolsError, StorageError
 from nsqtools.wire.messages import count_messages
@@ -208,9 +209,12 @@ class ArchiveWriter:
         both = (self.sealed.oldest_s, self._files.oldest_s)
         return min((one for one in both if one is not None), default=None)
 
-    def period_at(self, time_s: float) -> str:
-        """`<DATETIME>` for a time."""
-        return self._naming.period_at(time_s)
+    def watermark(self) -> Watermark:
+        """What says how far this archive is complete. Raises `ArchiveError` for a name that cannot be."""
+        naming = self._naming
+        return Watermark(
+            self._spec, naming.period_at, self._clock, self._destination, naming.mark_folder
+        )
 
     def commit(self, batches: Sequence[Messages]) -> Commit:
         """Append messages to the archive; they, and the names of their files, are durable on return.

@@ -18,6 +18,7 @@ from nsqtools.archive.rotation import RotationPolicy
 from nsqtools.archive.space import FreeSpace
 from nsqtools.errors import StorageError
 from nsqtools.options.system import Space
+from nsqtools.outputs import trouble as trouble_module
 from nsqtools.outputs.contract import DONE, Again
 from nsqtools.outputs.file import output as module
 from nsqtools.outputs.file.output import FileOutput
@@ -149,8 +150,8 @@ async def test_a_file_that_could_not_be_finished_is_no_trouble_when_the_next_one
 ) -> None:
     """It was finished with a commit, and not by its time: health said otherwise for as long as no other
     file was, and a run that ends when it is idle did not end."""
-    monkeypatch.setattr(module, "RETRY_FIRST_S", 60.0)
-    monkeypatch.setattr(module, "RETRY_MAX_S", 60.0)
+    monkeypatch.setattr(trouble_module, "RETRY_FIRST_S", 60.0)
+    monkeypatch.setattr(trouble_module, "RETRY_MAX_S", 60.0)
     workers = Workers()
     wanted = replace(spec(tmp_path, rotation=RotationPolicy(rotate_records=2)), keys_max=10)
     output = FileOutput(wanted, workers, sync_interval_s=1.0)

@@ -9,9 +9,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import pytest
-from tests.stores.conftest import _environment, bucket, proxy, server
-from tests.support.bucket import Bucket
-
 from nsqtools.archive.destination import About, FileFacts
 from nsqtools.clock import ManualClock
 from nsqtools.errors import ArchiveError, StoreError
@@ -28,10 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from tests.support.bucket import Bucket
     from tests.support.faults import FaultProxy
-    from tests.support.stores import StoreServer
-
-__all__ = ["_environment", "bucket", "proxy", "server"]
 
 TOGETHER = 8
 ABOUT = About(
@@ -198,12 +193,6 @@ def test_what_mends_it_is_told_with_it(store: AskedStore, destination: StoreDest
     with pytest.raises(StoreError):
         destination.is_taken("key")
     assert destination.trouble.endswith("ExpiredToken (Renew the credentials.)")
-
-
-@pytest.fixture
-def archive(server: StoreServer, bucket: str) -> Iterator[Bucket]:
-    with Bucket(server, bucket) as opened:
-        yield opened
 
 
 @pytest.fixture

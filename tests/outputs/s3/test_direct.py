@@ -90,6 +90,7 @@ async def make(
                 record_format="lines",
                 compression="none",
             ),
+            manifest=False,
             naming=naming.format_for("topic", "none", revision_needed=True, channel="channel"),
             rotation=rotation,
             window=window,

@@ -28,6 +28,7 @@ from nsqtools.archive.files import BESIDE
 from nsqtools.archive.writer import ArchiveWriter
 from nsqtools.errors import StorageError
 from nsqtools.lifecycle import Lifecycle
+from nsqtools.outputs import trouble as trouble_module
 from nsqtools.outputs.file import leftovers as leftovers_module
 from nsqtools.outputs.file import output as output_module
 from nsqtools.pipeline import topic as topic_module
@@ -64,7 +65,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         program, "Lifecycle", lambda timeout_s: Lifecycle(timeout_s, handle_signals=False)
     )
-    for module in (topic_module, output_module):
+    for module in (topic_module, trouble_module):
         monkeypatch.setattr(module, "RETRY_FIRST_S", 0.01)
         monkeypatch.setattr(module, "RETRY_MAX_S", 0.02)
     monkeypatch.setattr(output_module, "MARK_INTERVAL_S", 0.02)

@@ -1,4 +1,4 @@
-"""What may be asked of nsq_to_s3 together, and what would be passed over in silence."""
+"""What may be asked of nsq_to_s3 together, and what would have no meaning."""
 
 from __future__ import annotations
 
@@ -26,19 +26,13 @@ def test_a_spool_needs_a_folder_and_nothing_else_does() -> None:
 
 
 @pytest.mark.parametrize(
-    "flag",
-    ["--partition-by=publish-time", "--min-free-space=5%", "--manifest", "--on-publish=/bin/true"],
+    "flag", ["--partition-by=publish-time", "--min-free-space=5%", "--watermark"]
 )
 def test_what_only_files_of_a_spool_have(flag: str) -> None:
     assert mistakes(SPOOL, flag) == ""
     assert f"{flag.partition('=')[0]} has no meaning with --ack=upload" in mistakes(
         "--ack=upload", flag
     )
-
-
-@pytest.mark.parametrize("ack", ["--ack=spool", "--ack=upload"])
-def test_a_watermark_would_have_to_be_replaced(ack: str) -> None:
-    assert "--watermark" in mistakes(SPOOL, ack, "--watermark")
 
 
 @pytest.mark.parametrize(

@@ -299,3 +299,60 @@ async def test_two_archivers_with_one_name(
     assert await tool.end(None) == 0, tool.told
     assert archive.keys() == ["t.000000.log", "t.000001.log"]
     assert sorted(archive.all_bodies(tmp_path)) == sorted(TEN + TEN)
+
+
+async def test_manifests_watermarks_and_commands(
+    nsqd: Nsqd, archive: Bucket, tool: Program, flags: list[str], tmp_path: Path
+) -> None:
+    """A job that waits for an hour finds all of it, in the store as in a folder."""
+    told = tmp_path / "told"
+    told.mkdir()
+    await publish(nsqd, *TEN)
+    command = f"--on-publish=sh -c 'echo \"$1 $NSQTOOLS_RECORDS\" > {told}/one' hook"
+    await tool.start(*flags, "--watermark", "--manifest", command)
+    await until_acknowledged(nsqd, tool)
+    tool.send(signal.SIGHUP)
+    await until(lambda: archive.archives() != [], tool)
+    assert await tool.end(signal.SIGTERM) == 0, tool.told
+    (key,) = archive.archives()
+    mark = f"t/t.{CHANNEL}.host.watermark.json"
+    assert set(archive.keys()) == {key, f"{key}.manifest.json", mark}
+    said = json.loads(archive.read(mark))
+    _, known = archive.head(key)
+    assert (said["topic"], said["host"]) == ("t", "host")
+    assert said["until"] >= int(known["last-ts"]) // 10**9 - 2
+    assert (told / "one").read_text() == f"s3://{archive.name}/{key} 10\n"
+
+
+async def test_a_manifest_without_a_spool(
+    nsqd: Nsqd, archive: Bucket, tool: Program, flags: list[str]
+) -> None:
+    await publish(nsqd, *TEN)
+    await tool.start(*flags, "--ack=upload", "--manifest", "--max-messages=10")
+    assert await tool.end(None) == 0, tool.told
+    (key,) = archive.archives()
+    said = json.loads(archive.read(f"{key}.manifest.json"))
+    _, known = archive.head(key)
+    assert (said["records"], said["sha256"]) == (10, known["sha256"])
+    assert said["content_bytes"] == int(known["raw-bytes"]) == sum(map(len, TEN)) + 10
+
+
+@pytest.mark.parametrize("ack", ["spool", "upload"])
+async def test_a_store_that_takes_and_forgets(
+    ack: str,
+    nsqd: Nsqd,
+    archive: Bucket,
+    proxy: FaultProxy,
+    tool: Program,
+    flags: list[str],
+    tmp_path: Path,
+) -> None:
+    """Nothing is let go of before the store has shown that it is there."""
+    proxy.fail("forget", "PUT", times=2)
+    await publish(nsqd, *TEN)
+    await tool.start(*flags, f"--ack={ack}", "--rotate-interval=200ms")
+    await tool.says("it was taken a moment ago, and is not there")
+    await until(lambda: archive.archives() != [], tool)
+    await until_acknowledged(nsqd, tool)
+    assert await tool.end(signal.SIGTERM) == 0, tool.told
+    assert archive.all_bodies(tmp_path) == TEN

@@ -23,6 +23,8 @@ from nsqtools.observe.log import get_log
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from nsqtools.archive.destination import About, FileFacts
+
 log = get_log("on-publish")
 
 COMMANDS_MAX = 2
@@ -70,6 +72,22 @@ class PublishedFile:
             f"NSQTOOLS_{name}": "" if fact is None else str(fact).replace("\0", "")
             for name, fact in facts.items()
         }
+
+
+def published_file(path: str, about: About, facts: FileFacts) -> PublishedFile:
+    """What the command is told of a file."""
+    return PublishedFile(
+        path=path,
+        topic=about.topic,
+        channel=about.channel,
+        host=about.host,
+        record_format=about.record_format,
+        compression=about.compression,
+        records=facts.records,
+        stored_bytes=facts.size_bytes,
+        first_ts_ns=facts.first_ts_ns,
+        last_ts_ns=facts.last_ts_ns,
+    )
 
 
 @dataclass(frozen=True, slots=True)

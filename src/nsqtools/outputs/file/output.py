@@ -15,9 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from nsqtools.archive.watermark import Watermark
 from nsqtools.archive.writer import ArchiveWriter
-from nsqtools.clock import SystemClock
 from nsqtools.errors import NsqToolsError, StorageError, StoreError
 from nsqtools.observe.log import get_log
 from nsqtools.outputs.contract import DONE, Again, Feeding
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
     from nsqtools.archive.destination import Destination
     from nsqtools.archive.finishing import Published
     from nsqtools.archive.keys import KeyFiles
+    from nsqtools.archive.watermark import Watermark
     from nsqtools.archive.writer import ArchiveSpec, Commit
     from nsqtools.outputs.contract import Answer
     from nsqtools.outputs.file.hook import PublishHook
@@ -44,6 +43,7 @@ _HOOK_COUNTS = ("commands", "failed_commands", "unfinished_commands")
 HOOK_WAIT_S = 15.0
 # How often the watermark is looked at while nothing is published.
 MARK_INTERVAL_S = 10.0
+MARK_WAIT_S = 5.0
 # Messages of which it is kept apart that they may come again; beyond it all of their nsqd may.
 DOUBTS_MAX = 10_000
 
@@ -139,9 +139,7 @@ class FileOutput:
         self._spec = spec
         self._rooms = tuple(rooms)
         self._refusal: NsqToolsError | None = None
-        self._watermark = (
-            Watermark(spec, self._writer.period_at, SystemClock()) if watermark else None
-        )
+        self._watermark = self._writer.watermark() if watermark else None
         self._marked_s = 0.0
         self._marks = Trouble(self._log, "the watermark cannot be written")
         self._hook = hook
@@ -156,8 +154,7 @@ class FileOutput:
             key_files = self._leftovers.key_files
         if (once := self._writer.once) is not None:
             await self._strand.call(lambda: once.open(key_files))
-        if self._watermark is not None:
-            await self._strand.call(self._mark)
+        await self._mark_now()
 
     async def deliver(self, messages: Sequence[Messages]) -> Answer:
         """Make messages durable, those that the archive has not got yet."""
@@ -206,11 +203,18 @@ class FileOutput:
         except StorageError:
             self._counts["failures"] += 1
             raise
-        if self._watermark is not None:
-            await self._strand.call(self._mark)
+        await self._mark_now()
         if self._hook is not None:
             left = await self._hook.idle(self._topic, self._hook_wait_s)
             self._counts["unfinished_commands"] = left
+
+    async def _mark_now(self) -> None:
+        """Return when the watermark says what is so now, or nearly: a store may take its time."""
+        if self._watermark is not None:
+            await self._strand.call(self._mark)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(MARK_WAIT_S):
+                    await self._finisher.call(lambda: None)
 
     async def _upload_rest(self, wait_s: float) -> None:
         """Upload what can be within that time; the rest is durable and stays."""
@@ -281,12 +285,8 @@ class FileOutput:
         left = self._leftovers is not None and self._leftovers.failed_of(self._topic)
         if self._watermark is None or left:
             return
-        try:
-            self._watermark.advance(self._writer.oldest_unfinished_s)
-        except NsqToolsError as failure:
-            self._tell(partial(self._failed, self._marks, failure))
-        else:
-            self._tell(self._marks.over)
+        until = self._watermark.until(self._writer.oldest_unfinished_s)
+        self._finisher.call_soon(partial(self._write_mark, self._watermark, until))
 
     def _due(self) -> Due | None:
         """What is to be done next by time: the file, or the watermark."""
@@ -325,6 +325,14 @@ class FileOutput:
             self._finisher.call_soon(self._finish)
 
     # In the second strand's thread
+
+    def _write_mark(self, watermark: Watermark, until: int) -> None:
+        try:
+            watermark.advance(until)
+        except NsqToolsError as failure:
+            self._tell(partial(self._failed, self._marks, failure))
+        else:
+            self._tell(self._marks.over)
 
     def _finish(self) -> None:
         """Publish what is sealed."""

@@ -50,7 +50,7 @@ class Backlog:
         workers: Workers,
         destination: StoreDestination,
         *,
-        open_destination: Callable[[str], Destination],
+        open_destination: Callable[[str], StoreDestination],
         hook: PublishHook | None = None,
     ) -> None:
         self.files = 0
@@ -118,9 +118,12 @@ class Backlog:
                 async with asyncio.TaskGroup() as group:
                     for topic in topics:
                         group.create_task(self._upload_topic(topic, slots))
-            failed = any(self._reasons.values())
-            wait_s = self._destination.opens_in_s or (AGAIN_S if failed else LOOK_S)
-            await asyncio.sleep(max(LOOK_S, wait_s))
+            await asyncio.sleep(max(LOOK_S, self._destination.opens_in_s, self._stands_s()))
+
+    def _stands_s(self) -> float:
+        """How long to leave what failed alone, when it is not the store that fails all."""
+        failed = any(self._reasons.values())
+        return AGAIN_S if failed and not self._destination.trouble else 0.0
 
     async def settle(self, timeout_s: float) -> None:
         """When `run` was cancelled: wait for the files that are being uploaded, no longer than this."""
@@ -155,10 +158,16 @@ class Backlog:
                 failed = found.reason
             else:
                 self.files += found.published is not None
+                self._abort_cut(found)
                 _tell(topic, found)
                 if self._hook is not None:
                     run_hook(self._hook, found)
         self._note(topic, claim, failed)
+
+    def _abort_cut(self, found: Recovered) -> None:
+        if found.published is not None and found.claimed is not None:
+            destination = self._open_destination(found.claimed.destination)
+            destination.abort_cut_uploads(found.name, found.stored_bytes)
 
     def _note_keys(self, found: dict[str, list[Path]]) -> None:
         """Only what `recover` does where the destination is not there: the key files are told."""

@@ -6,8 +6,10 @@ import random
 import threading
 from typing import TYPE_CHECKING
 
+from nsqtools.archive.destination import MARK_BYTES_MAX
 from nsqtools.clock import SystemClock
 from nsqtools.errors import ArchiveError, StoreError
+from nsqtools.outputs.s3.orphans import abort_of, abort_old
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     from nsqtools.archive.destination import About, FileFacts
+    from nsqtools.archive.object_names import ObjectNaming
     from nsqtools.clock import Clock
     from nsqtools.stores.client import Store
     from nsqtools.stores.options import StoreOptions
@@ -40,6 +43,7 @@ class StoreDestination:
     """
 
     wants_digest = True
+    may_be_emptied = False
 
     def __init__(self, store: Store, *, clock: Clock | None = None) -> None:
         self._store = store
@@ -90,8 +94,26 @@ class StoreDestination:
     def confirm(self, name: str, facts: FileFacts) -> None:
         self._ask(lambda: self._store.confirm(name, facts.size_bytes, facts.sha256 or ""))
 
+    def put_mark(self, name: str, data: bytes) -> None:
+        self._ask(lambda: self._store.replace(name, data, content_type=JSON))
+
+    def read_mark(self, name: str) -> bytes:
+        try:
+            return self._ask(lambda: self._store.read_small(name, MARK_BYTES_MAX))
+        except FileNotFoundError:
+            return b""
+
     def location(self, name: str) -> str:
         return self._store.location(name).url  # --on-publish gets it: all of it
+
+    def abort_cut_uploads(self, name: str, size_bytes: int) -> None:
+        """Of a file that is there now: what a kill has left of earlier tries."""
+        if size_bytes >= self._store.options.multipart_threshold_bytes:
+            abort_of(self._store, name)
+
+    def abort_old_uploads(self, naming: ObjectNaming) -> None:
+        """What this host began long ago, and nobody goes on with."""
+        abort_old(self._store, naming)
 
     def describe(self) -> str:
         return f"s3://{self._store.bucket}"

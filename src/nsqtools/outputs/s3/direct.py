@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 
 from nsqtools import durable
 from nsqtools.archive.destination import FileFacts
+from nsqtools.archive.finishing import forgotten
+from nsqtools.archive.manifest import manifest_name, manifest_of
 from nsqtools.archive.naming import first_free
 from nsqtools.archive.object_names import name_when_complete
 from nsqtools.archive.part_file import Extent
@@ -28,17 +30,19 @@ from nsqtools.clock import SystemClock
 from nsqtools.errors import NsqToolsError, StorageError
 from nsqtools.observe.log import get_log
 from nsqtools.outputs.contract import DONE, Again, Feeding
+from nsqtools.outputs.file.hook import published_file
 from nsqtools.outputs.trouble import Trouble
 from nsqtools.wire.messages import count_messages
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from nsqtools.archive.destination import About, Destination
     from nsqtools.archive.object_names import TopicObjectNaming
     from nsqtools.archive.rotation import RotationPolicy
     from nsqtools.archive.streaming import StreamSpec
     from nsqtools.outputs.contract import Answer
+    from nsqtools.outputs.file.hook import PublishHook
     from nsqtools.outputs.workers import Workers
     from nsqtools.wire.messages import Messages
 
@@ -62,6 +66,7 @@ class DirectSpec:
 
     stream: StreamSpec
     about: About
+    manifest: bool
     naming: TopicObjectNaming
     rotation: RotationPolicy
     window: int
@@ -90,12 +95,20 @@ class Making:
 class DirectOutput:
     """An `Output`; see `contract`, and the module."""
 
-    def __init__(self, spec: DirectSpec, workers: Workers, destination: Destination) -> None:
+    def __init__(
+        self,
+        spec: DirectSpec,
+        workers: Workers,
+        destination: Destination,
+        *,
+        hook: PublishHook | None = None,
+    ) -> None:
         self.feeding = Feeding(
             wait_s=min(spec.sync_interval_s, _QUIET_S), deliveries_max=spec.window, gives_back=True
         )
         self._spec = spec
         self._destination = destination
+        self._hook = hook
         self._strand = workers.background.strand(f"objects of {spec.about.topic}")
         self._log = get_log("archive").bind(topic=spec.about.topic, channel=spec.about.channel)
         self._trouble = Trouble(
@@ -184,24 +197,38 @@ class DirectOutput:
             names = name_when_complete(
                 self._spec.naming.stem(making.created_at_s), facts, making.created_at_s
             )
-            number = 0
-            while True:
-                try:
-                    self._destination.place(path, names(number), facts, making.about)
-                    break
-                except FileExistsError:
-                    number = first_free(
-                        number + 1, lambda at: self._destination.is_taken(names(at))
-                    )
-            self._destination.confirm(names(number), facts)
+            name = self._place_file(path, names, facts, making.about)
+            if self._spec.manifest:
+                self._place_manifest(name, facts, making.about)
         self._counts["files"] += 1
         self._counts["disk_bytes"] += facts.size_bytes
-        self._log.info(
-            "finished",
-            path=self._destination.location(names(number)),
-            messages=facts.records,
-            bytes=facts.size_bytes,
-        )
+        location = self._destination.location(name)
+        self._log.info("finished", path=location, messages=facts.records, bytes=facts.size_bytes)
+        if self._hook is not None:
+            self._hook.published(published_file(location, making.about, facts), _ignore)
+
+    def _place_file(
+        self, path: Path, names: Callable[[int], str], facts: FileFacts, about: About
+    ) -> str:
+        """Under the first name that is free; gives that."""
+        number = 0
+        while True:
+            try:
+                self._destination.place(path, names(number), facts, about)
+            except FileExistsError:
+                number = first_free(number + 1, lambda at: self._destination.is_taken(names(at)))
+            else:
+                break
+        try:
+            self._destination.confirm(names(number), facts)
+        except FileNotFoundError:
+            raise forgotten(self._destination, names(number)) from None
+        return names(number)
+
+    def _place_manifest(self, name: str, facts: FileFacts, about: About) -> None:
+        """In the place of one of an earlier try."""
+        said = manifest_of(about, facts).encode()
+        self._destination.put_mark(manifest_name(name), said)
 
     @contextlib.contextmanager
     def _written(self, making: Making) -> Iterator[tuple[Path, FileFacts]]:
@@ -215,8 +242,8 @@ class DirectOutput:
             writer = StreamWriter(self._spec.stream, fd, name)
             _, ambiguous = writer.commit(making.batches)
             writer.close()
+            yield path, _facts_of(making, path, writer.content_bytes)
             self._counts["ambiguous_messages"] += ambiguous
-            yield path, _facts_of(making, path)
         finally:
             os.close(fd)
             path.unlink(missing_ok=True)
@@ -256,7 +283,11 @@ class DirectOutput:
         return self._counts
 
 
-def _facts_of(making: Making, path: Path) -> FileFacts:
+def _ignore(_went_well: bool) -> None:
+    """The hook itself tells of what fails."""
+
+
+def _facts_of(making: Making, path: Path, content_bytes: int) -> FileFacts:
     extent = Extent()
     for each in making.batches:
         extent.add(each)
@@ -265,7 +296,7 @@ def _facts_of(making: Making, path: Path) -> FileFacts:
         records=making.messages,
         first_ts_ns=None,
         last_ts_ns=None,
-        content_bytes=None,
+        content_bytes=content_bytes,
     )
     return replace(extent.added_to(facts), sha256=durable.sha256_of(path))
 

@@ -100,8 +100,6 @@ class S3Options(ArchiveOptions, _Keys, StoreOptions):
         yield from self.check_store()
         yield from self.check_partition()
         yield from self._check_keys()
-        if self.watermark:
-            yield "--watermark is of archives in folders: in a bucket nothing is replaced"
         if self.ack == "spool" and self.spool_dir is None:
             yield "--spool-dir is required with --ack=spool"
         if self.ack == "upload":
@@ -122,9 +120,8 @@ class S3Options(ArchiveOptions, _Keys, StoreOptions):
     def _check_direct(self) -> Iterator[str]:
         given = {
             "--partition-by": self.partition_by != "arrival",
+            "--watermark": self.watermark,
             "--min-free-space": self.min_free_space,
-            "--manifest": self.manifest,
-            "--on-publish": self.on_publish,
         }
         for flag in (flag for flag, value in given.items() if value):
             yield f"{flag} has no meaning with --ack=upload"

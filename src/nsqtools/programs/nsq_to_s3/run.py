@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from nsqtools.programs.nsq_to_s3.options import NsqToS3Options
 
 log = get_log("archive")
+
+_BATCH_IDLE_S = 1.0
 
 
 async def run(options: NsqToS3Options) -> int:
@@ -140,6 +144,8 @@ class _Archive:
     def chores(self, archiver: Run, life: Lifecycle) -> list[asyncio.Task[None]]:
         """Tasks that go on until the end."""
         found = [asyncio.create_task(self.watch.run(archiver.registry, life.health))]
+        clean_up = partial(self._destination.abort_old_uploads, self._options.naming())
+        found.append(asyncio.create_task(asyncio.to_thread(clean_up)))
         if self._options.ack == "spool":
             found.append(asyncio.create_task(self._backlog.run()))
         return found
@@ -151,7 +157,9 @@ class _Archive:
     def output_of(self, topic: str) -> Output:
         """The archive of one topic. Raises ArchiveError for a key or a format that cannot be."""
         if self._options.ack == "upload":
-            return DirectOutput(self._direct_spec(topic), self._workers, self._destination)
+            return DirectOutput(
+                self._direct_spec(topic), self._workers, self._destination, hook=self._hook
+            )
         options = self._options
         rooms: list[Spool | FreeSpace] = [self._spool]
         if options.min_free_space is not None:
@@ -162,6 +170,7 @@ class _Archive:
             sync_interval_s=options.sync_interval_s,
             leftovers=self._backlog,
             rooms=rooms,
+            watermark=options.watermark,
             hook=self._hook,
             hook_wait_s=options.shutdown_timeout_s / 2,
             spooling=Spooling(
@@ -194,6 +203,10 @@ class _Archive:
     def _direct_spec(self, topic: str) -> DirectSpec:
         options = self._options
         naming = options.naming()
+        rotation = rotation_of(options)
+        if (options.max_messages or options.exit_when_idle_s) and not rotation.rotate_idle_s:
+            # A run that ends by itself must not wait for its last object to grow.
+            rotation = replace(rotation, rotate_idle_s=_BATCH_IDLE_S)
         about = About(
             unique="",
             topic=topic,
@@ -212,10 +225,11 @@ class _Archive:
                 level=options.compression_level if options.compression != "none" else None,
             ),
             about=about,
+            manifest=options.manifest,
             naming=naming.format_for(
                 topic, options.compression, revision_needed=True, channel=options.channel
             ),
-            rotation=rotation_of(options),
+            rotation=rotation,
             window=options.effective_max_in_flight,
             sync_interval_s=options.sync_interval_s,
             scratch_dir=self._folder,
