@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import pytest
+
 from nsqtools.archive.destination import About, FileFacts
 from nsqtools.clock import ManualClock
 from nsqtools.errors import ArchiveError, StoreError
