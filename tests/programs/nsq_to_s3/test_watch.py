@@ -16,6 +16,7 @@ from nsqtools.outputs.s3.backlog import Backlog
 from nsqtools.outputs.s3.destination import StoreDestination
 from nsqtools.outputs.s3.spool import Spool
 from nsqtools.outputs.workers import Workers
+from nsqtools.programs.nsq_to_s3 import run
 from nsqtools.programs.nsq_to_s3 import watch as module
 from nsqtools.programs.nsq_to_s3.watch import SpoolWatch
 
@@ -107,4 +108,17 @@ async def test_a_folder_that_is_no_spool_is_not_told_of(tmp_path: Path) -> None:
     assert watched.value("nsqtools_spool_held_files") is None
     assert watched.watch.told() == []
     task.cancel()
+    watched.workers.close()
+
+
+async def test_a_chore_that_fails_is_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Or spool and store would be without metrics and uploads, and nobody knew."""
+    watched = Watched(tmp_path, with_spool=True)
+    monkeypatch.setattr(Spool, "state", None)
+    chore = run._chore("watch", watched.watch.run(watched.registry, watched.health))
+    await asyncio.wait([chore])
+    assert "a chore has failed, and is not done any more chore=watch" in caplog.text
+    assert "NoneType" in caplog.text
     watched.workers.close()

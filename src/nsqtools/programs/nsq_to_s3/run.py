@@ -8,7 +8,7 @@ import tempfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nsqtools import durable
 from nsqtools.archive.destination import DIRECTORY_MODE, About
@@ -33,6 +33,8 @@ from nsqtools.programs.nsq_to_s3.watch import SpoolWatch
 from nsqtools.stores import Location, open_store
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from nsqtools.outputs.contract import Output
     from nsqtools.outputs.file.hook import PublishHook
     from nsqtools.programs.nsq_to_s3.options import NsqToS3Options
@@ -143,11 +145,11 @@ class _Archive:
 
     def chores(self, archiver: Run, life: Lifecycle) -> list[asyncio.Task[None]]:
         """Tasks that go on until the end."""
-        found = [asyncio.create_task(self.watch.run(archiver.registry, life.health))]
+        found = [_chore("watch", self.watch.run(archiver.registry, life.health))]
         clean_up = partial(self._destination.abort_old_uploads, self._options.naming())
-        found.append(asyncio.create_task(asyncio.to_thread(clean_up)))
+        found.append(_chore("clean up", asyncio.to_thread(clean_up)))
         if self._options.ack == "spool":
-            found.append(asyncio.create_task(self._backlog.run()))
+            found.append(_chore("backlog", self._backlog.run()))
         return found
 
     async def settle(self) -> None:
@@ -234,3 +236,16 @@ class _Archive:
             sync_interval_s=options.sync_interval_s,
             scratch_dir=self._folder,
         )
+
+
+def _chore(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """A task beside the topics, whose end by an error of ours is heard at once."""
+    task = asyncio.create_task(work, name=name)
+    task.add_done_callback(_tell_end)
+    return task
+
+
+def _tell_end(chore: asyncio.Task[None]) -> None:
+    if not chore.cancelled() and (error := chore.exception()) is not None:
+        name = chore.get_name()
+        log.error("a chore has failed, and is not done any more", chore=name, error=repr(error))
