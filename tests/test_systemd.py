@@ -60,11 +60,12 @@ def options_with(unit: Path, given: dict[str, str]) -> Any:
 
 def expanded(text: str) -> str:
     """As systemd does it for the instance `clicks`."""
-    return text.replace("%i", "clicks").replace("%S", "/var/lib")
+    text = text.replace("%i", "clicks").replace("%S", "/var/lib")
+    return text.replace("%d", "/run/credentials/unit")
 
 
 def folders_of(options: Any) -> set[str]:
-    names = ("output_dir", "dead_letter_dir", "data_path")
+    names = ("output_dir", "dead_letter_dir", "data_path", "spool_dir")
     return {str(getattr(options, name)) for name in names if getattr(options, name, None)}
 
 
@@ -83,6 +84,7 @@ def test_the_command_line_is_valid(unit: Path) -> None:
             {"NSQ_TO_HTTP_DEAD_LETTER_DIR": "", "NSQ_TO_HTTP_DEAD_LETTER_TOPIC": "{topic}.dead"},
             set(),
         ),
+        ("nsq_to_s3@", {"NSQ_TO_S3_SPOOL_DIR": "/data"}, {"/data"}),
         ("nsqtools-nsqd", {"NSQD_DATA_PATH": "/data"}, {"/data"}),
     ],
 )
@@ -90,6 +92,26 @@ def test_a_file_of_options_is_not_overruled_by_the_command_line(
     name: str, given: dict[str, str], folders: set[str]
 ) -> None:
     assert folders_of(options_with(FOLDER / f"{name}.service", given)) == folders
+
+
+def test_credentials_of_the_store_are_where_boto3_looks(tmp_path: Path) -> None:
+    """systemd shows the file to this unit alone, under the name that boto3 is told."""
+    import boto3
+
+    unit = FOLDER / "nsq_to_s3@.service"
+    (loaded,) = values(unit, "LoadCredential")
+    name, _, source = loaded.partition(":")
+    assert source.startswith("/etc/nsqtools/")
+    told = variables("\n".join(values(unit, "Environment")))["AWS_SHARED_CREDENTIALS_FILE"]
+    assert told == f"%d/{name}"
+    (tmp_path / name).write_text("[default]\naws_access_key_id = K\naws_secret_access_key = S\n")
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+            patch.delenv(variable, raising=False)
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", told.replace("%d", str(tmp_path)))
+        found = boto3.session.Session().get_credentials()
+    assert found is not None
+    assert (found.method, found.access_key) == ("shared-credentials-file", "K")
 
 
 @needs_systemd

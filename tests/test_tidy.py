@@ -92,8 +92,33 @@ def test_the_webhook_example_runs() -> None:
     ), ended.stderr
 
 
+@pytest.mark.slow
+def test_the_example_of_an_object_store_runs() -> None:
+    ended = subprocess.run(
+        [sys.executable, ROOT / "examples" / "object_store.py"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    told = [line for line in ended.stdout.splitlines() if not line.startswith("published")]
+    assert (ended.returncode, told) == (
+        0,
+        [
+            "orders: 3 records, application/zstd",
+            "again: order 1",
+            "again: order 2",
+            "again: order 3",
+        ],
+    ), ended.stderr
+
+
 @pytest.mark.parametrize(
-    "page", ["README.md", *(f"docs/{n}" for n in ("archives.md", "guarantees.md", "operations.md"))]
+    "page",
+    [
+        "README.md",
+        *(f"docs/{n}" for n in ("archives.md", "guarantees.md", "operations.md", "s3.md")),
+    ],
 )
 def test_links_and_tests_that_are_named_exist(page: str) -> None:
     import re

@@ -116,7 +116,13 @@ class TopicObjectNaming:
         return self._with_values(head + slash)
 
     def _with_values(self, text: str) -> str:
-        return _TOKEN.sub(lambda match: self.values.get(match.group(), match.group()), text)
+        return "/".join(map(self._filled_in, text.split("/")))
+
+    def _filled_in(self, part: str) -> str:
+        """A topic `..` is a name as any other, and no way up."""
+        filled = _TOKEN.sub(lambda match: self.values.get(match.group(), match.group()), part)
+        is_dots = filled in (".", "..") and filled != part
+        return filled.replace(".", "%2E") if is_dots else filled
 
     def period_at(self, now: float) -> str:
         """What a watermark calls a time."""

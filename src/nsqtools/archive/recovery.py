@@ -99,7 +99,8 @@ def recover(
                     raise
                 result = _Recovery(claim, subject, destination, files).run()
         except NsqToolsError as error:
-            yield _failed(subject, channel, str(error))
+            reason = f"{error} ({error.hint})" if error.hint else str(error)
+            yield _failed(subject, channel, reason)
         else:
             if result is not None:
                 yield replace(result, channel=channel, claimed=claim.facts)

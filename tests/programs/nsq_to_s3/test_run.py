@@ -199,6 +199,20 @@ async def test_what_nobody_may_write_stops_the_topic(
     assert sorted(archive.all_bodies(tmp_path)) == sorted([*TEN, b"seals the first", b"waits"])
 
 
+async def test_what_an_earlier_run_left_names_the_permission_too(
+    nsqd: Nsqd, archive: Bucket, proxy: FaultProxy, tool: Program, flags: list[str]
+) -> None:
+    proxy.fail_with(403, "AccessDenied", "PUT", times=10_000)
+    await publish(nsqd, *TEN)
+    await tool.start(*flags, "--max-messages=10", "--shutdown-timeout=1s")
+    assert await tool.end(None) == 0, tool.told
+    await tool.start(*flags)
+    await tool.says("a file of the spool cannot be uploaded now")
+    assert "s3:PutObject on arn:aws:s3:::" in tool.told.partition("cannot be uploaded now")[2]
+    proxy.heal()
+    assert await tool.end(signal.SIGTERM) == 0, tool.told
+
+
 async def test_a_full_spool_takes_nothing_more(
     nsqd: Nsqd,
     archive: Bucket,
@@ -255,6 +269,21 @@ async def test_a_full_window_is_an_object(
     assert await tool.end(None) == 0, tool.told
     assert len(archive.archives()) == 2
     assert sorted(archive.all_bodies(tmp_path)) == sorted(TEN)
+
+
+async def test_an_end_without_a_spool_while_the_store_is_away(
+    nsqd: Nsqd, archive: Bucket, proxy: FaultProxy, tool: Program, flags: list[str]
+) -> None:
+    """What was not uploaded goes back to nsqd, and the run ends in order."""
+    proxy.fail_with(503, "SlowDown", "PUT", times=10_000)
+    await publish(nsqd, *TEN)
+    await tool.start(*flags, "--ack=upload", "--rotate-interval=200ms")
+    await tool.says("an object cannot be uploaded")
+    assert await tool.end(signal.SIGTERM) == 0, tool.told
+    stats = await channel_stats(nsqd, "t", CHANNEL)
+    assert stats is not None
+    assert (stats["depth"], stats["in_flight_count"]) == (10, 0)
+    assert archive.keys() == []
 
 
 async def test_two_archivers_with_one_name(

@@ -51,6 +51,7 @@ class StoreDestination:
         self._lock = threading.Lock()
         # All under the lock.
         self._failure: StoreError | None = None
+        self._closings = 0
         self._closed_s = 0.0
         self._opens_at = 0.0
         self.failures = 0
@@ -68,7 +69,9 @@ class StoreDestination:
     def trouble(self) -> str:
         """Why the store is left alone, or was the last time; nothing when it works."""
         failure = self._failure
-        return "" if failure is None else str(failure)
+        if failure is None:
+            return ""
+        return f"{failure} ({failure.hint})" if failure.hint else str(failure)
 
     def is_taken(self, name: str) -> bool:
         return self._ask(lambda: self._store.is_taken(name))
@@ -101,7 +104,7 @@ class StoreDestination:
             return b""
 
     def location(self, name: str) -> str:
-        return self._store.location(name).url
+        return self._store.location(name).url  # --on-publish gets it: all of it
 
     def abort_cut_uploads(self, name: str, size_bytes: int) -> None:
         """Of a file that is there now: what a kill has left of earlier tries."""
@@ -119,10 +122,11 @@ class StoreDestination:
         with self._lock:
             if self._failure is not None and self._clock.monotonic() < self._opens_at:
                 raise self._failure
+            closings = self._closings
         try:
             answer = question()
         except StoreError as failure:
-            self._failed(failure)
+            self._failed(failure, closings)
             raise
         except (FileExistsError, FileNotFoundError):
             self._works()
@@ -130,12 +134,18 @@ class StoreDestination:
         self._works()
         return answer
 
-    def _failed(self, failure: StoreError) -> None:
+    def _failed(self, failure: StoreError, closings: int) -> None:
+        """`closings` is how often it was closed when this was asked: what was under way together with
+        what has closed it meanwhile says nothing new."""
         with self._lock:
             self.failures += 1
+            if closings != self._closings:
+                return
             if not failure.is_passing:
+                self._failure = None  # it answers again, though with a refusal
                 return
             self._failure = failure
+            self._closings += 1
             self._closed_s = min(max(CLOSED_FIRST_S, self._closed_s * 2), CLOSED_MAX_S)
             wait_s = self._closed_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
             self._opens_at = self._clock.monotonic() + wait_s

@@ -55,7 +55,8 @@ _QUIET_BYTES = 8 << 20
 _QUIET_S = 1.0
 SCRATCH_PREFIX = "nsq_to_s3-"
 _COUNTS = ("disk_bytes", "files", "ambiguous_messages", "failures")
-_NOT_NOW = Again(0.0, "the run ends")
+# At the end of a run what stands goes back to nsqd at once.
+_NOT_NOW = Again(0.0, "the run ends", stands=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +117,7 @@ class DirectOutput:
         self._counts = dict.fromkeys(_COUNTS, 0)
         self._making: Making | None = None
         self._uploads: set[asyncio.Task[None]] = set()
-        self._is_ending = False
+        self._ending = asyncio.Event()
         self._clock = SystemClock()
         spec.naming.stem(self._clock.time())
 
@@ -125,7 +126,7 @@ class DirectOutput:
 
     async def deliver(self, messages: Sequence[Messages]) -> Answer:
         """Returns when the object that these messages are in is in the store."""
-        if self._is_ending:
+        if self._ending.is_set():
             return _NOT_NOW
         loop = asyncio.get_running_loop()
         making = self._making
@@ -176,9 +177,10 @@ class DirectOutput:
                 except NsqToolsError as failure:
                     self._counts["failures"] += 1
                     delay_s = self._trouble.failed(failure)
-                    if self._is_ending:
+                    if self._ending.is_set():
                         break
-                    await asyncio.sleep(delay_s)
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._ending.wait(), delay_s)
                 else:
                     self._trouble.over()
                     answer = DONE
@@ -259,7 +261,7 @@ class DirectOutput:
     def hurry(self) -> None:
         """What is on its way is tried once more; what is in the making is uploaded now."""
         self.rotate()
-        self._is_ending = True
+        self._ending.set()
 
     async def close(self) -> None:
         """Wait for what is on its way."""
@@ -297,3 +299,13 @@ def _facts_of(making: Making, path: Path, content_bytes: int) -> FileFacts:
         content_bytes=content_bytes,
     )
     return replace(extent.added_to(facts), sha256=durable.sha256_of(path))
+
+
+def remove_scratch(folder: Path) -> None:
+    """Remove our files that no process has open: killed runs left them. One that cannot be looked at
+    stays."""
+    for path in folder.glob(f"{SCRATCH_PREFIX}*"):
+        with contextlib.suppress(OSError, StorageError):
+            is_ours = path.lstat().st_uid == os.geteuid()
+            if is_ours and not durable.is_being_written(path):
+                path.unlink()

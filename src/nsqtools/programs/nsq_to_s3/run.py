@@ -8,7 +8,7 @@ import tempfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nsqtools import durable
 from nsqtools.archive.destination import DIRECTORY_MODE, About
@@ -25,7 +25,7 @@ from nsqtools.outputs.file.archiving import hook_of, partition_of, rotation_of
 from nsqtools.outputs.file.output import FileOutput, Spooling
 from nsqtools.outputs.s3.backlog import Backlog
 from nsqtools.outputs.s3.destination import Destinations
-from nsqtools.outputs.s3.direct import DirectOutput, DirectSpec
+from nsqtools.outputs.s3.direct import DirectOutput, DirectSpec, remove_scratch
 from nsqtools.outputs.s3.spool import Spool
 from nsqtools.outputs.workers import Workers
 from nsqtools.pipeline.run import Run
@@ -33,6 +33,8 @@ from nsqtools.programs.nsq_to_s3.watch import SpoolWatch
 from nsqtools.stores import Location, open_store
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from nsqtools.outputs.contract import Output
     from nsqtools.outputs.file.hook import PublishHook
     from nsqtools.programs.nsq_to_s3.options import NsqToS3Options
@@ -129,20 +131,25 @@ class _Archive:
             open_destination=destinations.open,
             hook=hook,
         )
-        self.watch = SpoolWatch(self._spool, self._destination, self._backlog)
+        has_spool = options.ack == "spool"
+        self.watch = SpoolWatch(
+            self._spool if has_spool else None, self._destination, self._backlog
+        )
 
     def prepare(self) -> None:
         """A folder that can be written. Blocks; raises StorageError."""
         durable.make_directories(self._folder, DIRECTORY_MODE)
         durable.check_writable(self._folder)
+        if self._options.ack == "upload":
+            remove_scratch(self._folder)
 
     def chores(self, archiver: Run, life: Lifecycle) -> list[asyncio.Task[None]]:
         """Tasks that go on until the end."""
-        found = [asyncio.create_task(self.watch.run(archiver.registry, life.health))]
+        found = [_chore("watch", self.watch.run(archiver.registry, life.health))]
         clean_up = partial(self._destination.abort_old_uploads, self._options.naming())
-        found.append(asyncio.create_task(asyncio.to_thread(clean_up)))
+        found.append(_chore("clean up", asyncio.to_thread(clean_up)))
         if self._options.ack == "spool":
-            found.append(asyncio.create_task(self._backlog.run()))
+            found.append(_chore("backlog", self._backlog.run()))
         return found
 
     async def settle(self) -> None:
@@ -229,3 +236,16 @@ class _Archive:
             sync_interval_s=options.sync_interval_s,
             scratch_dir=self._folder,
         )
+
+
+def _chore(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """A task beside the topics, whose end by an error of ours is heard at once."""
+    task = asyncio.create_task(work, name=name)
+    task.add_done_callback(_tell_end)
+    return task
+
+
+def _tell_end(chore: asyncio.Task[None]) -> None:
+    if not chore.cancelled() and (error := chore.exception()) is not None:
+        name = chore.get_name()
+        log.error("a chore has failed, and is not done any more", chore=name, error=repr(error))

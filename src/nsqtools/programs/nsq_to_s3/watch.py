@@ -22,9 +22,12 @@ _MIB = 1 << 20
 
 
 class SpoolWatch:
-    """Looks at the spool now and then, beside the loop."""
+    """Looks at the spool now and then, beside the loop; without one (--ack=upload) only at how the
+    store is."""
 
-    def __init__(self, spool: Spool, destination: StoreDestination, backlog: Backlog) -> None:
+    def __init__(
+        self, spool: Spool | None, destination: StoreDestination, backlog: Backlog
+    ) -> None:
         self._spool = spool
         self._destination = destination
         self._backlog = backlog
@@ -34,7 +37,8 @@ class SpoolWatch:
         """Until it is cancelled."""
         self._register(registry)
         while True:
-            self._state = await asyncio.to_thread(self._spool.state)
+            if self._spool is not None:
+                self._state = await asyncio.to_thread(self._spool.state)
             self._tell(health)
             await asyncio.sleep(LOOK_S)
 
@@ -54,28 +58,36 @@ class SpoolWatch:
         health.note(_SPOOL, f"{waiting} complete files wait for upload" if waiting else "")
 
     def _register(self, registry: Registry) -> None:
-        gauges = {
-            "files": "files in the spool, those that are being written among them",
-            "bytes": "bytes in the spool",
-            "backlog_files": "complete files of the spool that no output has in hand",
-            "oldest_seconds": "how long ago the oldest file of the spool was written last",
-        }
-        made = {
-            name: registry.gauge(f"nsqtools_spool_{name}", text).labels()
-            for name, text in gauges.items()
-        }
         failures = registry.counter(
             "nsqtools_store_failures_total", "requests that the store failed or refused"
         )
 
         def refresh() -> None:
-            state = self._state
-            oldest_s = 0.0 if state.oldest_s is None else max(0.0, time.time() - state.oldest_s)
-            made["files"].set(state.files)
-            made["bytes"].set(state.size_bytes)
-            made["backlog_files"].set(self._backlog.waiting)
-            made["oldest_seconds"].set(oldest_s)
             failures.clear()
             failures.labels().add(self._destination.failures)
+
+        registry.before_snapshot(refresh)
+        if self._spool is not None:
+            self._register_spool(registry)
+
+    def _register_spool(self, registry: Registry) -> None:
+        gauges = {
+            "held_files": "files in the spool, those that are being written among them",
+            "held_bytes": "bytes in the spool",
+            "backlog_files": "complete files of the spool that no output has in hand",
+            "oldest_age_seconds": "how long ago the oldest file of the spool was written last",
+        }
+        made = {
+            name: registry.gauge(f"nsqtools_spool_{name}", text).labels()
+            for name, text in gauges.items()
+        }
+
+        def refresh() -> None:
+            state = self._state
+            oldest_s = 0.0 if state.oldest_s is None else max(0.0, time.time() - state.oldest_s)
+            made["held_files"].set(state.files)
+            made["held_bytes"].set(state.size_bytes)
+            made["backlog_files"].set(self._backlog.waiting)
+            made["oldest_age_seconds"].set(oldest_s)
 
         registry.before_snapshot(refresh)
