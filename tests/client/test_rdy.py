@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from nsqtools.client.rdy import (
     REDISTRIBUTE_INTERVAL_S,
+    STRICT_PLACES_MIN,
+    STRICT_PROBE_S,
     ConnectionRdy,
     LowRdyTiming,
     share_rdy,
@@ -202,12 +204,34 @@ def test_strictly_no_more_can_come_than_there_are_places(
 ) -> None:
     shares = share(*crowd, max_in_flight=max_in_flight, now=100.0, seed=seed, strictly=True)
     certain = sum(c.brings for c in crowd)
-    assert sum(max(c.brings, shares[c.key]) for c in crowd) <= max(0, max_in_flight, certain)
+    usable = sum(c.max_rdy_count > 0 for c in crowd)
+    places = max_in_flight
+    if 0 < max_in_flight < usable:
+        places = min(max(max_in_flight, STRICT_PLACES_MIN), usable)
+    assert sum(max(c.brings, shares[c.key]) for c in crowd) <= max(0, places, certain)
     assert all(0 <= shares[c.key] <= c.max_rdy_count for c in crowd)
     quiet = [replace(c, rdy=0, in_flight=0, rdy_before=0) for c in crowd]
     shares = share(*quiet, max_in_flight=max_in_flight, now=100.0, seed=seed)
     again = share(*quiet, max_in_flight=max_in_flight, now=100.0, seed=seed, strictly=True)
-    assert again == shares, "where nothing is on its way it is the same"
+    if max_in_flight >= usable:
+        assert again == shares, "where nothing is on its way it is the same"
+
+
+@pytest.mark.parametrize("places", [1, 3, 9, 14])
+def test_strictly_everybody_has_a_turn_soon(places: int) -> None:
+    """Nothing comes, and whoever has the last messages must be asked, the last in line as well."""
+    crowd = {f"{number:02d}": connection(f"{number:02d}") for number in range(16)}
+    asked: set[str] = set()
+    for step in range(60):
+        now = 100.0 + step * STRICT_PROBE_S
+        shares = share(*crowd.values(), max_in_flight=places, now=now, strictly=True)
+        for key, rdy in shares.items():
+            was = crowd[key]
+            crowd[key] = replace(was, rdy_before=0)
+            if rdy != was.rdy:
+                crowd[key] = replace(was, rdy=rdy, rdy_changed_at=now, rdy_before=was.rdy)
+            asked |= {key} if rdy else set()
+    assert len(asked) == 16
 
 
 @given(crowd=crowds(), max_in_flight=st.integers(1, 12), seed=st.integers(0, 9))

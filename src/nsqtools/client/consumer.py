@@ -21,7 +21,13 @@ from nsqtools.client.connection import connect
 from nsqtools.client.inbox import Inbox
 from nsqtools.client.memory import FULL_AT, ConsumerMemory
 from nsqtools.client.nsqds import Nsqds
-from nsqtools.client.rdy import CHANGE_MIN, PROBE_S, LowRdyTiming, share_rdy
+from nsqtools.client.rdy import (
+    CHANGE_MIN,
+    PROBE_S,
+    STRICT_PROBE_S,
+    LowRdyTiming,
+    share_rdy,
+)
 from nsqtools.client.subscription import Subscription
 from nsqtools.errors import ConnectionFailed, NsqToolsError, OptionsError
 from nsqtools.observe.log import get_log
@@ -392,8 +398,9 @@ class Consumer:
     async def _redistribute(self) -> None:
         interval_s = self.options.rdy_redistribute_interval_s
         while True:
-            await asyncio.sleep(min(interval_s, PROBE_S))
-            is_crowded = len(self._subscriptions) > self.max_in_flight
+            probe_s = STRICT_PROBE_S if self._strictly else PROBE_S
+            await asyncio.sleep(min(interval_s, probe_s))
+            is_crowded = len(self._subscriptions) > self._limit()
             if is_crowded or self._loop.time() - self._shared_s >= interval_s:
                 self._share()
 

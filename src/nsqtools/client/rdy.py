@@ -24,14 +24,15 @@ Rules
   random, so that many consumers of one channel do not march in step; but one that waited longer
   than a whole round comes first, the longest wait first. So everyone is served within two rounds.
 - Backoff needs no rule of its own: `max_in_flight` 0 is a pause, 1 is the test with one message.
-- Strictly, what is in flight on one connection counts against the others, and so does for PROBE_S what
+- Strictly, what is in flight on one connection counts against the others, and so does for a moment what
   it was asked for before: no RDY gets back what nsqd has sent. Without that, a connection that is
-  made later gets its share beside all that the first ones were asked for.
+  made later gets its share beside all that the first ones were asked for. The last few messages may be
+  with any nsqd: STRICT_PLACES_MIN are asked at a time, in turn, and so a few more may come.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -43,6 +44,10 @@ LOW_RDY_IDLE_TIMEOUT_S = 10.0
 LOW_RDY_TIMEOUT_S = 30.0
 # How long a connection may keep RDY 1 without a message while others wait for their turn.
 PROBE_S = 0.5
+# The same while exactly so many messages are wanted, and the last of them may be with any nsqd.
+STRICT_PROBE_S = 0.1
+# Where more nsqds than that are left to be asked for the last few, so many are asked at once.
+STRICT_PLACES_MIN = 4
 # The part of max-in-flight that is shared evenly, so that an idle nsqd can begin at once.
 EVEN_PART = 8
 # From so many messages a second for each place on, where RDY goes makes a difference.
@@ -70,7 +75,7 @@ class ConnectionRdy:
     rate_per_s: float = 0.0
     was_exhausted: bool = False
     rdy_before: int = 0
-    """A higher RDY that was lowered less than PROBE_S ago."""
+    """A higher RDY that was lowered a moment ago."""
 
     @property
     def brings(self) -> int:
@@ -97,10 +102,16 @@ def share_rdy(
 ) -> dict[str, int]:
     """The RDY every connection should have, by key; to be sent in the order of the dictionary."""
     ready = sorted((c for c in connections if c.max_rdy_count > 0), key=lambda c: c.key)
+    if strictly and 0 < max_in_flight < len(ready):
+        max_in_flight = min(max(max_in_flight, STRICT_PLACES_MIN), len(ready))
     if max_in_flight <= 0 or len(ready) <= max_in_flight:
         shares = _keep_if_alike(ready, _shares(ready, max(0, max_in_flight)), max_in_flight)
     else:
-        shares = _rotate(ready, max_in_flight, now, rng, timing or LowRdyTiming())
+        timing = timing or LowRdyTiming()
+        probe_s = STRICT_PROBE_S if strictly else PROBE_S
+        idle_s = min(timing.low_rdy_idle_timeout_s, probe_s)
+        timing = replace(timing, low_rdy_idle_timeout_s=idle_s)
+        shares = _rotate(ready, max_in_flight, now, rng, timing, in_order=strictly)
     if strictly:
         shares = _within(connections, shares, max(0, max_in_flight))
     return {
@@ -145,9 +156,10 @@ def _within(
         over -= less
     # What is taken from one now may be on its way.
     free = places - sum(max(c.brings, c.rdy) for c in ready)
-    for connection in ready:
-        more = max(0, min(free, shares.get(connection.key, 0) - new[connection.key]))
-        new[connection.key] += more
+    # In the order of the shares: whose turn it is comes first, or the last in line would never have one.
+    for key, share in shares.items():
+        more = max(0, min(free, share - new[key]))
+        new[key] += more
         free -= more
     return new
 
@@ -188,6 +200,8 @@ def _rotate(
     now: float,
     rng: random.Random,
     timing: LowRdyTiming,
+    *,
+    in_order: bool,
 ) -> dict[str, int]:
     # Some always wait here: there are more connections than places.
     keeping = [c for c in ready if c.rdy > 0 and not _gives_up(c, now, timing)]
@@ -196,7 +210,11 @@ def _rotate(
     kept = {c.key for c in keeping}
     occupied = sum(max(c.in_flight, int(c.key in kept)) for c in ready)
     free = places - occupied
-    waiting = _in_turn([c for c in ready if c.key not in kept], places, now, rng, timing)
+    others = [c for c in ready if c.key not in kept]
+    if in_order:
+        waiting = sorted(others, key=lambda c: _turn(c, now, 0.0))
+    else:
+        waiting = _in_turn(others, places, now, rng, timing)
     return dict.fromkeys([*kept, *(c.key for c in waiting[: max(0, free)])], 1)
 
 
@@ -206,8 +224,8 @@ def _gives_up(connection: ConnectionRdy, now: float, timing: LowRdyTiming) -> bo
         return held_s >= timing.low_rdy_timeout_s
     # Not only the last message counts: it may be long past when RDY has just been given.
     idle_since = max(connection.rdy_changed_at, connection.last_message_at or 0.0)
-    idle_max_s = min(timing.low_rdy_idle_timeout_s, PROBE_S)
-    return held_s >= timing.low_rdy_timeout_s or now - idle_since >= idle_max_s
+    is_idle = now - idle_since >= timing.low_rdy_idle_timeout_s
+    return held_s >= timing.low_rdy_timeout_s or is_idle
 
 
 def _in_turn(

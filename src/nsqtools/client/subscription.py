@@ -7,7 +7,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 from nsqtools.client.batch import Batch
-from nsqtools.client.rdy import PROBE_S, ConnectionRdy
+from nsqtools.client.rdy import STRICT_PROBE_S, ConnectionRdy
 from nsqtools.wire import commands
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Subscription:
 
     def set_rdy(self, rdy: int, now_s: float) -> None:
         if rdy != self.rdy and not self.closing:
-            if self.rdy >= self._rdy_before or now_s - self._lowered_s >= PROBE_S:
+            if self.rdy >= self._rdy_before or now_s - self._lowered_s >= STRICT_PROBE_S:
                 self._rdy_before, self._lowered_s = self.rdy, now_s
             self.rdy = rdy
             self.rdy_changed_s = now_s
@@ -183,5 +183,5 @@ class Subscription:
             last_message_at=self.last_message_s,
             rate_per_s=self.rate_per_s(now_s),
             was_exhausted=was_exhausted,
-            rdy_before=self._rdy_before if now_s - self._lowered_s < PROBE_S else 0,
+            rdy_before=self._rdy_before if now_s - self._lowered_s < STRICT_PROBE_S else 0,
         )

@@ -117,7 +117,7 @@ async def test_what_was_tried_often_enough_is_given_up(nsqd: Nsqd, folder: Path)
 
 async def test_what_is_too_old_is_given_up_when_it_fails(nsqd: Nsqd, folder: Path) -> None:
     async with serving(by_body) as endpoint:
-        flags = (f"--post={endpoint.url()}", f"--dead-letter-dir={folder}", "--max-age=100ms")
+        flags = (f"--post={endpoint.url()}", f"--dead-letter-dir={folder}", "--max-age=1s")
         async with delivering(nsqd, *flags):
             await publish(nsqd, *GOOD, b"429 busy")
             await until_settled(nsqd, len(GOOD) + 1)
