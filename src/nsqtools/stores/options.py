@@ -23,10 +23,10 @@ from nsqtools.options import (
     option,
     repeated,
 )
-from nsqtools.stores.location import check_bucket
+from nsqtools.stores.location import check_bucket, is_location, parse_location
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 Addressing = Literal["auto", "path", "virtual"]
@@ -166,6 +166,17 @@ class StoreAccess:
         """The mistakes that concern several of these options."""
         if self.ca_file is not None and not self._is_tls:
             yield "--ca-file has no meaning for an --endpoint-url without https"
+
+    def check_locations(self, names: Iterable[str]) -> Iterator[str]:
+        """These mistakes, and what is wrong with the locations among the names of a command line."""
+        yield from self.check_access()
+        for name in filter(is_location, names):
+            try:
+                location = parse_location(name)
+            except ValueError as wrong:
+                yield f"{name}: {wrong}"
+            else:
+                yield from self.check_reach(location.bucket, str(location))
 
     def check_reach(self, bucket: str, said: str) -> Iterator[str]:
         """Why a bucket, which was named as `said`, cannot be reached so."""

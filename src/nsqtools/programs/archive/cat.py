@@ -12,6 +12,7 @@ from nsqtools.errors import DamagedArchive
 from nsqtools.programs.archive.convert import FRAMED, JSONL, Wanted, converted
 from nsqtools.programs.archive.each import Each
 from nsqtools.programs.archive.shown import count, warn, write
+from nsqtools.stores import NamedObjects
 from nsqtools.transform.search import Search
 
 if TYPE_CHECKING:
@@ -31,7 +32,11 @@ def run(options: CatOptions) -> int:
     Raises `OptionsError` for a name that is nothing, `BrokenPipeError` when nobody reads any more, and
     `StorageError` when standard output takes no more.
     """
-    files = find_files(options.files)
+    with NamedObjects(options) as remotes:
+        return _print(options, find_files(options.files, remotes))
+
+
+def _print(options: CatOptions, files: list[FoundFile]) -> int:
     kept = [file for file in files if file.is_named or file.is_finished or options.with_open]
     if len(kept) < len(files):
         left_out = len(files) - len(kept)
@@ -57,7 +62,7 @@ class _Cat:
 
     def print_file(self, file: FoundFile, _on_read: Callable[[int], None]) -> None:
         is_open = file.name.endswith(PART_SUFFIX)
-        with open_file(file.path, may_be_pipe=file.is_named) as opened:
+        with open_file(file, may_be_pipe=file.is_named) as opened:
             try:
                 self._print(open_archive(opened, name=file.name), file, opened.seekable(), is_open)
             except DamagedArchive as damage:
