@@ -24,7 +24,7 @@ from nsqtools.archive.formats import (
 from nsqtools.archive.header import HEADER_BYTES_MAX, MAGIC, HeaderError, decode_header
 from nsqtools.archive.jsonl import topic_of
 from nsqtools.archive.lines import NEWLINE
-from nsqtools.archive.reader import named_compression, open_archive
+from nsqtools.archive.reader import LOOK_BYTES, named_compression, open_archive
 from nsqtools.archive.scan import Lost, Scan, Text, first_whole_format
 from nsqtools.archive.stream import READ_BYTES, Damage, Records, Source
 from nsqtools.archive.zstd_frames import ANY_TIME
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 DECODERS = 1
 # Damages that are kept of one file; of more only the count.
 LOSSES_KEPT_MAX = 100
-_LOOK_BYTES = 4096
 
 
 class State(StrEnum):
@@ -177,8 +176,8 @@ def examine(
     """
     can_seek = file.seekable()
     stored_bytes = file.seek(0, os.SEEK_END) if can_seek else 0
-    start = _start_of(file, name, _LOOK_BYTES) if can_seek else b""
-    reader = open_reader(file, name, read_bytes=_LOOK_BYTES if can_seek else READ_BYTES)
+    start = _start_of(file, name, LOOK_BYTES) if can_seek else b""
+    reader = open_reader(file, name, read_bytes=LOOK_BYTES if can_seek else READ_BYTES)
     info = reader.info
     found = Examined(
         name=name,

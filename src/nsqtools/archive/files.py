@@ -187,7 +187,7 @@ def _expand(name: str) -> Iterator[FoundFile]:
         return
     path = Path(name)
     if path.is_dir():
-        yield from _below(path)
+        yield from below(path)
     elif os.path.lexists(path):
         yield FoundFile(path=path, is_named=True)
     else:
@@ -201,7 +201,9 @@ def _expand(name: str) -> Iterator[FoundFile]:
                 yield FoundFile(path=Path(match))
 
 
-def _below(folder: Path) -> Iterator[FoundFile]:
+def below(folder: Path, left_out: list[Path] | None = None) -> Iterator[FoundFile]:
+    """The files in a folder and in those in it; what is left out, and is not beside an archive, is added
+    to `left_out`. A folder that cannot be read is an `error`."""
     failed: list[FoundFile] = []
 
     def fail(error: OSError) -> None:
@@ -213,10 +215,13 @@ def _below(folder: Path) -> Iterator[FoundFile]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from failed
         failed.clear()
-        for name in sorted(filter(_may_be_archive, files)):
+        for name in sorted(name for name in files if not name.endswith(BESIDE)):
             path = Path(above, name)
             # A link may lead to what somebody else must not show by our hand.
-            if path.is_file() and not path.is_symlink() and not is_open_by_name(path):
+            if not _may_be_archive(name) or path.is_symlink() or is_open_by_name(path):
+                if left_out is not None:
+                    left_out.append(path)
+            elif path.is_file():
                 yield FoundFile(path=path)
     yield from failed
 
@@ -232,7 +237,7 @@ def is_open_by_name(path: Path) -> bool:
 def _may_be_archive(name: str) -> bool:
     from nsqtools.durable import is_temporary  # which a named file need not wait for
 
-    if is_temporary(name) or name.endswith(BESIDE):
+    if is_temporary(name):
         return False
     plain = name.removesuffix(PART_SUFFIX)
     return not name.startswith(".") or plain.endswith(_ARCHIVE_SUFFIXES)

@@ -126,7 +126,7 @@ class Source:
     ) -> None:
         """`read_bytes` is what is read at a time, and more where more is asked for."""
         self._file = file
-        self._read_bytes = read_bytes
+        self.read_bytes = read_bytes
         self.name = name
         self._buffer = b""
         self._at = 0
@@ -166,7 +166,7 @@ class Source:
 
     def _fill(self, count: int) -> None:
         while len(self._buffer) - self._at < count:
-            data = self._read(max(self._read_bytes, count))
+            data = self._read(max(self.read_bytes, count))
             if not data:
                 break
             self._buffer = self._buffer[self._at :] + data
@@ -189,7 +189,7 @@ class Source:
             data = self._buffer[self._at :] if self._at else self._buffer
             self._buffer, self._at = b"", 0
             return data
-        return self._read(self._read_bytes)
+        return self._read(self.read_bytes)
 
     def rewind(self, count: int) -> None:
         """Give back the last `count` bytes of the last `take`."""

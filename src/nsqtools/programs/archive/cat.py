@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from nsqtools.archive.files import PART_SUFFIX, find_files, open_file
-from nsqtools.archive.reader import open_archive
+from nsqtools.archive.reader import LOOK_BYTES, open_archive
 from nsqtools.archive.stream import Damage
 from nsqtools.errors import DamagedArchive
 from nsqtools.programs.archive.convert import FRAMED, JSONL, Wanted, converted
@@ -63,8 +63,10 @@ class _Cat:
     def print_file(self, file: FoundFile, _on_read: Callable[[int], None]) -> None:
         is_open = file.name.endswith(PART_SUFFIX)
         with open_file(file, may_be_pipe=file.is_named) as opened:
+            look_bytes = LOOK_BYTES if file.remote is not None else None
             try:
-                self._print(open_archive(opened, name=file.name), file, opened.seekable(), is_open)
+                reader = open_archive(opened, name=file.name, look_bytes=look_bytes)
+                self._print(reader, file, opened.seekable(), is_open)
             except DamagedArchive as damage:
                 cause = damage.__cause__
                 if not (is_open and isinstance(cause, Damage) and cause.torn):
