@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
 from nsqtools.errors import OptionsError, StorageError, StoreError
+from nsqtools.options.shown import printable
 
 if TYPE_CHECKING:
     import io
@@ -156,7 +157,7 @@ def find_files(names: Sequence[str], remotes: Remotes | None = None) -> list[Fou
             else:
                 files = list(_expand(name))
         except FileNotFoundError as nothing:
-            problems.append(f"{name}: {nothing.strerror}")
+            problems.append(f"{printable(name)}: {nothing.strerror}")
             continue
         for file in files:
             found.setdefault(file.name, file)

@@ -135,6 +135,7 @@ class Source:
         if self.seekable:
             self._start = file.tell()
         self._position = 0
+        self._stop: int | None = None
         self._size_bytes = self._seen_size_bytes()
 
     @property
@@ -152,12 +153,14 @@ class Source:
             raise StorageError("seek", self.name, error) from error
         return end - self._start
 
-    def seek(self, offset: int) -> None:
+    def seek(self, offset: int, stop: int | None = None) -> None:
+        """Read on from there; nothing from `stop` on is wanted, and what follows looks like the end."""
         try:
             self._file.seek(self._start + offset)
         except OSError as error:
             raise StorageError("seek", self.name, error) from error
         self._buffer, self._at, self._position = b"", 0, offset
+        self._stop = stop
 
     def peek(self, count: int) -> bytes:
         """The next `count` bytes without taking them; fewer only at the end of the file."""
@@ -196,6 +199,8 @@ class Source:
         self._at -= count
 
     def _read(self, count: int) -> bytes:
+        if self._stop is not None and (count := min(count, self._stop - self._position)) <= 0:
+            return b""
         try:
             data = self._file.read(count)
         except OSError as error:

@@ -23,6 +23,7 @@ from nsqtools.archive.files import (
 from nsqtools.archive.reader import LOOK_BYTES, open_archive
 from nsqtools.errors import OptionsError, StorageError
 from nsqtools.observe.log import get_log
+from nsqtools.options import printable
 from nsqtools.replay.interrupt import InterruptibleInput
 
 if TYPE_CHECKING:
@@ -113,12 +114,13 @@ def find_inputs(names: Sequence[str], remotes: Remotes | None = None) -> list[In
             else:
                 sources = list(_expand(name))
         except OSError as cause:
-            problems.append(f"{cause.filename or name}: {(cause.strerror or str(cause)).lower()}")
+            where = printable(str(cause.filename or name))
+            problems.append(f"{where}: {(cause.strerror or str(cause)).lower()}")
             continue
         for source in sources:
             found.setdefault(source.name, source)
         if not sources:
-            problems.append(f"{name}: {_why_nothing(name)}")
+            problems.append(f"{printable(name)}: {_why_nothing(name)}")
     if problems:
         raise OptionsError(problems)
     return list(found.values())

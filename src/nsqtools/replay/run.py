@@ -16,6 +16,7 @@ from nsqtools.lifecycle import Lifecycle
 from nsqtools.observe.counters import Registry
 from nsqtools.observe.log import configure, get_log
 from nsqtools.observe.status import StatusServer
+from nsqtools.options import printable
 from nsqtools.replay import metrics
 from nsqtools.replay.chunks import ChunkLimits, chunks, sort_out
 from nsqtools.replay.inputs import find_inputs
@@ -221,7 +222,7 @@ class Replay:
                 f"{counts.inexact_files} file(s) of lines keep no time: whole frames were published,"
                 " with messages from before --since or after --until"
             )
-        lines += [f"not read to its end: {failure}" for failure in counts.failures]
+        lines += [f"not read to its end: {printable(str(failure))}" for failure in counts.failures]
         return "\n".join(lines)
 
     def exit_code(self, *, ended: bool) -> int:

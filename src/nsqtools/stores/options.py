@@ -21,6 +21,7 @@ from nsqtools.options import (
     Setting,
     Size,
     option,
+    printable,
     repeated,
 )
 from nsqtools.stores.location import check_bucket, is_location, parse_location
@@ -174,7 +175,7 @@ class StoreAccess:
             try:
                 location = parse_location(name)
             except ValueError as wrong:
-                yield f"{name}: {wrong}"
+                yield f"{printable(name)}: {wrong}"
             else:
                 yield from self.check_reach(location.bucket, str(location))
 

@@ -19,6 +19,7 @@ from nsqtools.options import (
     Int,
     Kind,
     option,
+    printable,
     repeated,
 )
 from nsqtools.stores.location import is_location
@@ -172,7 +173,7 @@ class RewriteOptions(FilesOptions):
         if STDIN in self.files:
             yield "standard input (-) cannot be read twice: save it as a file first"
         for name in filter(is_location, self.files):
-            yield f"{name}: an object stays as it is: download it, and name the file"
+            yield f"{printable(name)}: an object stays as it is: download it, and name the file"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
