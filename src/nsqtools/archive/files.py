@@ -33,7 +33,7 @@ STDIN = "-"
 STDIN_NAME = "standard input"
 # What recovery has set aside: `.part.bad`, `.part.bad.1` and so on.
 SET_ASIDE = f"{PART_SUFFIX}.bad"
-_ARCHIVE_SUFFIXES = (".log", ".gz", ".zst", ".jsonl")
+_ARCHIVE_SUFFIXES = (".log", ".gz", ".zst", ".jsonl", ".nsq")
 
 
 class Remote(Protocol):
@@ -166,9 +166,12 @@ def find_files(names: Sequence[str], remotes: Remotes | None = None) -> list[Fou
     return list(found.values())
 
 
-def find_remote(name: str, remotes: Remotes) -> list[FoundFile]:
+def find_remote(name: str, remotes: Remotes, left_out: list[str] | None = None) -> list[FoundFile]:
     """What a name that `remotes` has stands for: one that is named as it is, or those that begin so and
-    may be archives. Raises `FileNotFoundError` where there are none."""
+    may be archives, by the rules of a folder; what those leave out is added to `left_out`.
+
+    Raises `FileNotFoundError` where there are none.
+    """
     one = remotes.at(name)
     try:
         found = remotes.find(name)
@@ -176,10 +179,17 @@ def find_remote(name: str, remotes: Remotes) -> list[FoundFile]:
         return [FoundFile(remote=one, is_named=True, error=error)]
     if [remote.name for remote in found] == [one.name]:
         return [FoundFile(remote=found[0], is_named=True)]
-    archives = [remote for remote in found if not remote.name.endswith((*BESIDE, "/"))]
+    archives = []
+    for remote in found:
+        if remote.name.endswith((*BESIDE, "/")):
+            continue
+        if _may_be_archive(remote.name.rpartition("/")[2]):
+            archives.append(FoundFile(remote=remote))
+        elif left_out is not None:
+            left_out.append(remote.name)
     if not archives:
-        raise FileNotFoundError(2, "no object has this name, or a name that begins so")
-    return [FoundFile(remote=remote) for remote in archives]
+        raise FileNotFoundError(2, "no object has this name, or is an archive that begins so")
+    return archives
 
 
 def _expand(name: str) -> Iterator[FoundFile]:

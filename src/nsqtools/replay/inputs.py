@@ -108,11 +108,9 @@ def find_inputs(names: Sequence[str], remotes: Remotes | None = None) -> list[In
     found: dict[str, Input] = {}
     problems: list[str] = []
     for name in names:
+        known = remotes if remotes is not None and remotes.has(name) else None
         try:
-            if remotes is not None and remotes.has(name):
-                sources = list(_stored(name, remotes))
-            else:
-                sources = list(_expand(name))
+            sources = list(_stored(name, known) if known else _expand(name))
         except OSError as cause:
             where = printable(str(cause.filename or name))
             problems.append(f"{where}: {(cause.strerror or str(cause)).lower()}")
@@ -120,7 +118,7 @@ def find_inputs(names: Sequence[str], remotes: Remotes | None = None) -> list[In
         for source in sources:
             found.setdefault(source.name, source)
         if not sources:
-            problems.append(f"{printable(name)}: {_why_nothing(name)}")
+            problems.append(f"{printable(name)}: {_why_nothing(name, is_remote=known is not None)}")
     if problems:
         raise OptionsError(problems)
     return list(found.values())
@@ -143,11 +141,16 @@ def _expand(name: str) -> Iterator[Input]:
 
 
 def _stored(name: str, remotes: Remotes) -> Iterator[Input]:
-    for found in find_remote(name, remotes):
+    """As of a folder; a store that cannot be asked raises StoreError."""
+    left_out: list[str] = []
+    for found in find_remote(name, remotes, left_out):
         if found.error is not None:
             raise found.error
-        if found.remote is not None:
+        if not found.is_named and not _is_finished(found):
+            left_out.append(found.name)
+        elif found.remote is not None:
             yield Input(remote=found.remote, size_bytes=found.remote.size_bytes)
+    _tell_left_out(left_out)
 
 
 def _below(folder: Path) -> Iterator[Input]:
@@ -159,21 +162,28 @@ def _below(folder: Path) -> Iterator[Input]:
         if isinstance(found.error, StorageError):
             raise OSError(found.error.errno, os.strerror(found.error.errno or 0), found.name)
         if found.path is not None:
-            is_out = not found.is_finished or found.path.suffix == _SET_ASIDE
-            (left_out if is_out else paths).append(found.path)
-    if left_out:
-        log.warning(
-            "left out: not finished, hidden, or links", files=len(left_out), first=min(left_out)
-        )
+            (paths if _is_finished(found) else left_out).append(found.path)
+    _tell_left_out(list(map(str, left_out)))
     for path in sorted(paths):
         yield Input(path=path, size_bytes=path.stat().st_size)
 
 
-def _why_nothing(name: str) -> str:
+def _is_finished(found: FoundFile) -> bool:
+    return found.is_finished and not found.name.endswith(_SET_ASIDE)
+
+
+def _tell_left_out(names: Sequence[str]) -> None:
+    if names:
+        log.warning("left out: not finished, hidden, or links", files=len(names), first=min(names))
+
+
+def _why_nothing(name: str, *, is_remote: bool) -> str:
     if name == STDIN:
         return "standard input is closed"
     if Path(name).is_dir():
         return "no finished file in this folder"
+    if is_remote:
+        return "no finished object has a name that begins so"
     if glob.has_magic(name):
         return "no file matches"
     return "no such file"

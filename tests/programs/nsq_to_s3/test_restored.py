@@ -26,10 +26,13 @@ from nsqtools import durable
 from nsqtools.archive.examination import Examined, examine
 from nsqtools.archive.files import MANIFEST_SUFFIX
 from nsqtools.archive.manifest import Manifest
+from nsqtools.errors import OptionsError
 from nsqtools.options import load
 from nsqtools.programs.archive import verify
+from nsqtools.replay.inputs import find_inputs
 from nsqtools.replay.options import FileToNsqOptions
 from nsqtools.replay.run import run as run_replay
+from nsqtools.stores import NamedObjects, StoreAccess
 from nsqtools.wire.messages import Messages
 
 if TYPE_CHECKING:
@@ -171,7 +174,13 @@ async def test_a_minute_of_an_object_is_read_with_few_of_its_bytes(
 
 
 def test_a_name_is_an_object_or_all_that_begin_so(
-    archive: Bucket, server: StoreServer, reach: list[str], where: str, tmp_path: Path, run: Run
+    archive: Bucket,
+    server: StoreServer,
+    reach: list[str],
+    where: str,
+    tmp_path: Path,
+    run: Run,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A file among them has its turn, what is named twice comes once, what is beside archives never."""
     path = write_file(tmp_path, "lines", "none", COMMITS)
@@ -186,6 +195,18 @@ def test_a_name_is_an_object_or_all_that_begin_so(
         return [one["name"].removeprefix(f"{where}/") for one in listed.json]
 
     assert names(f"{where}/t/") == ["t/a.log", "t/a.log.1", "t/b.log"]
+    for key in ("v/.nsqtools-check-1", "v/.hidden.host.000000.nsq", "v/x.log.part", "v/x.bad"):
+        upload(archive, tmp_path / "made", key, "framed", "none")
+    assert names(f"{where}/v") == ["v/.hidden.host.000000.nsq", "v/x.bad", "v/x.log.part"]
+    assert names(f"{where}/v/.nsqtools-check-1") == ["v/.nsqtools-check-1"]
+    with NamedObjects(load(StoreAccess, "x", reach, {})) as remotes:
+        (source,) = find_inputs([f"{where}/v/"], remotes)
+        assert source.name == f"{where}/v/.hidden.host.000000.nsq"
+        assert source.size_bytes == len(archive.read("v/.hidden.host.000000.nsq"))
+        assert "left out: not finished, hidden, or links" in caplog.text
+        assert "files=3" in caplog.text
+        with pytest.raises(OptionsError, match="no finished object has a name that begins so"):
+            find_inputs([f"{where}/v/x"], remotes)
     assert names(f"{where}/t/a") == ["t/a.log", "t/a.log.1"]
     assert names(f"{where}/t/a.log") == ["t/a.log"]
     assert names(f"{where}/u", path, f"{where}/t/a", where) == [
@@ -194,6 +215,7 @@ def test_a_name_is_an_object_or_all_that_begin_so(
         "t/a.log",
         "t/a.log.1",
         "t/b.log",
+        *names(f"{where}/v"),
     ]
     missing = run("cat", *reach, f"{where}/none", f"{where}/u.log", "s3://Wrong/x")
     assert missing.code == 2
@@ -320,9 +342,18 @@ def test_what_its_manifest_says_is_compared(
     with path.open("rb") as file:
         found = examine(file, str(path), whole=True)
     facts: dict[str, Any] = {
-        "topic": "t", "channel": "c", "host": "h", "format": "lines", "compression": "gzip",
-        "records": 6, "first_ts": None, "first_id": None, "last_ts": None, "last_id": None,
-        "content_bytes": found.content_bytes, "stored_bytes": found.stored_bytes,
+        "topic": "t",
+        "channel": "c",
+        "host": "h",
+        "format": "lines",
+        "compression": "gzip",
+        "records": 6,
+        "first_ts": None,
+        "first_id": None,
+        "last_ts": None,
+        "last_id": None,
+        "content_bytes": found.content_bytes,
+        "stored_bytes": found.stored_bytes,
         "sha256": durable.sha256_of(path),
     }
     archive.put("t.log.gz", path.read_bytes())
