@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import random
 import signal
 import subprocess
@@ -469,12 +468,13 @@ async def test_sigterm_ends_a_replay_of_a_store_that_stalls(
     proxy: FaultProxy,
     tmp_path: Path,
 ) -> None:
+    """Of the program itself: no thread that waits for an answer may keep it from its end."""
     upload(archive, tmp_path, "t.log", "lines", "none")
     proxy.fail("stall", *words, times=10_000)
-    running = asyncio.create_task(replay(nsqd, *reach, where))
-    await until(lambda: proxy.count(*words) > 0)
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert await running == 130
+    async with Program("file_to_nsq") as tool:
+        await tool.start("--topic=again", f"--nsqd-tcp-address={nsqd.tcp_address}", *reach, where)
+        await until(lambda: proxy.count(*words) > 0)
+        assert await tool.end(signal.SIGTERM) == 130, tool.told
 
 
 def test_a_file_needs_no_boto3(tmp_path: Path) -> None:
