@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol, runtime_checkable
 
 from nsqtools.errors import StorageError
 from nsqtools.wire.frames import BODY_SIZE_MAX_BYTES
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from nsqtools.archive.failures import Failure
 
 READ_BYTES = 256 << 10
+# Of a stretch that will be read whole so much is read at a time.
+_STRETCH_BYTES = 1 << 20
 # A frame or member of up to this much content is checked whole before any of it is handed out.
 VERIFIED_BYTES_MAX = 32 << 20
 # Verified content is handed on in pieces of this size, so that batches are small by nature.
@@ -114,6 +116,14 @@ class Walk(Protocol):
         """Content in pieces; raises `Damage` behind what is whole."""
 
 
+@runtime_checkable
+class Expecting(Protocol):
+    """A file that reads ahead on its own, and should not in vain."""
+
+    def expect(self, stop: int | None) -> None:
+        """Nothing from this offset on will be read; None: that is not known any more."""
+
+
 class Source:
     """A file read forward in pieces, with a look ahead; it may be a pipe.
 
@@ -155,12 +165,18 @@ class Source:
 
     def seek(self, offset: int, stop: int | None = None) -> None:
         """Read on from there; nothing from `stop` on is wanted, and what follows looks like the end."""
+        ahead = offset - self.position
+        if stop is not None and stop == self._stop and 0 <= ahead <= len(self._buffer) - self._at:
+            self._at += ahead  # it was read already
+            return
         try:
             self._file.seek(self._start + offset)
         except OSError as error:
             raise StorageError("seek", self.name, error) from error
         self._buffer, self._at, self._position = b"", 0, offset
         self._stop = stop
+        if isinstance(self._file, Expecting):
+            self._file.expect(None if stop is None else self._start + stop)
 
     def peek(self, count: int) -> bytes:
         """The next `count` bytes without taking them; fewer only at the end of the file."""
@@ -199,8 +215,10 @@ class Source:
         self._at -= count
 
     def _read(self, count: int) -> bytes:
-        if self._stop is not None and (count := min(count, self._stop - self._position)) <= 0:
-            return b""
+        if self._stop is not None:
+            count = min(max(count, _STRETCH_BYTES), self._stop - self._position)
+            if count <= 0:
+                return b""
         try:
             data = self._file.read(count)
         except OSError as error:

@@ -103,6 +103,7 @@ class ObjectReader(io.RawIOBase):
         self._at = 0
         self._spans: list[tuple[int, bytes]] = []
         self._etag = stored.etag
+        self._expected_stop = stored.size_bytes
         self._run_bytes = 0
         """What was fetched on end."""
         self._next = -1
@@ -134,6 +135,10 @@ class ObjectReader(io.RawIOBase):
         self._at = base[whence] + offset
         return self._at
 
+    def expect(self, stop: int | None) -> None:
+        """Fetch nothing ahead from this offset on; None: that is not known any more."""
+        self._expected_stop = self._stored.size_bytes if stop is None else stop
+
     def readinto(self, buffer: WriteableBuffer) -> int:
         """As much as was fetched already, or a GET brings."""
         view = memoryview(buffer).cast("B")
@@ -156,7 +161,7 @@ class ObjectReader(io.RawIOBase):
     def _fetch(self, wanted: int) -> tuple[int, bytes]:
         """A GET, or several where it is cut, from where we are, or a little before at the end."""
         self._run_bytes = self._run_bytes if self._at == self._next else 0
-        ahead = min(self._run_bytes // 2, READ_AHEAD_BYTES_MAX)
+        ahead = min(self._run_bytes // 2, READ_AHEAD_BYTES_MAX, self._expected_stop - self._at)
         start = min(self._at, max(self._stored.size_bytes - TAIL_BYTES, self._ends_before()))
         stop = min(self._at + max(wanted, ahead), self._stored.size_bytes)
         data = self._get(start, stop)
