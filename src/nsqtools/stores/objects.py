@@ -25,6 +25,8 @@ SHA256 = "sha256"
 UNIQUE = "file"
 # A read behind a seek fetches what is asked for; reading on half of what was read so, up to this.
 READ_AHEAD_BYTES_MAX = 8 << 20
+# The start of an archive is its header, which is read in two steps.
+START_BYTES = 16 << 10
 # The end of an archive is its index, which is read in several small steps.
 TAIL_BYTES = 64 << 10
 # What was fetched is kept for whoever goes back to it: the start and the end of an archive, mostly.
@@ -159,8 +161,10 @@ class ObjectReader(io.RawIOBase):
         return None
 
     def _fetch(self, wanted: int) -> tuple[int, bytes]:
-        """A GET, or several where it is cut, from where we are, or a little before at the end."""
+        """A GET, or several where it is cut, from where we are, or a little before at the end, and of a
+        little more at the start."""
         self._run_bytes = self._run_bytes if self._at == self._next else 0
+        wanted = wanted if self._at else max(wanted, START_BYTES)
         ahead = min(self._run_bytes // 2, READ_AHEAD_BYTES_MAX, self._expected_stop - self._at)
         start = min(self._at, max(self._stored.size_bytes - TAIL_BYTES, self._ends_before()))
         stop = min(self._at + max(wanted, ahead), self._stored.size_bytes)

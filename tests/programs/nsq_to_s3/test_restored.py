@@ -167,8 +167,11 @@ async def test_a_minute_of_an_object_is_read_with_few_of_its_bytes(
     found = await bodies_of(nsqd, "again", len(printed))
     assert found == [one["body"].encode() for one in printed]
     assert 0 < proxy.answered_bytes < hour // 10
+    # The start, the end, and what is wanted, each at once; twice.
+    assert proxy.count("GET", "hour.log.zst") == 6
     proxy.answered_bytes = 0
     assert run("ls", *reach, f"{where}/hour").code == 0
+    assert proxy.count("GET", "hour.log.zst") == 8
     assert 0 < proxy.answered_bytes < hour // 30
 
 
