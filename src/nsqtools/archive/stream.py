@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol, runtime_checkable
 
 from nsqtools.errors import StorageError
 from nsqtools.wire.frames import BODY_SIZE_MAX_BYTES
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from nsqtools.archive.failures import Failure
 
 READ_BYTES = 256 << 10
+# Of a stretch that will be read whole so much is read at a time.
+_STRETCH_BYTES = 1 << 20
 # A frame or member of up to this much content is checked whole before any of it is handed out.
 VERIFIED_BYTES_MAX = 32 << 20
 # Verified content is handed on in pieces of this size, so that batches are small by nature.
@@ -114,6 +116,14 @@ class Walk(Protocol):
         """Content in pieces; raises `Damage` behind what is whole."""
 
 
+@runtime_checkable
+class Expecting(Protocol):
+    """A file that reads ahead on its own, and should not in vain."""
+
+    def expect(self, stop: int | None) -> None:
+        """Nothing from this offset on will be read; None: that is not known any more."""
+
+
 class Source:
     """A file read forward in pieces, with a look ahead; it may be a pipe.
 
@@ -126,7 +136,7 @@ class Source:
     ) -> None:
         """`read_bytes` is what is read at a time, and more where more is asked for."""
         self._file = file
-        self._read_bytes = read_bytes
+        self.read_bytes = read_bytes
         self.name = name
         self._buffer = b""
         self._at = 0
@@ -135,6 +145,7 @@ class Source:
         if self.seekable:
             self._start = file.tell()
         self._position = 0
+        self._stop: int | None = None
         self._size_bytes = self._seen_size_bytes()
 
     @property
@@ -152,12 +163,20 @@ class Source:
             raise StorageError("seek", self.name, error) from error
         return end - self._start
 
-    def seek(self, offset: int) -> None:
+    def seek(self, offset: int, stop: int | None = None) -> None:
+        """Read on from there; nothing from `stop` on is wanted, and what follows looks like the end."""
+        ahead = offset - self.position
+        if stop is not None and stop == self._stop and 0 <= ahead <= len(self._buffer) - self._at:
+            self._at += ahead  # it was read already
+            return
         try:
             self._file.seek(self._start + offset)
         except OSError as error:
             raise StorageError("seek", self.name, error) from error
         self._buffer, self._at, self._position = b"", 0, offset
+        self._stop = stop
+        if isinstance(self._file, Expecting):
+            self._file.expect(None if stop is None else self._start + stop)
 
     def peek(self, count: int) -> bytes:
         """The next `count` bytes without taking them; fewer only at the end of the file."""
@@ -166,7 +185,7 @@ class Source:
 
     def _fill(self, count: int) -> None:
         while len(self._buffer) - self._at < count:
-            data = self._read(max(self._read_bytes, count))
+            data = self._read(max(self.read_bytes, count))
             if not data:
                 break
             self._buffer = self._buffer[self._at :] + data
@@ -189,13 +208,17 @@ class Source:
             data = self._buffer[self._at :] if self._at else self._buffer
             self._buffer, self._at = b"", 0
             return data
-        return self._read(self._read_bytes)
+        return self._read(self.read_bytes)
 
     def rewind(self, count: int) -> None:
         """Give back the last `count` bytes of the last `take`."""
         self._at -= count
 
     def _read(self, count: int) -> bytes:
+        if self._stop is not None:
+            count = min(max(count, _STRETCH_BYTES), self._stop - self._position)
+            if count <= 0:
+                return b""
         try:
             data = self._file.read(count)
         except OSError as error:

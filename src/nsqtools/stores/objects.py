@@ -6,6 +6,7 @@ import io
 import os
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
@@ -24,6 +25,8 @@ SHA256 = "sha256"
 UNIQUE = "file"
 # A read behind a seek fetches what is asked for; reading on half of what was read so, up to this.
 READ_AHEAD_BYTES_MAX = 8 << 20
+# The start of an archive is its header, which is read in two steps.
+START_BYTES = 16 << 10
 # The end of an archive is its index, which is read in several small steps.
 TAIL_BYTES = 64 << 10
 # What was fetched is kept for whoever goes back to it: the start and the end of an archive, mostly.
@@ -102,6 +105,7 @@ class ObjectReader(io.RawIOBase):
         self._at = 0
         self._spans: list[tuple[int, bytes]] = []
         self._etag = stored.etag
+        self._expected_stop = stored.size_bytes
         self._run_bytes = 0
         """What was fetched on end."""
         self._next = -1
@@ -133,6 +137,10 @@ class ObjectReader(io.RawIOBase):
         self._at = base[whence] + offset
         return self._at
 
+    def expect(self, stop: int | None) -> None:
+        """Fetch nothing ahead from this offset on; None: that is not known any more."""
+        self._expected_stop = self._stored.size_bytes if stop is None else stop
+
     def readinto(self, buffer: WriteableBuffer) -> int:
         """As much as was fetched already, or a GET brings."""
         view = memoryview(buffer).cast("B")
@@ -153,9 +161,11 @@ class ObjectReader(io.RawIOBase):
         return None
 
     def _fetch(self, wanted: int) -> tuple[int, bytes]:
-        """A GET, or several where it is cut, from where we are, or a little before at the end."""
+        """A GET, or several where it is cut, from where we are, or a little before at the end, and of a
+        little more at the start."""
         self._run_bytes = self._run_bytes if self._at == self._next else 0
-        ahead = min(self._run_bytes // 2, READ_AHEAD_BYTES_MAX)
+        wanted = wanted if self._at else max(wanted, START_BYTES)
+        ahead = min(self._run_bytes // 2, READ_AHEAD_BYTES_MAX, self._expected_stop - self._at)
         start = min(self._at, max(self._stored.size_bytes - TAIL_BYTES, self._ends_before()))
         stop = min(self._at + max(wanted, ahead), self._stored.size_bytes)
         data = self._get(start, stop)
@@ -175,7 +185,7 @@ class ObjectReader(io.RawIOBase):
         while len(got) < stop - start:
             before = len(got)
             try:
-                self._get_some(start + before, stop, got)
+                self._connection.until_closed(partial(self._get_some, start + before, stop, got))
             except StoreError as error:
                 attempt = attempt + 1 if len(got) == before else 1
                 if not error.is_passing or isinstance(error, Changed) or attempt >= TRIES:
