@@ -48,9 +48,8 @@ async def main() -> None:
             await run("nsq_to_s3", "--topic=orders", nsqd, *where, f"--max-messages={len(ORDERS)}")
             show(store)
 
-            copy = folder / "copy"
-            download(store, copy)
-            await run("file_to_nsq", "--topic=orders-again", nsqd, "--progress=never", str(copy))
+            again = ("--topic=orders-again", nsqd, "--progress=never", f"--endpoint-url={url}")
+            await run("file_to_nsq", *again, f"s3://{BUCKET}/orders/")
             await print_topic("orders-again", broker.tcp_address)
 
 
@@ -61,14 +60,6 @@ def show(store: Any) -> None:
         # Some stores write the names of metadata in capitals.
         told = {name.lower(): value for name, value in head["Metadata"].items()}
         print(f"{found['Key'].split('/')[0]}: {told['records']} records, {head['ContentType']}")
-
-
-def download(store: Any, into: Path) -> None:
-    """The whole bucket as a folder."""
-    for found in store.list_objects_v2(Bucket=BUCKET)["Contents"]:
-        path = into / found["Key"]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        store.download_file(BUCKET, found["Key"], str(path))
 
 
 async def print_topic(topic: str, nsqd: str) -> None:
