@@ -70,11 +70,13 @@ class Destination(Protocol):
         """
         ...
 
-    def confirm(self, name: str, facts: FileFacts) -> None:
-        """Return when the file is there, whole and durable.
+    def confirm(self, name: str, facts: FileFacts, *, is_placed: bool = False) -> None:
+        """Return when the file is there, whole and durable. `is_placed`: `place` said so just now.
 
         Raises `FileNotFoundError` when nothing has the name: it was never placed, or somebody has
-        taken it away. Raises `StorageError` when what is there is not this file.
+        taken it away. A destination that may forget what it took raises `StoreError` for what
+        `is_placed`: it has to be placed again. Raises `StorageError` when what is there is not this
+        file.
         """
         ...
 
@@ -120,7 +122,7 @@ class FolderDestination:
         else:
             self.confirm(name, facts)  # an earlier call renamed it, if it is the same file
 
-    def confirm(self, name: str, facts: FileFacts) -> None:
+    def confirm(self, name: str, facts: FileFacts, *, is_placed: bool = False) -> None:
         path = path_of(self._folder, name)
         size_bytes = durable.size_of(path)
         if size_bytes != facts.size_bytes:

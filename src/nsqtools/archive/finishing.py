@@ -110,7 +110,7 @@ class SealedFile:
     def _confirm(self, placing: Placing, destination: Destination) -> str:
         """The file is there for good, and its manifest, too; why that is not, or nothing."""
         try:
-            destination.confirm(placing.name, placing.facts)
+            destination.confirm(placing.name, placing.facts, is_placed=True)
         except FileNotFoundError:
             return ""  # it was placed just now: somebody was waiting and has taken it away
         return manifest.place(self.claim, placing.name, destination)

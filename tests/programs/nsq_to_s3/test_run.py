@@ -245,6 +245,28 @@ async def test_nothing_is_acknowledged_before_the_store_has_it(
     assert sorted((tmp_path / "spool").iterdir()) == []
 
 
+@pytest.mark.parametrize("ack", ["spool", "upload"])
+async def test_a_store_that_forgets_what_it_took(
+    ack: str,
+    nsqd: Nsqd,
+    archive: Bucket,
+    proxy: FaultProxy,
+    tool: Program,
+    flags: list[str],
+    tmp_path: Path,
+) -> None:
+    """It is asked whether it has the object, and gets it again: nothing is lost, nothing is untold."""
+    proxy.fail("forget", "PUT", times=2)
+    await publish(nsqd, *TEN)
+    await tool.start(*flags, f"--ack={ack}", "--manifest", "--max-messages=10")
+    assert await tool.end(None) == 0, tool.told
+    assert "the store took it, and does not have it" in tool.told
+    assert "Traceback" not in tool.told
+    assert archive.all_bodies(tmp_path) == TEN
+    (key,) = archive.archives()
+    assert f"{key}.manifest.json" in archive.keys()
+
+
 async def test_a_full_window_is_an_object(
     nsqd: Nsqd, archive: Bucket, tool: Program, flags: list[str], tmp_path: Path
 ) -> None:

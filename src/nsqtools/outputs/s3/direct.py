@@ -215,7 +215,7 @@ class DirectOutput:
             except FileExistsError:
                 number = first_free(number + 1, lambda at: self._destination.is_taken(names(at)))
             else:
-                self._destination.confirm(names(number), facts)
+                self._destination.confirm(names(number), facts, is_placed=True)
                 return names(number)
 
     def _place_manifest(self, name: str, facts: FileFacts, about: About) -> None:
