@@ -24,7 +24,7 @@ from urllib.parse import urlencode
 from nsqtools.errors import NsqToolsError, StorageError, StoreError
 from nsqtools.stores.body import Bandwidth, Body, Stretch, sha256_checksum
 from nsqtools.stores.connection import TRIES
-from nsqtools.stores.failures import NoCondition, Request
+from nsqtools.stores.failures import NoCondition, Request, field_of
 from nsqtools.stores.objects import SHA256, UNIQUE, encode_metadata
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ class Uploader:
         algorithm = {"ChecksumAlgorithm": "CRC32"} if self._connection.is_aws else {}
         request = self._request("create_multipart_upload", wanted)
         answer = self._connection.patiently(request, **wanted.headers, **algorithm)
-        upload_id = str(answer["UploadId"])
+        upload_id = str(field_of(answer, "UploadId", request))
         with self._lock:
             self._under_way.add(upload_id)
         try:
@@ -300,6 +300,7 @@ class Uploader:
             except StoreError:
                 spoilt.set()
                 raise
+            field_of(answer, "ETag", request)
             return answer
 
         answer = self._connection.tried(
