@@ -98,7 +98,7 @@ async def test_a_file_that_somebody_else_has_in_hand_for_now(
     spool: Path,
     tmp_path: Path,
 ) -> None:
-    """`nsqtools spool upload`, which may fail: it stays ours to upload, and the watermark's to wait for."""
+    """`nsqtools spool upload`, which may fail: it stays ours, and the watermark waits for it."""
     begun("topic", b"body").abandon()
     assert await backlog.finish("topic") == 1
     (path,) = claim_paths(spool)

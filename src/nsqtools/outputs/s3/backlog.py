@@ -159,7 +159,7 @@ class Backlog:
     async def _try_to_upload(self, strand: Strand, topic: str, claim: Path) -> None:
         try:
             await strand.call(partial(self._upload, topic, claim))
-        except Exception as fault:  # noqa: BLE001 - the other files go on
+        except Exception as fault:
             logging.getLogger("nsqtools.outputs").error(
                 "a fault in nsqtools topic=%s", topic, exc_info=fault
             )
