@@ -3,13 +3,15 @@
 Messages gather in memory, where the consumer has them anyway, until there is enough for an object, or
 the oldest has waited long enough, or no more can come because all that may be in flight is there. The
 pipeline holds and touches them until the store has confirmed the object. What a kill cuts off, or an
-outage beyond nsqd's --max-msg-timeout, comes again, and may then stand in the store twice.
+outage beyond nsqd's --max-msg-timeout, comes again, and may then stand in the store twice. Messages that
+nsqd has taken back are taken out of the object in the making, and one that has no others is given up.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import secrets
 import tempfile
@@ -54,7 +56,7 @@ _QUIET_BYTES = 8 << 20
 _QUIET_S = 1.0
 SCRATCH_PREFIX = "nsq_to_s3-"
 _COUNTS = ("disk_bytes", "files", "ambiguous_messages", "failures")
-_NOT_NOW = Again(0.0, "the run ends")
+_NOT_NOW = Again(1.0, "the run ends", stands=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +88,17 @@ class Making:
 
     def add(self, messages: Sequence[Messages]) -> None:
         self.batches += messages
-        self.messages += count_messages(messages)
-        self.size_bytes += sum(each.size_bytes for each in messages)
+        self._count(messages, 1)
+
+    def take_out(self, messages: Sequence[Messages]) -> None:
+        """What was added by one call."""
+        gone = set(map(id, messages))
+        self.batches = [each for each in self.batches if id(each) not in gone]
+        self._count(messages, -1)
+
+    def _count(self, messages: Sequence[Messages], sign: int) -> None:
+        self.messages += sign * count_messages(messages)
+        self.size_bytes += sign * sum(each.size_bytes for each in messages)
 
 
 class DirectOutput:
@@ -102,7 +113,10 @@ class DirectOutput:
         hook: PublishHook | None = None,
     ) -> None:
         self.feeding = Feeding(
-            wait_s=min(spec.sync_interval_s, _QUIET_S), deliveries_max=spec.window, gives_back=True
+            wait_s=min(spec.sync_interval_s, _QUIET_S),
+            deliveries_max=spec.window,
+            gives_back=True,
+            lets_go=True,
         )
         self._spec = spec
         self._destination = destination
@@ -115,7 +129,7 @@ class DirectOutput:
         self._counts = dict.fromkeys(_COUNTS, 0)
         self._making: Making | None = None
         self._uploads: set[asyncio.Task[None]] = set()
-        self._is_ending = False
+        self._ending = asyncio.Event()
         self._clock = SystemClock()
         spec.naming.stem(self._clock.time())
 
@@ -124,7 +138,7 @@ class DirectOutput:
 
     async def deliver(self, messages: Sequence[Messages]) -> Answer:
         """Returns when the object that these messages are in is in the store."""
-        if self._is_ending:
+        if self._ending.is_set():
             return _NOT_NOW
         loop = asyncio.get_running_loop()
         making = self._making
@@ -137,7 +151,12 @@ class DirectOutput:
         answer: asyncio.Future[Answer] = loop.create_future()
         making.answers.append(answer)
         self._end_if_large(making, loop)
-        return await answer
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            if self._making is making:
+                making.take_out(messages)
+            raise
 
     def _end_if_large(self, making: Making, loop: asyncio.AbstractEventLoop) -> None:
         rules = self._spec.rotation
@@ -170,22 +189,40 @@ class DirectOutput:
         answer: Answer = _NOT_NOW
         try:
             while any(not waiter.done() for waiter in making.answers):
-                try:
-                    await self._strand.call(partial(self._place, making))
-                except NsqToolsError as failure:
-                    self._counts["failures"] += 1
-                    delay_s = self._trouble.failed(failure)
-                    if self._is_ending:
-                        break
-                    await asyncio.sleep(delay_s)
-                else:
+                failure = await self._try_to_place(making)
+                if failure is None:
                     self._trouble.over()
                     answer = DONE
                     break
+                self._counts["failures"] += 1
+                delay_s = self._trouble.failed(failure)
+                if self._ending.is_set():
+                    break
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(delay_s):
+                        await self._ending.wait()
+            else:
+                if making.answers and not self._ending.is_set():
+                    self._log.warning(
+                        "given up: nsqd has taken the messages back", messages=making.messages
+                    )
         finally:
             for waiter in making.answers:
                 if not waiter.done():
                     waiter.set_result(answer)
+
+    async def _try_to_place(self, making: Making) -> NsqToolsError | None:
+        """Why it is not there, or None."""
+        try:
+            await self._strand.call(partial(self._place, making))
+        except NsqToolsError as failure:
+            return failure
+        except Exception as fault:
+            logging.getLogger("nsqtools.outputs").error(
+                "a fault in nsqtools topic=%s", self._spec.about.topic, exc_info=fault
+            )
+            return NsqToolsError(f"a fault in nsqtools: {type(fault).__name__}: {fault}")
+        return None
 
     # In a worker's thread
 
@@ -254,7 +291,7 @@ class DirectOutput:
     def hurry(self) -> None:
         """What is on its way is tried once more; what is in the making is uploaded now."""
         self.rotate()
-        self._is_ending = True
+        self._ending.set()
 
     async def close(self) -> None:
         """Wait for what is on its way."""
