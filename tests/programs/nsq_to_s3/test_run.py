@@ -279,6 +279,52 @@ async def test_a_full_window_is_an_object(
     assert sorted(archive.all_bodies(tmp_path)) == sorted(TEN)
 
 
+@pytest.mark.parametrize("words", [("GET", "uploads"), ()], ids=["unfinished-uploads", "all"])
+async def test_a_store_that_does_not_answer_when_the_run_ends(
+    words: tuple[str, ...],
+    nsqd: Nsqd,
+    archive: Bucket,
+    proxy: FaultProxy,
+    tool: Program,
+    flags: list[str],
+    tmp_path: Path,
+) -> None:
+    """All is durable and acknowledged: it ends in time, and in order."""
+    if words:
+        proxy.fail("stall", *words, times=10_000)
+    await publish(nsqd, *TEN)
+    more = ["--shutdown-timeout=4s", "--store-timeout=60s", "--watermark"]
+    await tool.start(*flags, *more)
+    await until_acknowledged(nsqd, tool)
+    proxy.fail("stall", *words, times=10_000)
+    assert await tool.end(signal.SIGTERM) == 0, tool.told
+    assert len(parts(tmp_path / "spool")) + len(archive.archives()) == 1
+
+
+async def test_a_file_that_somebody_takes_out_of_the_spool(
+    nsqd: Nsqd,
+    archive: Bucket,
+    proxy: FaultProxy,
+    tool: Program,
+    flags: list[str],
+    tmp_path: Path,
+) -> None:
+    """The topic waited for it; there is nothing to wait for any more."""
+    proxy.fail_with(403, "AccessDenied", "PUT", times=10_000)
+    await publish(nsqd, *TEN)
+    await tool.start(*flags, "--rotate-records=10")
+    await until_acknowledged(nsqd, tool)
+    await publish(nsqd, b"seals the first")
+    await tool.says("the topic waits until the store takes its files again")
+    for path in parts(tmp_path / "spool"):
+        path.unlink()
+    proxy.heal()
+    await publish(nsqd, b"more")
+    await until_acknowledged(nsqd, tool)
+    assert await tool.end(signal.SIGTERM) == 0, tool.told
+    assert b"more" in archive.all_bodies(tmp_path)
+
+
 async def test_two_archivers_with_one_name(
     nsqd: Nsqd, archive: Bucket, tool: Program, flags: list[str], tmp_path: Path
 ) -> None:

@@ -129,7 +129,9 @@ class _Archive:
             open_destination=destinations.open,
             hook=hook,
         )
-        self.watch = SpoolWatch(self._spool, self._destination, self._backlog)
+        self.watch = SpoolWatch(
+            self._spool, self._destination, self._backlog, workers.strand("spool")
+        )
 
     def prepare(self) -> None:
         """A folder that can be written. Blocks; raises StorageError."""
@@ -138,9 +140,10 @@ class _Archive:
 
     def chores(self, archiver: Run, life: Lifecycle) -> list[asyncio.Task[None]]:
         """Tasks that go on until the end."""
-        found = [asyncio.create_task(self.watch.run(archiver.registry, life.health))]
+        # On a thread that the end of the process does not wait for: a store may not answer.
         clean_up = partial(self._destination.abort_old_uploads, self._options.naming())
-        found.append(asyncio.create_task(asyncio.to_thread(clean_up)))
+        self._workers.background.strand("unfinished uploads").call_soon(clean_up)
+        found = [asyncio.create_task(self.watch.run(archiver.registry, life.health))]
         if self._options.ack == "spool":
             found.append(asyncio.create_task(self._backlog.run()))
         return found

@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+from nsqtools.errors import StorageError
 from nsqtools.outputs.s3.spool import SpoolState
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from nsqtools.outputs.s3.backlog import Backlog
     from nsqtools.outputs.s3.destination import StoreDestination
     from nsqtools.outputs.s3.spool import Spool
+    from nsqtools.outputs.workers import Strand
 
 LOOK_S = 2.0
 _STORE = "object store"
@@ -24,8 +26,12 @@ _MIB = 1 << 20
 class SpoolWatch:
     """Looks at the spool now and then, beside the loop."""
 
-    def __init__(self, spool: Spool, destination: StoreDestination, backlog: Backlog) -> None:
+    def __init__(
+        self, spool: Spool, destination: StoreDestination, backlog: Backlog, strand: Strand
+    ) -> None:
+        """`strand` is where the folder is looked at."""
         self._spool = spool
+        self._strand = strand
         self._destination = destination
         self._backlog = backlog
         self._state = SpoolState()
@@ -34,7 +40,12 @@ class SpoolWatch:
         """Until it is cancelled."""
         self._register(registry)
         while True:
-            self._state = await asyncio.to_thread(self._spool.state)
+            try:
+                self._state = await self._strand.call(self._spool.state)
+            except StorageError as failure:
+                health.failing(_SPOOL, failure)
+            else:
+                health.ok(_SPOOL)
             self._tell(health)
             await asyncio.sleep(LOOK_S)
 
