@@ -255,10 +255,10 @@ class SealedFiles:
             self._files.popleft()
 
     def release_all(self) -> None:
-        """Leave them to the recovery of the next start, or to whom `leave` tells."""
-        with self._lock:
-            files, self._files = list(self._files), deque()
-        for file in files:
+        """Leave them to the recovery of the next start, or to whom `leave` tells: that knows of a file
+        before it is none of ours any more, or a watermark could pass it."""
+        while (file := self.first()) is not None:
             file.release()
             if self._leave is not None:
                 self._leave(file.claim.path)
+            self.drop_first()

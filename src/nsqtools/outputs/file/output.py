@@ -286,10 +286,12 @@ class FileOutput:
     def _mark(self) -> None:
         """Say how far the archive is complete."""
         self._marked_s = time.monotonic()
-        left = self._leftovers is not None and self._leftovers.failed_of(self._topic)
-        if self._watermark is None or left:
+        if self._watermark is None:
             return
         until = self._watermark.until(self._writer.oldest_unfinished_s)
+        # Asked behind that: what the writer has let go of meanwhile is among them.
+        if self._leftovers is not None and self._leftovers.failed_of(self._topic):
+            return
         self._finisher.call_soon(partial(self._write_mark, self._watermark, until))
 
     def _due(self) -> Due | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import tempfile
 from dataclasses import replace
 from functools import partial
@@ -106,6 +107,12 @@ async def _archive(options: NsqToS3Options, destinations: Destinations, line: Li
                 hook.close()
 
 
+def _tell_fault(chore: asyncio.Task[None]) -> None:
+    """Nobody waits for it before the end."""
+    if not chore.cancelled() and (fault := chore.exception()) is not None:
+        logging.getLogger("nsqtools.archive").error("a fault in nsqtools", exc_info=fault)
+
+
 class _Archive:
     """What the outputs of one run share."""
 
@@ -143,9 +150,12 @@ class _Archive:
         # On a thread that the end of the process does not wait for: a store may not answer.
         clean_up = partial(self._destination.abort_old_uploads, self._options.naming())
         self._workers.background.strand("unfinished uploads").call_soon(clean_up)
-        found = [asyncio.create_task(self.watch.run(archiver.registry, life.health))]
+        self.watch.register(archiver.registry)
+        found = [asyncio.create_task(self.watch.run(life.health))]
         if self._options.ack == "spool":
             found.append(asyncio.create_task(self._backlog.run()))
+        for chore in found:
+            chore.add_done_callback(_tell_fault)
         return found
 
     async def settle(self) -> None:

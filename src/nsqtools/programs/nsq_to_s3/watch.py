@@ -36,9 +36,8 @@ class SpoolWatch:
         self._backlog = backlog
         self._state = SpoolState()
 
-    async def run(self, registry: Registry, health: Health) -> None:
+    async def run(self, health: Health) -> None:
         """Until it is cancelled."""
-        self._register(registry)
         while True:
             try:
                 self._state = await self._strand.call(self._spool.state)
@@ -64,10 +63,11 @@ class SpoolWatch:
         waiting = self._backlog.waiting
         health.note(_SPOOL, f"{waiting} complete files wait for upload" if waiting else "")
 
-    def _register(self, registry: Registry) -> None:
+    def register(self, registry: Registry) -> None:
+        """Make the metrics; once for a registry."""
         gauges = {
-            "files": "files in the spool, those that are being written among them",
-            "bytes": "bytes in the spool",
+            "files_count": "files in the spool, those that are being written among them",
+            "size_bytes": "bytes in the spool",
             "backlog_files": "complete files of the spool that no output has in hand",
             "oldest_seconds": "how long ago the oldest file of the spool was written last",
         }
@@ -82,8 +82,8 @@ class SpoolWatch:
         def refresh() -> None:
             state = self._state
             oldest_s = 0.0 if state.oldest_s is None else max(0.0, time.time() - state.oldest_s)
-            made["files"].set(state.files)
-            made["bytes"].set(state.size_bytes)
+            made["files_count"].set(state.files)
+            made["size_bytes"].set(state.size_bytes)
             made["backlog_files"].set(self._backlog.waiting)
             made["oldest_seconds"].set(oldest_s)
             failures.clear()
