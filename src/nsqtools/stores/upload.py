@@ -16,7 +16,7 @@ import contextlib
 import hashlib
 import os
 import threading
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -26,6 +26,7 @@ from nsqtools.stores.body import Bandwidth, Body, Stretch, sha256_checksum
 from nsqtools.stores.connection import TRIES
 from nsqtools.stores.failures import NoCondition, Request, field_of
 from nsqtools.stores.objects import SHA256, UNIQUE, encode_metadata
+from nsqtools.stores.threads import DaemonThreads
 
 if TYPE_CHECKING:
     import io
@@ -364,7 +365,7 @@ class _Parts:
         """All of them; raises what the first that failed did, when none is under way any more."""
         sent: list[dict[str, Any]] = []
         waiting: set[Future[dict[str, Any]]] = set()
-        with ThreadPoolExecutor(self._uploader.concurrency, "part") as threads:
+        with DaemonThreads(self._uploader.concurrency, "part") as threads:
             try:
                 for number, stretch in enumerate(self._stretches(), start=1):
                     # One more than are sent at once: its checksums are taken meanwhile.

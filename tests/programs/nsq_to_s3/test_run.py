@@ -279,7 +279,11 @@ async def test_a_full_window_is_an_object(
     assert sorted(archive.all_bodies(tmp_path)) == sorted(TEN)
 
 
-@pytest.mark.parametrize("words", [("GET", "uploads"), ()], ids=["unfinished-uploads", "all"])
+@pytest.mark.parametrize(
+    "words",
+    [("GET", "uploads"), ("PUT", "partNumber"), ()],
+    ids=["unfinished-uploads", "parts", "all"],
+)
 async def test_a_store_that_does_not_answer_when_the_run_ends(
     words: tuple[str, ...],
     nsqd: Nsqd,
@@ -292,9 +296,10 @@ async def test_a_store_that_does_not_answer_when_the_run_ends(
     """All is durable and acknowledged: it ends in time, and in order."""
     if words:
         proxy.fail("stall", *words, times=10_000)
-    await publish(nsqd, *TEN)
-    more = ["--shutdown-timeout=4s", "--store-timeout=60s", "--watermark"]
-    await tool.start(*flags, *more)
+    for _ in range(6):
+        await publish(nsqd, *[b"x" * 100_000 for _ in range(10)])
+    more = ["--shutdown-timeout=4s", "--store-timeout=60s", "--watermark", "--compress=none"]
+    await tool.start(*flags, *more, "--multipart-threshold=5MiB", "--part-size=5MiB")
     await until_acknowledged(nsqd, tool)
     proxy.fail("stall", *words, times=10_000)
     assert await tool.end(signal.SIGTERM) == 0, tool.told
