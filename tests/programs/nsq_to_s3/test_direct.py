@@ -6,6 +6,7 @@ import asyncio
 import signal
 from typing import TYPE_CHECKING
 
+import pytest
 from tests.pipeline.helpers import CHANNEL, publish
 from tests.programs.nsq_to_s3.test_run import TEN, flags, tool, until, until_acknowledged
 from tests.support.web import channel_stats
@@ -86,3 +87,41 @@ async def test_a_connection_that_is_lost_before_the_upload(
     await until_acknowledged(nsqd, tool)
     assert await tool.end(signal.SIGTERM) == 0, tool.told
     assert sorted(archive.all_bodies(tmp_path)) == sorted(TEN)
+
+
+@pytest.mark.parametrize("more", ["--format=lines", "--format=jsonl", "--format=framed", "--gzip"])
+async def test_an_answer_that_is_lost(
+    more: str,
+    nsqd: Nsqd,
+    archive: Bucket,
+    proxy: FaultProxy,
+    tool: Program,
+    flags: list[str],
+    tmp_path: Path,
+) -> None:
+    """The object is made again for the second try, and is the same: it stands there once."""
+    proxy.fail("lose-answer", "PUT")
+    await publish(nsqd, *TEN)
+    await tool.start(*flags, "--ack=upload", "--max-messages=10", more)
+    assert await tool.end(None) == 0, tool.told
+    assert "an object cannot be uploaded" in tool.told
+    assert len(archive.archives()) == 1
+    assert archive.all_bodies(tmp_path) == TEN
+
+
+async def test_a_kill_leaves_nothing_for_ever(
+    nsqd: Nsqd, archive: Bucket, proxy: FaultProxy, tool: Program, flags: list[str], tmp_path: Path
+) -> None:
+    """The file that an object is while it is uploaded."""
+    proxy.fail("stall", times=10_000)
+    await publish(nsqd, *TEN)
+    await tool.start(*flags, "--ack=upload", "--rotate-interval=100ms")
+    await until(lambda: list((tmp_path / "spool").glob("nsq_to_s3-*")) != [], tool)
+    await tool.kill()
+    (tmp_path / "spool" / "nsq_to_s3-notes.txt").write_text("somebody's")
+    proxy.heal()
+    await tool.start(*flags, "--ack=upload", "--rotate-interval=100ms")
+    await until_acknowledged(nsqd, tool)
+    assert await tool.end(signal.SIGTERM) == 0, tool.told
+    assert [path.name for path in (tmp_path / "spool").iterdir()] == ["nsq_to_s3-notes.txt"]
+    assert archive.all_bodies(tmp_path) == TEN

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import secrets
 import tempfile
 from dataclasses import dataclass, field, replace
@@ -28,7 +29,7 @@ from nsqtools.archive.object_names import name_when_complete
 from nsqtools.archive.part_file import Extent
 from nsqtools.archive.streaming import StreamWriter
 from nsqtools.clock import SystemClock
-from nsqtools.errors import NsqToolsError, StorageError
+from nsqtools.errors import DataPathInUse, NsqToolsError, StorageError
 from nsqtools.observe.log import get_log
 from nsqtools.outputs.contract import DONE, Again, Feeding
 from nsqtools.outputs.file.hook import published_file
@@ -54,7 +55,8 @@ _WINDOW_SHARE = 0.9
 # More than this may be all that the consumer can hold: then it is quiet, and the object is uploaded.
 _QUIET_BYTES = 8 << 20
 _QUIET_S = 1.0
-SCRATCH_PREFIX = "nsq_to_s3-"
+SCRATCH_PREFIX, SCRATCH_SUFFIX = "nsq_to_s3-", ".object"
+_SCRATCH = re.compile(f"{SCRATCH_PREFIX}[a-z0-9_]{{8}}{re.escape(SCRATCH_SUFFIX)}", re.ASCII)
 _COUNTS = ("disk_bytes", "files", "ambiguous_messages", "failures")
 _NOT_NOW = Again(1.0, "the run ends", stands=True)
 
@@ -264,11 +266,14 @@ class DirectOutput:
     def _written(self, making: Making) -> Iterator[tuple[Path, FileFacts]]:
         """The object as a file, for as long as the block."""
         try:
-            fd, name = tempfile.mkstemp(prefix=SCRATCH_PREFIX, dir=self._spec.scratch_dir)
+            fd, name = tempfile.mkstemp(
+                prefix=SCRATCH_PREFIX, suffix=SCRATCH_SUFFIX, dir=self._spec.scratch_dir
+            )
         except OSError as error:
             raise StorageError("create a file in", self._spec.scratch_dir, error) from error
         path = Path(name)
         try:
+            durable.lock_file(fd, path)  # see `remove_dead`
             writer = StreamWriter(self._spec.stream, fd, name)
             _, ambiguous = writer.commit(making.batches)
             writer.close()
@@ -311,6 +316,22 @@ class DirectOutput:
     def counts(self) -> Mapping[str, int]:
         """What was done since the start."""
         return self._counts
+
+
+def remove_dead(scratch_dir: Path) -> None:
+    """Remove what runs that were killed have left there: whoever lives has its own locked. Blocks."""
+    for path in map(
+        scratch_dir.joinpath, filter(_SCRATCH.fullmatch, durable.names_in(scratch_dir))
+    ):
+        with contextlib.suppress(OSError, StorageError, DataPathInUse):
+            if not path.is_file() or path.is_symlink() or path.stat().st_uid != os.geteuid():
+                continue
+            fd = durable.open_existing(path)
+            try:
+                durable.lock_file(fd, path)
+                path.unlink(missing_ok=True)
+            finally:
+                durable.close(fd)
 
 
 def _ignore(_went_well: bool) -> None:

@@ -26,7 +26,7 @@ from nsqtools.outputs.file.archiving import hook_of, partition_of, rotation_of
 from nsqtools.outputs.file.output import FileOutput, Spooling
 from nsqtools.outputs.s3.backlog import Backlog
 from nsqtools.outputs.s3.destination import Destinations
-from nsqtools.outputs.s3.direct import DirectOutput, DirectSpec
+from nsqtools.outputs.s3.direct import DirectOutput, DirectSpec, remove_dead
 from nsqtools.outputs.s3.spool import Spool
 from nsqtools.outputs.workers import Workers
 from nsqtools.pipeline.run import Run
@@ -144,6 +144,8 @@ class _Archive:
         """A folder that can be written. Blocks; raises StorageError."""
         durable.make_directories(self._folder, DIRECTORY_MODE)
         durable.check_writable(self._folder)
+        if self._options.ack == "upload":
+            remove_dead(self._folder)
 
     def chores(self, archiver: Run, life: Lifecycle) -> list[asyncio.Task[None]]:
         """Tasks that go on until the end."""
