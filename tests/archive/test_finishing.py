@@ -211,6 +211,22 @@ def test_an_abandoned_writer_leaves_all_to_recovery(tmp_path: Path) -> None:
     assert bodies == [b"0", b"1", b"2"]
 
 
+def test_what_is_left_is_somebody_elses_before_it_is_none_of_ours(tmp_path: Path) -> None:
+    """A watermark is held by what the writer has, and by what it has left: by one of them always."""
+    seen: list[tuple[int, bool]] = []
+
+    def leave(claim: Path) -> None:
+        seen.append((len(writer.sealed), writer.oldest_unfinished_s is not None))
+
+    writer = ArchiveWriter(spec(tmp_path), leave=leave)
+    for body in (b"one", b"two"):
+        writer.commit([batch_of([body])])
+        writer.rotate()
+    writer.leave_sealed()
+    assert seen == [(2, True), (1, True)]
+    assert len(writer.sealed) == 0
+
+
 def test_equal_files_of_two_archivers_are_two(tmp_path: Path) -> None:
     """Equal in size, content and, by a coarse clock, in time: each has messages of its own."""
     output = tmp_path / "out"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,6 +24,7 @@ from nsqtools.outputs.workers import Workers
 from nsqtools.pipeline import run as run_module
 from nsqtools.pipeline.report import trouble_of
 from nsqtools.pipeline.run import Run
+from nsqtools.pipeline.topic import _UnderWay
 from nsqtools.programs.nsq_to_file.run import output_of
 
 if TYPE_CHECKING:
@@ -208,6 +210,11 @@ async def test_a_delivery_that_hangs_is_told(nsqd: Nsqd, tmp_path: Path) -> None
         await until(lambda: life.health.is_ready)
         (pipeline,) = run._pipelines.values()
         assert trouble_of(pipeline) == ""
-        pipeline._under_way[None] = pipeline._clock.monotonic() - 60
+        limit = asyncio.timeout(None)
+        pipeline._under_way[limit] = _UnderWay(pipeline._clock.monotonic() - 60, [])
         assert trouble_of(pipeline) == "a delivery has been under way for 60 s"
-        del pipeline._under_way[None]
+        pipeline.output.feeding = replace(pipeline.output.feeding, lets_go=True)  # type: ignore[misc]
+        assert trouble_of(pipeline) == "", (
+            "an output that holds messages until it has enough of them"
+        )
+        del pipeline._under_way[limit]

@@ -55,9 +55,6 @@ class Destination(Protocol):
 
     wants_digest: bool
     """Whether the facts of what is placed must have its SHA-256."""
-    may_be_emptied: bool
-    """Whether what is gone in the moment after it was placed was taken by somebody who waited for it.
-    Otherwise it was never kept."""
 
     def is_taken(self, name: str) -> bool:
         """Whether anything has this name; the answer may be old when it is used."""
@@ -73,11 +70,13 @@ class Destination(Protocol):
         """
         ...
 
-    def confirm(self, name: str, facts: FileFacts) -> None:
-        """Return when the file is there, whole and durable.
+    def confirm(self, name: str, facts: FileFacts, *, is_placed: bool = False) -> None:
+        """Return when the file is there, whole and durable. `is_placed`: `place` said so just now.
 
         Raises `FileNotFoundError` when nothing has the name: it was never placed, or somebody has
-        taken it away. Raises `StorageError` when what is there is not this file.
+        taken it away. A destination that may forget what it took raises `StoreError` for what
+        `is_placed`: it has to be placed again. Raises `StorageError` when what is there is not this
+        file.
         """
         ...
 
@@ -102,7 +101,6 @@ class FolderDestination:
     """A folder, by its absolute path."""
 
     wants_digest = False
-    may_be_emptied = True
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.absolute()
@@ -124,7 +122,7 @@ class FolderDestination:
         else:
             self.confirm(name, facts)  # an earlier call renamed it, if it is the same file
 
-    def confirm(self, name: str, facts: FileFacts) -> None:
+    def confirm(self, name: str, facts: FileFacts, *, is_placed: bool = False) -> None:
         path = path_of(self._folder, name)
         size_bytes = durable.size_of(path)
         if size_bytes != facts.size_bytes:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from nsqtools.archive.files import PART_SUFFIX
+from nsqtools.archive.files import is_unfinished
 from nsqtools.archive.formats import (
     COMPRESSIONS,
     FRAMED,
@@ -88,8 +88,8 @@ class Examined:
 
     @property
     def is_unfinished(self) -> bool:
-        """Whether its name is that of a file that its writer has not finished."""
-        return self.name.endswith(PART_SUFFIX)
+        """Whether its writer has not finished it, by its names."""
+        return is_unfinished(self.name)
 
     def add_times(self, first_ts_ns: int, last_ts_ns: int) -> None:
         if (first_ts_ns, last_ts_ns) == ANY_TIME:
@@ -204,7 +204,7 @@ def examine(
 
 
 def _state(name: str, info: ArchiveInfo, start: bytes) -> State:
-    if name.endswith(PART_SUFFIX):
+    if is_unfinished(name):
         return State.SEALED if info.sealed else State.OPEN
     if info.compression == "none":
         is_ours = info.record_format != "lines" or (b"\0" not in start and start != b"")

@@ -92,8 +92,8 @@ class FoundFile:
 
     @property
     def is_finished(self) -> bool:
-        """Whether its name is that of a finished file."""
-        return not self.name.endswith(PART_SUFFIX) and SET_ASIDE not in self.name
+        """Whether its name is that of a finished file, and of no other (`--live-name`)."""
+        return not is_unfinished(self.name) and SET_ASIDE not in self.name
 
 
 @contextlib.contextmanager
@@ -235,6 +235,11 @@ def below(folder: Path, left_out: list[Path] | None = None) -> Iterator[FoundFil
             elif path.is_file():
                 yield FoundFile(path=path)
     yield from failed
+
+
+def is_unfinished(name: str) -> bool:
+    """Whether one of its names is that of a file that its writer has not finished."""
+    return name.endswith(PART_SUFFIX) or is_open_by_name(Path(name))
 
 
 def is_open_by_name(path: Path) -> bool:

@@ -17,7 +17,7 @@ from nsqtools.archive import manifest
 from nsqtools.archive.claims import Claim, Placing
 from nsqtools.archive.compaction import NotCompacted, compact, is_worth_it
 from nsqtools.archive.naming import first_free
-from nsqtools.errors import StorageError, StoreError
+from nsqtools.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,10 +110,8 @@ class SealedFile:
     def _confirm(self, placing: Placing, destination: Destination) -> str:
         """The file is there for good, and its manifest, too; why that is not, or nothing."""
         try:
-            destination.confirm(placing.name, placing.facts)
+            destination.confirm(placing.name, placing.facts, is_placed=True)
         except FileNotFoundError:
-            if not destination.may_be_emptied:
-                raise forgotten(destination, placing.name) from None
             return ""  # it was placed just now: somebody was waiting and has taken it away
         return manifest.place(self.claim, placing.name, destination)
 
@@ -201,14 +199,6 @@ def prepare_placing(
     return placing
 
 
-def forgotten(destination: Destination, name: str) -> StoreError:
-    """What a store took, and does not have."""
-    place = destination.location(name)
-    return StoreError(
-        "confirm", place, "it was taken a moment ago, and is not there", is_passing=True
-    )
-
-
 class SealedFiles:
     """The sealed files of one writer, oldest first; at most `files_max`. Thread-safe.
 
@@ -265,10 +255,10 @@ class SealedFiles:
             self._files.popleft()
 
     def release_all(self) -> None:
-        """Leave them to the recovery of the next start, or to whom `leave` tells."""
-        with self._lock:
-            files, self._files = list(self._files), deque()
-        for file in files:
+        """Leave them to the recovery of the next start, or to whom `leave` tells: that knows of a file
+        before it is none of ours any more, or a watermark could pass it."""
+        while (file := self.first()) is not None:
             file.release()
             if self._leave is not None:
                 self._leave(file.claim.path)
+            self.drop_first()

@@ -130,7 +130,7 @@ def place(claim: Claim, name: str, destination: Destination) -> str:
     except FileExistsError:
         return f"{destination.location(beside)} is somebody else's"
     with contextlib.suppress(FileNotFoundError):  # somebody waited for it, and has taken it away
-        destination.confirm(beside, facts)
+        destination.confirm(beside, facts, is_placed=True)
     return ""
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Self, TypeVar
 
-from nsqtools.archive.files import PART_SUFFIX
+from nsqtools.archive.files import PART_SUFFIX, is_unfinished
 from nsqtools.archive.formats import (
     COMPRESSIONS,
     FRAMED,
@@ -372,12 +372,11 @@ class ArchiveReader:
     def _describe(self) -> ArchiveInfo:
         index = self._index
         if index is None:
-            part = self._name.endswith(".part")
             return ArchiveInfo(
                 record_format=self._record_format.name,
                 compression=self._compression.name,
                 meta=self._meta,
-                sealed=not part and not self._compression.has_index,
+                sealed=not (self._compression.has_index or is_unfinished(self._name)),
             )
         return ArchiveInfo(
             record_format=self._record_format.name,

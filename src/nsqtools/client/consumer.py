@@ -21,13 +21,7 @@ from nsqtools.client.connection import connect
 from nsqtools.client.inbox import Inbox
 from nsqtools.client.memory import FULL_AT, ConsumerMemory
 from nsqtools.client.nsqds import Nsqds
-from nsqtools.client.rdy import (
-    CHANGE_MIN,
-    PROBE_S,
-    STRICT_PROBE_S,
-    LowRdyTiming,
-    share_rdy,
-)
+from nsqtools.client.rdy import CHANGE_MIN, PROBE_S, STRICT_PROBE_S, LowRdyTiming, share_rdy
 from nsqtools.client.subscription import Subscription
 from nsqtools.errors import ConnectionFailed, NsqToolsError, OptionsError
 from nsqtools.observe.log import get_log

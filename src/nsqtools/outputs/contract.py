@@ -19,7 +19,8 @@ class Feeding:
     is); no message waits longer than `wait_s` seconds for others to join it; up to `deliveries_max`
     deliveries are under way at once. With `gives_back`, what was not delivered yet when the run
     ends, and what cannot go in then, goes back to nsqd at once; otherwise all of it is delivered, until
-    the deadline of the end.
+    the deadline of the end. With `lets_go` a delivery may take as long as nsqd leaves its messages with
+    us: it is cancelled when one of them is taken back, its time being over or its connection gone.
     """
 
     wait_s: float
@@ -27,6 +28,7 @@ class Feeding:
     bytes_max: int | None = None
     deliveries_max: int = 1
     gives_back: bool = False
+    lets_go: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import logging
 import random
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from nsqtools.client.consumer import Consumer
 from nsqtools.clock import SystemClock
@@ -96,7 +96,7 @@ class TopicPipeline:
         self._log = get_log("pipeline").bind(topic=spec.topic, channel=spec.channel)
         self._failed = Repeated(self._log, "output failed", clock=self._clock)
         self._ended_s = 0.0
-        self._under_way: dict[asyncio.Task[Any] | None, float] = {}
+        self._under_way: dict[asyncio.Timeout, _UnderWay] = {}
         self._workers: list[asyncio.Task[None]] = []
         self._free_workers = 0
         self.consumer = Consumer(
@@ -136,8 +136,11 @@ class TopicPipeline:
 
     @property
     def delivering_s(self) -> float:
-        """For how long the oldest delivery has been under way, in seconds; 0 without one."""
-        began_s = min(self._under_way.values(), default=None)
+        """For how long the oldest delivery has been under way, in seconds; 0 without one, and where that
+        is as long as it should be."""
+        if self.output.feeding.lets_go:
+            return 0.0
+        began_s = min((one.began_s for one in self._under_way.values()), default=None)
         return 0.0 if began_s is None else self._clock.monotonic() - began_s
 
     def stop(self) -> None:
@@ -248,6 +251,10 @@ class TopicPipeline:
     def _connection_lost(self, nsqd: str) -> None:
         """What waits to come again, and whose connection is gone, takes memory for nothing."""
         self.counts.disconnected += self._waiting.drop_lost()
+        if self.output.feeding.lets_go:
+            for limit, one in self._under_way.items():
+                if any(held.is_lost for held in one.delivery) and not limit.expired():
+                    limit.reschedule(0.0)
         self._may_come_again(nsqd, None)
 
     def _may_come_again(self, nsqd: str, message_id: bytes | None) -> None:
@@ -344,17 +351,31 @@ class TopicPipeline:
 
     async def _ask(self, delivery: Sequence[Batch | Part]) -> Answer | Sequence[Answer]:
         try:
-            messages = [held.messages for held in delivery]
-            self._under_way[asyncio.current_task()] = self._clock.monotonic()
-            try:
-                answer = await unless_cancelled(self.output.deliver(messages))
-            finally:
-                del self._under_way[asyncio.current_task()]
+            answer = await self._deliver_now(delivery)
             check_answer(answer, sum(map(len, delivery)))
         except Exception as failure:  # noqa: BLE001 - whatever it raises stops this topic alone
             self._note_failure(failure)
             return Again(RETRY_MAX_S, f"{type(failure).__name__}: {failure}", stands=True)
         return answer
+
+    async def _deliver_now(self, delivery: Sequence[Batch | Part]) -> Answer | Sequence[Answer]:
+        """What the output answers; `Again` when it has let go of what is not ours any more."""
+        messages = [held.messages for held in delivery]
+        began_s = self._clock.monotonic()
+        kept_s = None
+        if self.output.feeding.lets_go:
+            kept_s = min(held.expires_s for held in delivery) - began_s + _EXPIRED_S
+        limit = asyncio.timeout(kept_s)
+        try:
+            async with limit:
+                self._under_way[limit] = _UnderWay(began_s, delivery)
+                return await unless_cancelled(self.output.deliver(messages))
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            return Again(0.0, "nsqd has taken messages back")
+        finally:
+            self._under_way.pop(limit, None)
 
     async def _stand(self, answer: Again, delivery: Sequence[Batch | Part]) -> None:
         """Let time pass until the output is to be asked again, or `delivery` cannot be kept any longer;
@@ -406,6 +427,13 @@ async def unless_cancelled(work: Coroutine[Any, Any, T]) -> T:
         if task is None or task.cancelling():
             raise
         raise RuntimeError("something inside was cancelled") from leaked
+
+
+class _UnderWay(NamedTuple):
+    """A delivery that an output has not answered."""
+
+    began_s: float
+    delivery: Sequence[Batch | Part]
 
 
 class _Retry:

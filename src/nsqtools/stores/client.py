@@ -219,7 +219,8 @@ class Store:
                     return  # what rclone's server says when there is none
                 raise
             # Not every store heeds the prefix.
-            yield from (one for one in page.get("Uploads", ()) if one["Key"].startswith(prefix))
+            uploads = [one for one in page.get("Uploads", ()) if "UploadId" in one]
+            yield from (one for one in uploads if one.get("Key", "").startswith(prefix))
             if not page.get("IsTruncated") or not page.get("NextKeyMarker"):
                 return
             more = {"KeyMarker": page["NextKeyMarker"]}

@@ -137,6 +137,13 @@ class Request:
         )
 
 
+def field_of(answer: Mapping[str, Any], name: str, request: Request) -> Any:
+    """What an answer has to say; raises StoreError where it does not: something in between answered."""
+    if name not in answer:
+        raise request.failed(f"the answer says no {name}", is_passing=True)
+    return answer[name]
+
+
 class WornOut(StoreError):  # noqa: N818 - it is what the credentials are
     """The credentials are of no use any more, or not there yet: they have to be looked for anew."""
 

@@ -16,7 +16,7 @@ import contextlib
 import hashlib
 import os
 import threading
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -24,8 +24,9 @@ from urllib.parse import urlencode
 from nsqtools.errors import NsqToolsError, StorageError, StoreError
 from nsqtools.stores.body import Bandwidth, Body, Stretch, sha256_checksum
 from nsqtools.stores.connection import TRIES
-from nsqtools.stores.failures import NoCondition, Request
+from nsqtools.stores.failures import NoCondition, Request, field_of
 from nsqtools.stores.objects import SHA256, UNIQUE, encode_metadata
+from nsqtools.stores.threads import DaemonThreads
 
 if TYPE_CHECKING:
     import io
@@ -223,7 +224,7 @@ class Uploader:
         algorithm = {"ChecksumAlgorithm": "CRC32"} if self._connection.is_aws else {}
         request = self._request("create_multipart_upload", wanted)
         answer = self._connection.patiently(request, **wanted.headers, **algorithm)
-        upload_id = str(answer["UploadId"])
+        upload_id = str(field_of(answer, "UploadId", request))
         with self._lock:
             self._under_way.add(upload_id)
         try:
@@ -300,6 +301,7 @@ class Uploader:
             except StoreError:
                 spoilt.set()
                 raise
+            field_of(answer, "ETag", request)
             return answer
 
         answer = self._connection.tried(
@@ -363,7 +365,7 @@ class _Parts:
         """All of them; raises what the first that failed did, when none is under way any more."""
         sent: list[dict[str, Any]] = []
         waiting: set[Future[dict[str, Any]]] = set()
-        with ThreadPoolExecutor(self._uploader.concurrency, "part") as threads:
+        with DaemonThreads(self._uploader.concurrency, "part") as threads:
             try:
                 for number, stretch in enumerate(self._stretches(), start=1):
                     # One more than are sent at once: its checksums are taken meanwhile.

@@ -10,6 +10,7 @@ import pytest
 from tests.archive.helpers import batch_of
 from tests.support.clients import until
 
+from nsqtools import durable
 from nsqtools.archive.destination import About, FileFacts, FolderDestination
 from nsqtools.archive.object_names import ObjectNaming
 from nsqtools.archive.reader import open_archive
@@ -308,11 +309,13 @@ async def test_what_nobody_waits_for_is_not_tried_for_ever(
 
 
 def test_what_a_killed_run_left_on_the_disk_is_removed(scratch: Path) -> None:
-    mine, other = scratch / f"{module.SCRATCH_PREFIX}1", scratch / "other"
+    name = f"{module.SCRATCH_PREFIX}abcd_123{module.SCRATCH_SUFFIX}"
+    mine, other = scratch / name, scratch / "other"
     mine.touch()
     other.touch()
-    module.remove_scratch(scratch)
+    module.remove_dead(scratch)
     assert list(scratch.iterdir()) == [other]
-    with mine.open("wb"):
-        module.remove_scratch(scratch)
+    with mine.open("wb") as file:
+        durable.lock_file(file.fileno(), mine)
+        module.remove_dead(scratch)
         assert mine.exists()

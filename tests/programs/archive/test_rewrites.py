@@ -8,12 +8,13 @@ import random
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 import zstandard
 from tests.archive.failing_os import FailingOs
-from tests.archive.helpers import read_bodies, read_payloads
+from tests.archive.helpers import batch_of, read_bodies, read_payloads, spec, visible
 from tests.programs.archive.helpers import (
     BODIES,
     COMMITS,
@@ -26,6 +27,9 @@ from tests.programs.archive.helpers import (
 )
 
 from nsqtools import durable
+from nsqtools.archive.naming import FileNaming
+from nsqtools.archive.recovery import recover
+from nsqtools.archive.writer import ArchiveWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +40,26 @@ if TYPE_CHECKING:
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_file())
+
+
+@pytest.mark.parametrize("name", ["topic-000000.log.gz", "*.gz"])
+def test_a_file_under_its_live_name_is_not_finished(run: Run, tmp_path: Path, name: str) -> None:
+    """Its writer was killed: what replaced it would stand beside what recovery publishes of it."""
+    gz = FileNaming(host="host", filename_format="<TOPIC><REV>.log.gz", pid=7)
+    writer = ArchiveWriter(replace(spec(tmp_path, "jsonl", "gzip", naming=gz), live_name=True))
+    for number in range(50):
+        writer.commit([batch_of([b"%d" % number], number)])
+    writer.abandon()
+    shown = tmp_path / "topic-000000.log.gz"
+    shown.write_bytes(shown.read_bytes() + shown.read_bytes()[:20])  # the beginning of a commit
+    for command_name, *flags in (("compact", "--replace"), ("index",)):
+        ran = run(command_name, *flags, tmp_path / name)
+        assert b"left alone: it is not finished" in ran.out
+    assert b": open: " in run("verify", tmp_path / name).out
+    assert run("verify", tmp_path / name).code == 0
+    assert len(run("cat", shown).out.splitlines()) == 50
+    assert [found.published for found in recover(tmp_path)] == [str(shown)]
+    assert [path.name for path in visible(tmp_path)] == [shown.name]
 
 
 @pytest.mark.parametrize("record_format", ["lines", "jsonl", "framed"])

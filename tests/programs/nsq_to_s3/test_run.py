@@ -259,6 +259,28 @@ async def test_nothing_is_acknowledged_before_the_store_has_it(
     assert sorted((tmp_path / "spool").iterdir()) == []
 
 
+@pytest.mark.parametrize("ack", ["spool", "upload"])
+async def test_a_store_that_forgets_what_it_took(
+    ack: str,
+    nsqd: Nsqd,
+    archive: Bucket,
+    proxy: FaultProxy,
+    tool: Program,
+    flags: list[str],
+    tmp_path: Path,
+) -> None:
+    """It is asked whether it has the object, and gets it again: nothing is lost, nothing is untold."""
+    proxy.fail("forget", "PUT", times=2)
+    await publish(nsqd, *TEN)
+    await tool.start(*flags, f"--ack={ack}", "--manifest", "--max-messages=10")
+    assert await tool.end(None) == 0, tool.told
+    assert "the store took it, and does not have it" in tool.told
+    assert "Traceback" not in tool.told
+    assert archive.all_bodies(tmp_path) == TEN
+    (key,) = archive.archives()
+    assert set(archive.keys()) == {key, f"{key}.manifest.json"}
+
+
 async def test_a_full_window_is_an_object(
     nsqd: Nsqd, archive: Bucket, tool: Program, flags: list[str], tmp_path: Path
 ) -> None:
@@ -284,6 +306,57 @@ async def test_an_end_without_a_spool_while_the_store_is_away(
     assert stats is not None
     assert (stats["depth"], stats["in_flight_count"]) == (10, 0)
     assert archive.keys() == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("GET", "uploads"), ("PUT", "partNumber"), ()],
+    ids=["unfinished-uploads", "parts", "all"],
+)
+async def test_a_store_that_does_not_answer_when_the_run_ends(
+    words: tuple[str, ...],
+    nsqd: Nsqd,
+    archive: Bucket,
+    proxy: FaultProxy,
+    tool: Program,
+    flags: list[str],
+    tmp_path: Path,
+) -> None:
+    """All is durable and acknowledged: it ends in time, and in order."""
+    if words:
+        proxy.fail("stall", *words, times=10_000)
+    for _ in range(6):
+        await publish(nsqd, *[b"x" * 100_000 for _ in range(10)])
+    more = ["--shutdown-timeout=4s", "--store-timeout=60s", "--watermark", "--compress=none"]
+    await tool.start(*flags, *more, "--multipart-threshold=5MiB", "--part-size=5MiB")
+    await until_acknowledged(nsqd, tool)
+    proxy.fail("stall", *words, times=10_000)
+    assert await tool.end(signal.SIGTERM) == 0, tool.told
+    assert len(parts(tmp_path / "spool")) + len(archive.archives()) == 1
+
+
+async def test_a_file_that_somebody_takes_out_of_the_spool(
+    nsqd: Nsqd,
+    archive: Bucket,
+    proxy: FaultProxy,
+    tool: Program,
+    flags: list[str],
+    tmp_path: Path,
+) -> None:
+    """The topic waited for it; there is nothing to wait for any more."""
+    proxy.fail_with(403, "AccessDenied", "PUT", times=10_000)
+    await publish(nsqd, *TEN)
+    await tool.start(*flags, "--rotate-records=10")
+    await until_acknowledged(nsqd, tool)
+    await publish(nsqd, b"seals the first")
+    await tool.says("the topic waits until the store takes its files again")
+    for path in parts(tmp_path / "spool"):
+        path.unlink()
+    proxy.heal()
+    await publish(nsqd, b"more")
+    await until_acknowledged(nsqd, tool)
+    assert await tool.end(signal.SIGTERM) == 0, tool.told
+    assert b"more" in archive.all_bodies(tmp_path)
 
 
 async def test_two_archivers_with_one_name(
@@ -351,7 +424,7 @@ async def test_a_store_that_takes_and_forgets(
     proxy.fail("forget", "PUT", times=2)
     await publish(nsqd, *TEN)
     await tool.start(*flags, f"--ack={ack}", "--rotate-interval=200ms")
-    await tool.says("it was taken a moment ago, and is not there")
+    await tool.says("the store took it, and does not have it")
     await until(lambda: archive.archives() != [], tool)
     await until_acknowledged(nsqd, tool)
     assert await tool.end(signal.SIGTERM) == 0, tool.told

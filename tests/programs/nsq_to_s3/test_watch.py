@@ -53,8 +53,13 @@ class Watched:
         )
         self.registry, self.health = Registry(), Health()
         self.watch = SpoolWatch(
-            Spool(folder, 1 << 30) if with_spool else None, self.destination, self.backlog
+            Spool(folder, 1 << 30) if with_spool else None,
+            self.destination,
+            self.backlog,
+            self.workers.strand("spool"),
         )
+
+        self.watch.register(self.registry)
 
     def value(self, name: str) -> float | None:
         for sample in self.registry.snapshot():
@@ -72,7 +77,7 @@ async def test_the_spool_and_the_store_are_told(tmp_path: Path) -> None:
     (tmp_path / "a.part").write_bytes(bytes(3 << 20))
     os.utime(tmp_path / "a.part", (1000.0, 1000.0))
     watched = Watched(tmp_path, with_spool=True)
-    task = asyncio.create_task(watched.watch.run(watched.registry, watched.health))
+    task = asyncio.create_task(watched.watch.run(watched.health))
     await until(lambda: watched.value("nsqtools_spool_held_files") == 1)
     assert watched.value("nsqtools_spool_held_bytes") == 3 << 20
     assert (watched.value("nsqtools_spool_oldest_age_seconds") or 0) > 1e9
@@ -100,7 +105,7 @@ async def test_a_folder_that_is_no_spool_is_not_told_of(tmp_path: Path) -> None:
     """With --ack=upload it is that of all temporary files, somebody's download among them."""
     (tmp_path / "download.part").write_bytes(bytes(3 << 20))
     watched = Watched(tmp_path, with_spool=False)
-    task = asyncio.create_task(watched.watch.run(watched.registry, watched.health))
+    task = asyncio.create_task(watched.watch.run(watched.health))
     with pytest.raises(StoreError):
         watched.destination.is_taken("key")
     await until(lambda: "object store" in watched.health.failures)
@@ -117,7 +122,7 @@ async def test_a_chore_that_fails_is_heard(
     """Or spool and store would be without metrics and uploads, and nobody knew."""
     watched = Watched(tmp_path, with_spool=True)
     monkeypatch.setattr(Spool, "state", None)
-    chore = run._chore("watch", watched.watch.run(watched.registry, watched.health))
+    chore = run._chore("watch", watched.watch.run(watched.health))
     await asyncio.wait([chore])
     assert "a chore has failed, and is not done any more chore=watch" in caplog.text
     assert "NoneType" in caplog.text

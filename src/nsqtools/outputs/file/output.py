@@ -188,6 +188,8 @@ class FileOutput:
 
     async def close(self) -> None:
         """Finish every file. Raises StorageError; after that it can be called again."""
+        began_s = time.monotonic()
+        mark_wait_s = MARK_WAIT_S
         try:
             if self._spooling is None:
                 # First what waits: there may be no room for another.
@@ -197,23 +199,25 @@ class FileOutput:
             else:
                 await self._strand.call(self._writer.close)
                 await self._upload_rest(self._spooling.close_wait_s)
+                left_s = began_s + self._spooling.close_wait_s - time.monotonic()
+                mark_wait_s = min(MARK_WAIT_S, max(0.0, left_s))
             await self._strand.call(self._writer.release)
             if self._leftovers is not None:
                 self._leftovers.key_files.look_again()  # ours is there for whoever comes next
         except StorageError:
             self._counts["failures"] += 1
             raise
-        await self._mark_now()
+        await self._mark_now(mark_wait_s)
         if self._hook is not None:
             left = await self._hook.idle(self._topic, self._hook_wait_s)
             self._counts["unfinished_commands"] = left
 
-    async def _mark_now(self) -> None:
+    async def _mark_now(self, wait_s: float = MARK_WAIT_S) -> None:
         """Return when the watermark says what is so now, or nearly: a store may take its time."""
         if self._watermark is not None:
             await self._strand.call(self._mark)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(MARK_WAIT_S):
+                async with asyncio.timeout(wait_s):
                     await self._finisher.call(lambda: None)
 
     async def _upload_rest(self, wait_s: float) -> None:
@@ -282,10 +286,12 @@ class FileOutput:
     def _mark(self) -> None:
         """Say how far the archive is complete."""
         self._marked_s = time.monotonic()
-        left = self._leftovers is not None and self._leftovers.failed_of(self._topic)
-        if self._watermark is None or left:
+        if self._watermark is None:
             return
         until = self._watermark.until(self._writer.oldest_unfinished_s)
+        # Asked behind that: what the writer has let go of meanwhile is among them.
+        if self._leftovers is not None and self._leftovers.failed_of(self._topic):
+            return
         self._finisher.call_soon(partial(self._write_mark, self._watermark, until))
 
     def _due(self) -> Due | None:
@@ -363,7 +369,9 @@ class FileOutput:
     def _not_finished(self, failure: NsqToolsError) -> None:
         """What somebody has to mend stops the topic: nothing is gained by a longer queue."""
         self._failed(self._finishes, failure)
-        if isinstance(failure, StoreError) and not failure.is_passing:
+        if not len(self._writer.sealed):
+            self._all_finished()  # somebody took away the last that waited
+        elif isinstance(failure, StoreError) and not failure.is_passing:
             if self._refusal is None:
                 self._log.warning("the topic waits until the store takes its files again")
             self._refusal = failure

@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
+import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from nsqtools.archive.claims import foreign_folders
+from nsqtools import durable
+from nsqtools.archive.claims import Claim, foreign_folders
 from nsqtools.archive.keys import KeyFiles, remove_old
 from nsqtools.archive.recovery import claims_by_topic, recover
 from nsqtools.clock import SystemClock
-from nsqtools.errors import StorageError
+from nsqtools.errors import NsqToolsError, StorageError
 from nsqtools.observe.log import Repeated, get_log
 from nsqtools.outputs.file.leftovers import run_hook
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from nsqtools.archive.destination import Destination
@@ -38,6 +41,7 @@ TOPICS_MAX = 4
 # How soon is looked again whether something waits, and how long a file that failed is left alone.
 LOOK_S = 1.0
 AGAIN_S = 30.0
+_IN_HAND = "somebody else has the file in hand: another nsqtools"
 
 
 class Backlog:
@@ -62,8 +66,10 @@ class Backlog:
         self._open_destination = open_destination
         self._hook = hook
         self._lock = threading.Lock()
-        # Under the lock; None until the folder was read.
+        # Under the lock.
         self._claims: dict[str, list[Path]] = {}
+        self._others: list[tuple[str, Path]] = []
+        self._others_at_s = 0.0
         self._reasons: dict[str, str] = {}
         self._scanning = asyncio.Lock()
         self._is_scanned = False
@@ -112,6 +118,9 @@ class Backlog:
         while True:
             with contextlib.suppress(StorageError):  # told when a topic is opened
                 await self._scan()
+            if self._others and time.monotonic() >= self._others_at_s:
+                async with self._scanning:
+                    await self._workers.background.strand("backlog").call(self._look_at_others)
             with self._lock:
                 topics = [topic for topic, claims in self._claims.items() if claims]
             if topics and not self._destination.opens_in_s:
@@ -139,30 +148,47 @@ class Backlog:
                 claims = list(self._claims.get(topic, ()))
             strand = self._workers.background.strand(f"backlog of {topic}")
             self._busy[topic] = strand
-            for claim in claims:
-                if self._destination.opens_in_s:
-                    break
-                await strand.call(partial(self._upload, topic, claim))
-            del self._busy[topic]
+            try:
+                for claim in claims:
+                    if self._destination.opens_in_s:
+                        break
+                    await self._try_to_upload(strand, topic, claim)
+            finally:
+                del self._busy[topic]
+
+    async def _try_to_upload(self, strand: Strand, topic: str, claim: Path) -> None:
+        try:
+            await strand.call(partial(self._upload, topic, claim))
+        except Exception as fault:
+            logging.getLogger("nsqtools.outputs").error(
+                "a fault in nsqtools topic=%s", topic, exc_info=fault
+            )
+            self._note(topic, claim, f"{type(fault).__name__}: {fault}")
 
     def _upload(self, topic: str, claim: Path) -> None:
         """In a worker's thread."""
-        failed = ""
-        for found in recover(
+        found = next(self._recovered(claim, self._open_destination), None)
+        if found is None:
+            # Somebody else has it in hand for now (`nsqtools spool upload`), or it is gone.
+            self._note(topic, claim, _IN_HAND if durable.is_taken(claim) else "")
+            return
+        self._note(topic, claim, found.reason if found.failed else "")
+        if not found.failed:
+            self.files += found.published is not None
+            self._abort_cut(found)
+            _tell(topic, found)
+            if self._hook is not None:
+                run_hook(self._hook, found)
+
+    def _recovered(
+        self, claim: Path, open_destination: Callable[[str], Destination]
+    ) -> Iterator[Recovered]:
+        return recover(
             self._spool_dir,
             claims=[claim],
             key_files=self.key_files,
-            open_destination=self._open_destination,
-        ):
-            if found.failed:
-                failed = found.reason
-            else:
-                self.files += found.published is not None
-                self._abort_cut(found)
-                _tell(topic, found)
-                if self._hook is not None:
-                    run_hook(self._hook, found)
-        self._note(topic, claim, failed)
+            open_destination=open_destination,
+        )
 
     def _abort_cut(self, found: Recovered) -> None:
         if found.published is not None and found.claimed is not None:
@@ -170,12 +196,36 @@ class Backlog:
             destination.abort_cut_uploads(found.name, found.stored_bytes)
 
     def _note_keys(self, found: dict[str, list[Path]]) -> None:
-        """Only what `recover` does where the destination is not there: the key files are told."""
-        for claims in found.values():
-            for _ in recover(
-                self._spool_dir, claims=claims, key_files=self.key_files, open_destination=_later
-            ):
-                pass
+        """Only what `recover` does where the destination is not there: the key files are told. What
+        somebody has in hand, another archiver or an output of ours, is left out of `found`."""
+        others = []
+        for topic, claims in found.items():
+            free = []
+            for claim in claims:
+                if next(self._recovered(claim, _later), None) is not None:
+                    free.append(claim)
+                else:
+                    others.append((topic, claim))
+            claims[:] = free
+        with self._lock:
+            self._others = others
+
+    def _look_at_others(self) -> None:
+        """Whoever had them in hand may have been killed since."""
+        self._others_at_s = time.monotonic() + AGAIN_S
+        held, free = [], []
+        for topic, claim in self._others:
+            if _is_held(claim):
+                held.append((topic, claim))
+            elif durable.is_taken(claim):
+                free.append((topic, claim))
+        if free:
+            self.key_files.look_again()  # theirs may be newer than our list
+        with self._lock:
+            self._others = held
+        for topic, claim in free:
+            if claim not in self._claims.get(topic, ()):
+                self.left(topic, claim)
 
     def _note(self, topic: str, claim: Path, failed: str) -> None:
         trouble = self._troubles.setdefault(
@@ -228,6 +278,17 @@ def _tell(topic: str, found: Recovered) -> None:
         log.warning("a file of a run that did not end", **facts)
     else:
         log.info("uploaded from the spool", **facts)
+
+
+def _is_held(claim: Path) -> bool:
+    try:
+        adopted = Claim.adopt(claim)
+    except NsqToolsError:
+        return False  # uploading it will say what is wrong
+    if adopted is None:
+        return durable.is_taken(claim)
+    adopted.close()
+    return False
 
 
 def _later(_description: str) -> Destination:

@@ -33,6 +33,7 @@ JSON = "application/json"
 _COMPRESSED = {"gzip": "application/gzip", "zstd": "application/zstd"}
 _PLAIN = {"lines": "text/plain; charset=utf-8", "jsonl": "application/x-ndjson"}
 _BYTES = "application/octet-stream"
+_FORGOTTEN = "the store took it, and does not have it"
 
 
 class StoreDestination:
@@ -43,7 +44,6 @@ class StoreDestination:
     """
 
     wants_digest = True
-    may_be_emptied = False
 
     def __init__(self, store: Store, *, clock: Clock | None = None) -> None:
         self._store = store
@@ -91,8 +91,8 @@ class StoreDestination:
             )
         )
 
-    def confirm(self, name: str, facts: FileFacts) -> None:
-        self._ask(lambda: self._store.confirm(name, facts.size_bytes, facts.sha256 or ""))
+    def confirm(self, name: str, facts: FileFacts, *, is_placed: bool = False) -> None:
+        self._ask(lambda: self._confirm(name, facts, is_placed))
 
     def put_mark(self, name: str, data: bytes) -> None:
         self._ask(lambda: self._store.replace(name, data, content_type=JSON))
@@ -117,6 +117,16 @@ class StoreDestination:
 
     def describe(self) -> str:
         return f"s3://{self._store.bucket}"
+
+    def _confirm(self, name: str, facts: FileFacts, is_placed: bool) -> None:
+        try:
+            self._store.confirm(name, facts.size_bytes, facts.sha256 or "")
+        except FileNotFoundError:
+            if not is_placed:
+                raise
+            # Somebody may have taken it away; once more is better than never.
+            location = self.location(name)
+            raise StoreError("confirm", location, _FORGOTTEN, is_passing=True) from None
 
     def _ask(self, question: Callable[[], T]) -> T:
         with self._lock:

@@ -3,14 +3,17 @@
 Messages gather in memory, where the consumer has them anyway, until there is enough for an object, or
 the oldest has waited long enough, or no more can come because all that may be in flight is there. The
 pipeline holds and touches them until the store has confirmed the object. What a kill cuts off, or an
-outage beyond nsqd's --max-msg-timeout, comes again, and may then stand in the store twice.
+outage beyond nsqd's --max-msg-timeout, comes again, and may then stand in the store twice. Messages that
+nsqd has taken back are taken out of the object in the making, and one that has no others is given up.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
+import re
 import secrets
 import tempfile
 from dataclasses import dataclass, field, replace
@@ -20,14 +23,13 @@ from typing import TYPE_CHECKING
 
 from nsqtools import durable
 from nsqtools.archive.destination import FileFacts
-from nsqtools.archive.finishing import forgotten
 from nsqtools.archive.manifest import manifest_name, manifest_of
 from nsqtools.archive.naming import first_free
 from nsqtools.archive.object_names import name_when_complete
 from nsqtools.archive.part_file import Extent
 from nsqtools.archive.streaming import StreamWriter
 from nsqtools.clock import SystemClock
-from nsqtools.errors import NsqToolsError, StorageError
+from nsqtools.errors import DataPathInUse, NsqToolsError, StorageError
 from nsqtools.observe.log import get_log
 from nsqtools.outputs.contract import DONE, Again, Feeding
 from nsqtools.outputs.file.hook import published_file
@@ -53,10 +55,11 @@ _WINDOW_SHARE = 0.9
 # More than this may be all that the consumer can hold: then it is quiet, and the object is uploaded.
 _QUIET_BYTES = 8 << 20
 _QUIET_S = 1.0
-SCRATCH_PREFIX = "nsq_to_s3-"
+SCRATCH_PREFIX, SCRATCH_SUFFIX = "nsq_to_s3-", ".object"
+_SCRATCH = re.compile(f"{SCRATCH_PREFIX}[a-z0-9_]{{8}}{re.escape(SCRATCH_SUFFIX)}", re.ASCII)
 _COUNTS = ("disk_bytes", "files", "ambiguous_messages", "failures")
 # At the end of a run what stands goes back to nsqd at once.
-_NOT_NOW = Again(0.0, "the run ends", stands=True)
+_NOT_NOW = Again(1.0, "the run ends", stands=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,8 +91,17 @@ class Making:
 
     def add(self, messages: Sequence[Messages]) -> None:
         self.batches += messages
-        self.messages += count_messages(messages)
-        self.size_bytes += sum(each.size_bytes for each in messages)
+        self._count(messages, 1)
+
+    def take_out(self, messages: Sequence[Messages]) -> None:
+        """What was added by one call."""
+        gone = set(map(id, messages))
+        self.batches = [each for each in self.batches if id(each) not in gone]
+        self._count(messages, -1)
+
+    def _count(self, messages: Sequence[Messages], sign: int) -> None:
+        self.messages += sign * count_messages(messages)
+        self.size_bytes += sign * sum(each.size_bytes for each in messages)
 
 
 class DirectOutput:
@@ -104,7 +116,10 @@ class DirectOutput:
         hook: PublishHook | None = None,
     ) -> None:
         self.feeding = Feeding(
-            wait_s=min(spec.sync_interval_s, _QUIET_S), deliveries_max=spec.window, gives_back=True
+            wait_s=min(spec.sync_interval_s, _QUIET_S),
+            deliveries_max=spec.window,
+            gives_back=True,
+            lets_go=True,
         )
         self._spec = spec
         self._destination = destination
@@ -139,7 +154,12 @@ class DirectOutput:
         answer: asyncio.Future[Answer] = loop.create_future()
         making.answers.append(answer)
         self._end_if_large(making, loop)
-        return await answer
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            if self._making is making:
+                making.take_out(messages)
+            raise
 
     def _end_if_large(self, making: Making, loop: asyncio.AbstractEventLoop) -> None:
         rules = self._spec.rotation
@@ -172,23 +192,40 @@ class DirectOutput:
         answer: Answer = _NOT_NOW
         try:
             while any(not waiter.done() for waiter in making.answers):
-                try:
-                    await self._strand.call(partial(self._place, making))
-                except NsqToolsError as failure:
-                    self._counts["failures"] += 1
-                    delay_s = self._trouble.failed(failure)
-                    if self._ending.is_set():
-                        break
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._ending.wait(), delay_s)
-                else:
+                failure = await self._try_to_place(making)
+                if failure is None:
                     self._trouble.over()
                     answer = DONE
                     break
+                self._counts["failures"] += 1
+                delay_s = self._trouble.failed(failure)
+                if self._ending.is_set():
+                    break
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(delay_s):
+                        await self._ending.wait()
+            else:
+                if making.answers and not self._ending.is_set():
+                    self._log.warning(
+                        "given up: nsqd has taken the messages back", messages=making.messages
+                    )
         finally:
             for waiter in making.answers:
                 if not waiter.done():
                     waiter.set_result(answer)
+
+    async def _try_to_place(self, making: Making) -> NsqToolsError | None:
+        """Why it is not there, or None."""
+        try:
+            await self._strand.call(partial(self._place, making))
+        except NsqToolsError as failure:
+            return failure
+        except Exception as fault:
+            logging.getLogger("nsqtools.outputs").error(
+                "a fault in nsqtools topic=%s", self._spec.about.topic, exc_info=fault
+            )
+            return NsqToolsError(f"a fault in nsqtools: {type(fault).__name__}: {fault}")
+        return None
 
     # In a worker's thread
 
@@ -218,12 +255,8 @@ class DirectOutput:
             except FileExistsError:
                 number = first_free(number + 1, lambda at: self._destination.is_taken(names(at)))
             else:
-                break
-        try:
-            self._destination.confirm(names(number), facts)
-        except FileNotFoundError:
-            raise forgotten(self._destination, names(number)) from None
-        return names(number)
+                self._destination.confirm(names(number), facts, is_placed=True)
+                return names(number)
 
     def _place_manifest(self, name: str, facts: FileFacts, about: About) -> None:
         """In the place of one of an earlier try."""
@@ -234,11 +267,14 @@ class DirectOutput:
     def _written(self, making: Making) -> Iterator[tuple[Path, FileFacts]]:
         """The object as a file, for as long as the block."""
         try:
-            fd, name = tempfile.mkstemp(prefix=SCRATCH_PREFIX, dir=self._spec.scratch_dir)
+            fd, name = tempfile.mkstemp(
+                prefix=SCRATCH_PREFIX, suffix=SCRATCH_SUFFIX, dir=self._spec.scratch_dir
+            )
         except OSError as error:
             raise StorageError("create a file in", self._spec.scratch_dir, error) from error
         path = Path(name)
         try:
+            durable.lock_file(fd, path)  # see `remove_dead`
             writer = StreamWriter(self._spec.stream, fd, name)
             _, ambiguous = writer.commit(making.batches)
             writer.close()
@@ -283,6 +319,22 @@ class DirectOutput:
         return self._counts
 
 
+def remove_dead(scratch_dir: Path) -> None:
+    """Remove what runs that were killed have left there: whoever lives has its own locked. Blocks."""
+    for path in map(
+        scratch_dir.joinpath, filter(_SCRATCH.fullmatch, durable.names_in(scratch_dir))
+    ):
+        with contextlib.suppress(OSError, StorageError, DataPathInUse):
+            if not path.is_file() or path.is_symlink() or path.stat().st_uid != os.geteuid():
+                continue
+            fd = durable.open_existing(path)
+            try:
+                durable.lock_file(fd, path)
+                path.unlink(missing_ok=True)
+            finally:
+                durable.close(fd)
+
+
 def _ignore(_went_well: bool) -> None:
     """The hook itself tells of what fails."""
 
@@ -299,13 +351,3 @@ def _facts_of(making: Making, path: Path, content_bytes: int) -> FileFacts:
         content_bytes=content_bytes,
     )
     return replace(extent.added_to(facts), sha256=durable.sha256_of(path))
-
-
-def remove_scratch(folder: Path) -> None:
-    """Remove our files that no process has open: killed runs left them. One that cannot be looked at
-    stays."""
-    for path in folder.glob(f"{SCRATCH_PREFIX}*"):
-        with contextlib.suppress(OSError, StorageError):
-            is_ours = path.lstat().st_uid == os.geteuid()
-            if is_ours and not durable.is_being_written(path):
-                path.unlink()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from nsqtools.archive.files import PART_SUFFIX, find_files, open_file
+from nsqtools.archive.files import find_files, is_unfinished, open_file
 from nsqtools.archive.reader import LOOK_BYTES, open_archive
 from nsqtools.archive.stream import Damage
 from nsqtools.errors import DamagedArchive
@@ -61,7 +61,7 @@ class _Cat:
         self._is_told = False
 
     def print_file(self, file: FoundFile, _on_read: Callable[[int], None]) -> None:
-        is_open = file.name.endswith(PART_SUFFIX)
+        is_open = is_unfinished(file.name)
         with open_file(file, may_be_pipe=file.is_named) as opened:
             look_bytes = LOOK_BYTES if file.remote is not None else None
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import tempfile
 from dataclasses import replace
 from functools import partial
@@ -25,7 +26,7 @@ from nsqtools.outputs.file.archiving import hook_of, partition_of, rotation_of
 from nsqtools.outputs.file.output import FileOutput, Spooling
 from nsqtools.outputs.s3.backlog import Backlog
 from nsqtools.outputs.s3.destination import Destinations
-from nsqtools.outputs.s3.direct import DirectOutput, DirectSpec, remove_scratch
+from nsqtools.outputs.s3.direct import DirectOutput, DirectSpec, remove_dead
 from nsqtools.outputs.s3.spool import Spool
 from nsqtools.outputs.workers import Workers
 from nsqtools.pipeline.run import Run
@@ -108,6 +109,12 @@ async def _archive(options: NsqToS3Options, destinations: Destinations, line: Li
                 hook.close()
 
 
+def _tell_fault(chore: asyncio.Task[None]) -> None:
+    """Nobody waits for it before the end."""
+    if not chore.cancelled() and (fault := chore.exception()) is not None:
+        logging.getLogger("nsqtools.archive").error("a fault in nsqtools", exc_info=fault)
+
+
 class _Archive:
     """What the outputs of one run share."""
 
@@ -131,23 +138,23 @@ class _Archive:
             open_destination=destinations.open,
             hook=hook,
         )
-        has_spool = options.ack == "spool"
-        self.watch = SpoolWatch(
-            self._spool if has_spool else None, self._destination, self._backlog
-        )
+        spool = self._spool if options.ack == "spool" else None
+        self.watch = SpoolWatch(spool, self._destination, self._backlog, workers.strand("spool"))
 
     def prepare(self) -> None:
         """A folder that can be written. Blocks; raises StorageError."""
         durable.make_directories(self._folder, DIRECTORY_MODE)
         durable.check_writable(self._folder)
         if self._options.ack == "upload":
-            remove_scratch(self._folder)
+            remove_dead(self._folder)
 
     def chores(self, archiver: Run, life: Lifecycle) -> list[asyncio.Task[None]]:
         """Tasks that go on until the end."""
-        found = [_chore("watch", self.watch.run(archiver.registry, life.health))]
+        # On a thread that the end of the process does not wait for: a store may not answer.
         clean_up = partial(self._destination.abort_old_uploads, self._options.naming())
-        found.append(_chore("clean up", asyncio.to_thread(clean_up)))
+        self._workers.background.strand("unfinished uploads").call_soon(clean_up)
+        self.watch.register(archiver.registry)
+        found = [_chore("watch", self.watch.run(life.health))]
         if self._options.ack == "spool":
             found.append(_chore("backlog", self._backlog.run()))
         return found

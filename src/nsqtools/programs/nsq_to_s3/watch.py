@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+from nsqtools.errors import StorageError
 from nsqtools.outputs.s3.spool import SpoolState
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from nsqtools.outputs.s3.backlog import Backlog
     from nsqtools.outputs.s3.destination import StoreDestination
     from nsqtools.outputs.s3.spool import Spool
+    from nsqtools.outputs.workers import Strand
 
 LOOK_S = 2.0
 _STORE = "object store"
@@ -26,19 +28,24 @@ class SpoolWatch:
     store is."""
 
     def __init__(
-        self, spool: Spool | None, destination: StoreDestination, backlog: Backlog
+        self,
+        spool: Spool | None,
+        destination: StoreDestination,
+        backlog: Backlog,
+        strand: Strand,
     ) -> None:
+        """`strand` is where the folder is looked at."""
         self._spool = spool
+        self._strand = strand
         self._destination = destination
         self._backlog = backlog
         self._state = SpoolState()
 
-    async def run(self, registry: Registry, health: Health) -> None:
+    async def run(self, health: Health) -> None:
         """Until it is cancelled."""
-        self._register(registry)
         while True:
             if self._spool is not None:
-                self._state = await asyncio.to_thread(self._spool.state)
+                await self._look(self._spool, health)
             self._tell(health)
             await asyncio.sleep(LOOK_S)
 
@@ -57,7 +64,16 @@ class SpoolWatch:
         waiting = self._backlog.waiting
         health.note(_SPOOL, f"{waiting} complete files wait for upload" if waiting else "")
 
-    def _register(self, registry: Registry) -> None:
+    async def _look(self, spool: Spool, health: Health) -> None:
+        try:
+            self._state = await self._strand.call(spool.state)
+        except StorageError as failure:
+            health.failing(_SPOOL, failure)
+        else:
+            health.ok(_SPOOL)
+
+    def register(self, registry: Registry) -> None:
+        """Make the metrics; once for a registry."""
         failures = registry.counter(
             "nsqtools_store_failures_total", "requests that the store failed or refused"
         )
