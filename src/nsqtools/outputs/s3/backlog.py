@@ -148,13 +148,11 @@ class Backlog:
                 claims = list(self._claims.get(topic, ()))
             strand = self._workers.background.strand(f"backlog of {topic}")
             self._busy[topic] = strand
-            try:
-                for claim in claims:
-                    if self._destination.opens_in_s:
-                        break
-                    await self._try_to_upload(strand, topic, claim)
-            finally:
-                del self._busy[topic]
+            for claim in claims:
+                if self._destination.opens_in_s:
+                    break
+                await self._try_to_upload(strand, topic, claim)
+            del self._busy[topic]  # not when it is cancelled: `settle` waits for it
 
     async def _try_to_upload(self, strand: Strand, topic: str, claim: Path) -> None:
         try:
