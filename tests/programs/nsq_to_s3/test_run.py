@@ -162,7 +162,7 @@ async def test_a_run_that_ends_while_the_store_is_away(
     """It ends in order, and says what stays; the next run uploads it."""
     proxy.fail("reset", times=10_000)
     await publish(nsqd, *TEN)
-    await tool.start(*flags, "--max-messages=10", "--shutdown-timeout=2s")
+    await tool.start(*flags, "--max-messages=10", "--shutdown-timeout=6s")
     assert await tool.end(None) == 0, tool.told
     assert "files stay in the spool" in tool.told
     assert len(parts(tmp_path / "spool")) == 1
