@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from nsqtools.archive.files import STDIN_NAME
 from nsqtools.errors import OptionsError, StorageError
-from nsqtools.replay.inputs import STDIN_NAME, Input, find_inputs
+from nsqtools.replay.inputs import Input, find_inputs
 from nsqtools.replay.interrupt import Interrupt
 
 if TYPE_CHECKING:

@@ -305,7 +305,7 @@ async def test_a_file_that_goes_away_costs_no_other(
         path.write_bytes(path.name.encode() + b"\n")
     found = find_inputs([str(tmp_path / "*.log")])
     paths[1].unlink()
-    monkeypatch.setattr(run_module, "find_inputs", lambda _: found)
+    monkeypatch.setattr(run_module, "find_inputs", lambda *_: found)
     assert await replay(broker, "any", "--in-flight=1") == 5
     assert await bodies_of(broker, TOPIC) == [b"a.log", b"c.log"]
     assert f"not read to its end: open {paths[1]}: No such file" in capsys.readouterr().out

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -234,3 +237,23 @@ def test_a_reader_holds_little(
         while file.read(256 << 10):
             assert sum(len(data) for _, data in file._spans) <= 4 * READ_AHEAD_BYTES_MAX
         assert file.fetched_bytes == 40 << 20
+
+
+@pytest.mark.parametrize("what", ["read", "list"])
+def test_closing_ends_a_read_that_stalls(
+    opened: Callable[..., Store], proxy: FaultProxy, stored: bytes, what: str
+) -> None:
+    """Nobody waits for the answer any more, though the store may keep us waiting for a minute."""
+    store = opened("--store-timeout=1m")
+    file = store.open("o")
+    proxy.fail("stall", "GET")
+    asked = partial(file.read, 10) if what == "read" else lambda: list(store.list())
+    with ThreadPoolExecutor(1) as threads:
+        reading = threads.submit(asked)
+        while not proxy.count("GET"):
+            time.sleep(0.01)
+        store.close()
+        with pytest.raises(StoreError, match="closed"):
+            reading.result(timeout=30)
+    with pytest.raises(StoreError, match="closed"):
+        file.read(10)

@@ -6,7 +6,7 @@ import pytest
 
 from nsqtools.errors import OptionsError
 from nsqtools.options import load, options_of, settings_of
-from nsqtools.stores.options import StoreOptions
+from nsqtools.stores.options import StoreAccess, StoreOptions
 
 
 def options(*flags: str) -> StoreOptions:
@@ -80,3 +80,16 @@ def test_options_that_contradict(flags: tuple[str, ...], problem: str) -> None:
 def test_tags_are_shown_as_they_are_written() -> None:
     made = options("--bucket=abc", "--object-tag=team=a b", "--object-tag=x=")
     assert settings_of(made)["object_tag"] == "team=a b;x="
+
+
+def test_who_reads_needs_less() -> None:
+    """The bucket is first in the help, and is none of the flags of who names `s3://bucket/key`."""
+    flags = [made.flag for made in options_of(StoreOptions)]
+    access = [made.flag for made in options_of(StoreAccess)]
+    assert flags[: len(access) + 1] == ["bucket", *access]
+    made = load(StoreAccess, "x", ["--addressing=virtual", "--ca-file=/x"], {})
+    assert list(made.check_access()) == []
+    assert list(made.check_reach("a_b.c", "s3://a_b.c/d")) == [
+        "s3://a_b.c/d: AWS has no bucket with an underscore, name an --endpoint-url",
+        "--addressing virtual: no certificate fits the dots of s3://a_b.c/d",
+    ]

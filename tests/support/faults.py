@@ -83,6 +83,8 @@ class FaultProxy:
         self.endpoint_url = ""
         self.sent_bytes = 0
         """Of the bodies of requests that were passed on."""
+        self.answered_bytes = 0
+        """Of answers of the store, their heads included."""
 
     def fail(
         self,
@@ -169,6 +171,7 @@ class FaultProxy:
             client.sendall(head + b"\r\n\r\n" + body[: len(body) // 2])
             return False
         client.sendall(answer)
+        self.answered_bytes += len(answer)
         return False
 
     def _pass_on(self, request: _Request, *, is_corrupt: bool) -> bytes:

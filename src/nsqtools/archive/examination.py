@@ -24,9 +24,9 @@ from nsqtools.archive.formats import (
 from nsqtools.archive.header import HEADER_BYTES_MAX, MAGIC, HeaderError, decode_header
 from nsqtools.archive.jsonl import topic_of
 from nsqtools.archive.lines import NEWLINE
-from nsqtools.archive.reader import named_compression, open_archive
+from nsqtools.archive.reader import LOOK_BYTES, named_compression, open_archive
 from nsqtools.archive.scan import Lost, Scan, Text, first_whole_format
-from nsqtools.archive.stream import READ_BYTES, Records, Source
+from nsqtools.archive.stream import READ_BYTES, Damage, Records, Source
 from nsqtools.archive.zstd_frames import ANY_TIME
 from nsqtools.errors import DamagedArchive
 
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 DECODERS = 1
 # Damages that are kept of one file; of more only the count.
 LOSSES_KEPT_MAX = 100
-_LOOK_BYTES = 4096
 
 
 class State(StrEnum):
@@ -120,9 +119,7 @@ def open_reader(file: BinaryIO, name: str, *, read_bytes: int = READ_BYTES) -> A
         if not file.seekable():
             raise
         reader = None
-    file.seek(0)
-    start = file.read(HEADER_BYTES_MAX + START_BYTES)
-    file.seek(0)
+    start = _start_of(file, name, HEADER_BYTES_MAX + START_BYTES)
     record_format, compression = _was(start)
     tells = MAGIC in start[:START_BYTES] and record_format != ""
     if reader is not None and not tells:
@@ -137,6 +134,18 @@ def open_reader(file: BinaryIO, name: str, *, read_bytes: int = READ_BYTES) -> A
         record_format = first_whole_format(Source(file, name), COMPRESSIONS[compression]).name
         file.seek(0)
     return open_archive(file, name=name, record_format=record_format, compression=compression)
+
+
+def _start_of(file: BinaryIO, name: str, count: int) -> bytes:
+    """The first bytes of what can seek, which stands at its start then. Raises `StorageError`."""
+    file.seek(0)
+    source = Source(file, name, read_bytes=count)
+    try:
+        return source.peek(count)
+    except Damage:
+        return b""  # it became shorter meanwhile, which is met again
+    finally:
+        source.seek(0)
 
 
 def _was(start: bytes) -> tuple[str, str]:
@@ -165,9 +174,10 @@ def examine(
     is read to count where there is none. `on_read` is told now and then how far the reading has come,
     in bytes. Raises `StorageError`, and `ArchiveError` for a version that is not known here.
     """
-    stored_bytes = os.fstat(file.fileno()).st_size
-    start = os.pread(file.fileno(), _LOOK_BYTES, 0) if file.seekable() else b""
-    reader = open_reader(file, name, read_bytes=_LOOK_BYTES if file.seekable() else READ_BYTES)
+    can_seek = file.seekable()
+    stored_bytes = file.seek(0, os.SEEK_END) if can_seek else 0
+    start = _start_of(file, name, LOOK_BYTES) if can_seek else b""
+    reader = open_reader(file, name, read_bytes=LOOK_BYTES if can_seek else READ_BYTES)
     info = reader.info
     found = Examined(
         name=name,
@@ -185,7 +195,7 @@ def examine(
         if not info.meta:
             found.lose(Lost(start=0, end=0, reason="a damaged file header", torn=False))
     elif not quick:
-        if file.seekable():
+        if can_seek:
             file.seek(0)
             _read_whole(Source(file, name), found, on_read)
         else:

@@ -1,4 +1,5 @@
-"""From names on a command line to archive files: a file, a folder, a glob, or `-` for standard input.
+"""From names on a command line to archive files: a file, a folder, a glob, or `-` for standard input;
+and, where somebody knows such names, what is not on a disk of this machine (`Remotes`).
 
 What cannot be read is told in its turn and ends nothing. In folders are left out: hidden folders, where
 claims are; manifests and watermarks; files that a writer makes on the way; links; hidden files that do
@@ -14,11 +15,13 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
-from nsqtools.errors import OptionsError, StorageError
+from nsqtools.errors import OptionsError, StorageError, StoreError
+from nsqtools.options.shown import printable
 
 if TYPE_CHECKING:
+    import io
     from collections.abc import Iterator, Sequence
 
 PART_SUFFIX = ".part"
@@ -30,22 +33,61 @@ STDIN = "-"
 STDIN_NAME = "standard input"
 # What recovery has set aside: `.part.bad`, `.part.bad.1` and so on.
 SET_ASIDE = f"{PART_SUFFIX}.bad"
-_ARCHIVE_SUFFIXES = (".log", ".gz", ".zst", ".jsonl")
+_ARCHIVE_SUFFIXES = (".log", ".gz", ".zst", ".jsonl", ".nsq")
+
+
+class Remote(Protocol):
+    """A finished file elsewhere, that can be read in part. Its name may hold anything, and is no path."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    def open(self) -> io.RawIOBase:
+        """It, seekable. This or reading raises `StoreError`, and `FileNotFoundError` when it is gone."""
+
+    def read_beside(self, suffix: str, most_bytes: int) -> bytes | None:
+        """The start of what has its name and this suffix, if anything has. Raises `StoreError`."""
+
+    def sha256(self) -> str:
+        """What its writer said of it, in hexadecimal; "" where nobody did. Raises as `open` does."""
+
+
+class Remotes(Protocol):
+    """Where names lead that are no paths."""
+
+    def has(self, name: str) -> bool:
+        """Whether a name is one of these."""
+
+    def at(self, name: str) -> Remote:
+        """What has exactly this name; it need not be there."""
+
+    def find(self, name: str) -> Sequence[Remote]:
+        """What has exactly this name, or all that begins with it, in order; there may be nothing.
+
+        Raises `StoreError`.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundFile:
-    """A file, or standard input (`path` None); of an `error` only its name is known.
+    """A file, on a disk (`path`) or elsewhere (`remote`), or standard input, which has neither. With an
+    `error` only its name is known.
 
-    `is_named`: it is what somebody named, and was not found in a folder or by a glob.
+    `is_named`: it is what somebody named, and was not found in a folder, by a glob or by a prefix.
     """
 
-    path: Path | None
+    path: Path | None = None
+    remote: Remote | None = None
     is_named: bool = False
-    error: StorageError | None = None
+    error: StorageError | StoreError | None = None
 
     @property
     def name(self) -> str:
+        if self.remote is not None:
+            return self.remote.name
         return STDIN_NAME if self.path is None else str(self.path)
 
     @property
@@ -55,30 +97,43 @@ class FoundFile:
 
 
 @contextlib.contextmanager
-def open_file(path: Path | None, *, may_be_pipe: bool = False) -> Iterator[BinaryIO]:
-    """A file, or standard input for None, without a buffer and closed behind the block.
+def open_file(file: FoundFile, *, may_be_pipe: bool = False) -> Iterator[BinaryIO]:
+    """What was found, without a buffer and closed behind the block.
 
-    Raises `StorageError`, also for what is no regular file, unless it `may_be_pipe`.
+    Raises `StorageError`, also for what is no regular file, unless it `may_be_pipe`, and `StoreError`.
     """
-    if path is None:
+    if file.remote is not None:
+        with _open_remote(file.remote) as remote:
+            yield cast("BinaryIO", remote)
+    elif file.path is not None:
+        with _open_path(file.path, may_be_pipe=may_be_pipe) as local:
+            yield cast("BinaryIO", local)
+    else:
         # Not Python's buffered one, whose lock a thread that waits for a terminal would hold.
         with open(0, "rb", buffering=0, closefd=False) as given:
             yield cast("BinaryIO", given)
-        return
+
+
+def _open_remote(remote: Remote) -> io.RawIOBase:
+    try:
+        return remote.open()
+    except OSError as error:
+        raise StorageError("open", remote.name, error) from error
+
+
+def _open_path(path: Path, *, may_be_pipe: bool) -> io.FileIO:
     try:
         # A pipe that took the file's name a moment ago must not make us wait for a writer.
         flags = os.O_RDONLY | os.O_CLOEXEC | (0 if may_be_pipe else os.O_NONBLOCK)
         fd = os.open(path, flags)
         try:
             _check_kind(os.fstat(fd).st_mode, may_be_pipe=may_be_pipe)
-            file = os.fdopen(fd, "rb", buffering=0)
+            return os.fdopen(fd, "rb", buffering=0)
         except BaseException:
             os.close(fd)
             raise
     except OSError as error:
         raise StorageError("open", path, error) from error
-    with file:
-        yield cast("BinaryIO", file)
 
 
 def _check_kind(mode: int, *, may_be_pipe: bool) -> None:
@@ -88,7 +143,7 @@ def _check_kind(mode: int, *, may_be_pipe: bool) -> None:
         raise OSError(errno.EINVAL, "not a regular file")
 
 
-def find_files(names: Sequence[str]) -> list[FoundFile]:
+def find_files(names: Sequence[str], remotes: Remotes | None = None) -> list[FoundFile]:
     """The files that the names stand for, each once, a folder's sorted by name.
 
     Raises `OptionsError` naming every name that is nothing.
@@ -97,9 +152,12 @@ def find_files(names: Sequence[str]) -> list[FoundFile]:
     problems: list[str] = []
     for name in names:
         try:
-            files = list(_expand(name))
+            if remotes is not None and remotes.has(name):
+                files = find_remote(name, remotes)
+            else:
+                files = list(_expand(name))
         except FileNotFoundError as nothing:
-            problems.append(f"{name}: {nothing.strerror}")
+            problems.append(f"{printable(name)}: {nothing.strerror}")
             continue
         for file in files:
             found.setdefault(file.name, file)
@@ -108,13 +166,39 @@ def find_files(names: Sequence[str]) -> list[FoundFile]:
     return list(found.values())
 
 
+def find_remote(name: str, remotes: Remotes, left_out: list[str] | None = None) -> list[FoundFile]:
+    """What a name that `remotes` has stands for: one that is named as it is, or those that begin so and
+    may be archives, by the rules of a folder; what those leave out is added to `left_out`.
+
+    Raises `FileNotFoundError` where there are none.
+    """
+    one = remotes.at(name)
+    try:
+        found = remotes.find(name)
+    except StoreError as error:
+        return [FoundFile(remote=one, is_named=True, error=error)]
+    if [remote.name for remote in found] == [one.name]:
+        return [FoundFile(remote=found[0], is_named=True)]
+    archives = []
+    for remote in found:
+        if remote.name.endswith((*BESIDE, "/")):
+            continue
+        if _may_be_archive(remote.name.rpartition("/")[2]):
+            archives.append(FoundFile(remote=remote))
+        elif left_out is not None:
+            left_out.append(remote.name)
+    if not archives:
+        raise FileNotFoundError(2, "no object has this name, or is an archive that begins so")
+    return archives
+
+
 def _expand(name: str) -> Iterator[FoundFile]:
     if name == STDIN:
-        yield FoundFile(path=None, is_named=True)
+        yield FoundFile(is_named=True)
         return
     path = Path(name)
     if path.is_dir():
-        yield from _below(path)
+        yield from below(path)
     elif os.path.lexists(path):
         yield FoundFile(path=path, is_named=True)
     else:
@@ -128,7 +212,9 @@ def _expand(name: str) -> Iterator[FoundFile]:
                 yield FoundFile(path=Path(match))
 
 
-def _below(folder: Path) -> Iterator[FoundFile]:
+def below(folder: Path, left_out: list[Path] | None = None) -> Iterator[FoundFile]:
+    """The files in a folder and in those in it; what is left out, and is not beside an archive, is added
+    to `left_out`. A folder that cannot be read is an `error`."""
     failed: list[FoundFile] = []
 
     def fail(error: OSError) -> None:
@@ -140,10 +226,13 @@ def _below(folder: Path) -> Iterator[FoundFile]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from failed
         failed.clear()
-        for name in sorted(filter(_may_be_archive, files)):
+        for name in sorted(name for name in files if not name.endswith(BESIDE)):
             path = Path(above, name)
             # A link may lead to what somebody else must not show by our hand.
-            if path.is_file() and not path.is_symlink() and not is_open_by_name(path):
+            if not _may_be_archive(name) or path.is_symlink() or is_open_by_name(path):
+                if left_out is not None:
+                    left_out.append(path)
+            elif path.is_file():
                 yield FoundFile(path=path)
     yield from failed
 
@@ -159,7 +248,7 @@ def is_open_by_name(path: Path) -> bool:
 def _may_be_archive(name: str) -> bool:
     from nsqtools.durable import is_temporary  # which a named file need not wait for
 
-    if is_temporary(name) or name.endswith(BESIDE):
+    if is_temporary(name):
         return False
     plain = name.removesuffix(PART_SUFFIX)
     return not name.startswith(".") or plain.endswith(_ARCHIVE_SUFFIXES)

@@ -141,7 +141,7 @@ def read_manifest(path: Path) -> Manifest | None:
         data = durable.read_small(path, MANIFEST_BYTES_MAX + 1)
     except FileNotFoundError:
         return None
-    return _decode(data, path)
+    return decode_manifest(data, path)
 
 
 def take_away(path: Path) -> Manifest | None:
@@ -176,7 +176,9 @@ def write_beside(path: Path, said: Manifest) -> None:
         durable.replace_file(beside, said.encode(), mode=0o666)
 
 
-def _decode(data: bytes, path: Path) -> Manifest:
+def decode_manifest(data: bytes, path: Path | str) -> Manifest:
+    """What a manifest says, which was read from `path` up to MANIFEST_BYTES_MAX + 1. Raises
+    `ArchiveError` for what is none."""
     said: Any = None
     try:
         if len(data) <= MANIFEST_BYTES_MAX:

@@ -49,6 +49,8 @@ T = TypeVar("T")
 
 BATCH_RECORDS_MAX = 10_000
 BATCH_BYTES_MAX = 1 << 20
+# Of a file of which the index may be all that is read.
+LOOK_BYTES = 4096
 # Frames of small commits are joined up to this much, so that a batch is worth its overhead.
 _JOINED_BYTES = 256 << 10
 _SNIFF_BYTES_MAX = 1 << 20
@@ -83,11 +85,13 @@ def open_archive(
     name: str = "",
     body_bytes_max: int = BODY_BYTES_MAX,
     read_bytes: int = READ_BYTES,
+    look_bytes: int | None = None,
 ) -> ArchiveReader:
     """Open a file, or a binary stream that need not be seekable (it is not closed).
 
     `record_format` and `compression` override what the bytes say. `name` stands in messages.
-    `read_bytes` is what is read at a time: little, for a look at `info` alone.
+    `read_bytes` is what is read at a time: little, for a look at `info` alone. `look_bytes` is that
+    until `info` is known: little, where much may be passed over by its index.
     Raises `StorageError`, `ArchiveError` for a version or an override that is not known, and
     `DamagedArchive` where the start of a file of ours is damaged beyond recognition.
     """
@@ -105,8 +109,10 @@ def open_archive(
         file = source
     label = name or (str(source) if owned else getattr(source, "name", "stream"))
     try:
-        opened = Source(file, str(label), read_bytes=read_bytes)
-        return ArchiveReader(opened, *wanted, body_bytes_max, owned=owned)
+        opened = Source(file, str(label), read_bytes=look_bytes or read_bytes)
+        reader = ArchiveReader(opened, *wanted, body_bytes_max, owned=owned)
+        opened.read_bytes = read_bytes
+        return reader
     except BaseException as error:
         if owned:
             file.close()

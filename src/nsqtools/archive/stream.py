@@ -126,7 +126,7 @@ class Source:
     ) -> None:
         """`read_bytes` is what is read at a time, and more where more is asked for."""
         self._file = file
-        self._read_bytes = read_bytes
+        self.read_bytes = read_bytes
         self.name = name
         self._buffer = b""
         self._at = 0
@@ -135,6 +135,7 @@ class Source:
         if self.seekable:
             self._start = file.tell()
         self._position = 0
+        self._stop: int | None = None
         self._size_bytes = self._seen_size_bytes()
 
     @property
@@ -152,12 +153,14 @@ class Source:
             raise StorageError("seek", self.name, error) from error
         return end - self._start
 
-    def seek(self, offset: int) -> None:
+    def seek(self, offset: int, stop: int | None = None) -> None:
+        """Read on from there; nothing from `stop` on is wanted, and what follows looks like the end."""
         try:
             self._file.seek(self._start + offset)
         except OSError as error:
             raise StorageError("seek", self.name, error) from error
         self._buffer, self._at, self._position = b"", 0, offset
+        self._stop = stop
 
     def peek(self, count: int) -> bytes:
         """The next `count` bytes without taking them; fewer only at the end of the file."""
@@ -166,7 +169,7 @@ class Source:
 
     def _fill(self, count: int) -> None:
         while len(self._buffer) - self._at < count:
-            data = self._read(max(self._read_bytes, count))
+            data = self._read(max(self.read_bytes, count))
             if not data:
                 break
             self._buffer = self._buffer[self._at :] + data
@@ -189,13 +192,15 @@ class Source:
             data = self._buffer[self._at :] if self._at else self._buffer
             self._buffer, self._at = b"", 0
             return data
-        return self._read(self._read_bytes)
+        return self._read(self.read_bytes)
 
     def rewind(self, count: int) -> None:
         """Give back the last `count` bytes of the last `take`."""
         self._at -= count
 
     def _read(self, count: int) -> bytes:
+        if self._stop is not None and (count := min(count, self._stop - self._position)) <= 0:
+            return b""
         try:
             data = self._file.read(count)
         except OSError as error:

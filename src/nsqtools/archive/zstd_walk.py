@@ -277,10 +277,12 @@ def _skippable_at(source: Source, offset: int) -> Skippable | None:
 
 
 def indexed_blocks(source: Source, entries: Sequence[IndexEntry]) -> Iterator[Block]:
-    """The content of the frames named, each checked as a whole."""
+    """The content of the frames named, which are neighbours, each checked as a whole. Nothing behind
+    them is read."""
     decompressor = new_decompressor()
+    stop = entries[-1].offset + entries[-1].size_bytes
     for entry in entries:
-        source.seek(entry.offset)
+        source.seek(entry.offset, stop)
         frame = next_frame(source)
         if not isinstance(frame, DataFrame) or frame.content_bytes != entry.content_bytes:
             raise Damage(entry.offset, "not the frame that the index names")

@@ -69,6 +69,7 @@ SUITE = Suite(
             "VerifyOptions",
             (
                 ("a folder", "nsqtools archive verify /var/log/nsq"),
+                ("a day in a bucket", "nsqtools archive verify s3://archive/orders/dt=2026-01-31/"),
                 (
                     "what a disk has done to last year's files, for a script",
                     "nsqtools archive verify --json '/backup/2025-*.zst' > checked.jsonl",

@@ -22,6 +22,13 @@ PROGRAM = Program(
             ),
         ),
         (
+            "the same out of a bucket, of which little more than that hour is fetched",
+            (
+                "file_to_nsq --topic=orders --nsqd-tcp-address=127.0.0.1:4150 \\\n"
+                "    --since=2026-01-31T13:00 --until=2026-01-31T14:00 s3://archive/orders/dt=2026-01-31/"
+            ),
+        ),
+        (
             "load a plain log",
             "zcat access.log.gz | file_to_nsq --topic=access --nsqd-tcp-address=127.0.0.1:4150 -",
         ),

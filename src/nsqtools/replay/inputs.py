@@ -11,46 +11,67 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from nsqtools.archive.files import BESIDE, is_open_by_name
-from nsqtools.archive.reader import open_archive
+from nsqtools.archive.files import (
+    BESIDE,
+    STDIN,
+    STDIN_NAME,
+    FoundFile,
+    below,
+    find_remote,
+    open_file,
+)
+from nsqtools.archive.reader import LOOK_BYTES, open_archive
 from nsqtools.errors import OptionsError, StorageError
 from nsqtools.observe.log import get_log
+from nsqtools.options import printable
 from nsqtools.replay.interrupt import InterruptibleInput
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from nsqtools.archive.files import Remote, Remotes
     from nsqtools.archive.reader import ArchiveReader
     from nsqtools.replay.interrupt import Interrupt
 
-STDIN = "-"
-STDIN_NAME = "standard input"
-# A file that a living archiver still writes, or one that recovery has set aside.
-_NOT_FINISHED = (".part", ".bad")
-_ARCHIVES = (".log", ".gz", ".zst", ".jsonl")
+# What somebody has set aside, whoever it was.
+_SET_ASIDE = ".bad"
 log = get_log("replay")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Input:
-    """One file, or standard input (`path` None)."""
+    """One file, on a disk (`path`) or elsewhere (`remote`), or standard input, which has neither."""
 
-    path: Path | None
+    path: Path | None = None
+    remote: Remote | None = None
     size_bytes: int = 0
 
     @property
     def name(self) -> str:
+        if self.remote is not None:
+            return self.remote.name
         return STDIN_NAME if self.path is None else str(self.path)
+
+    @property
+    def is_stdin(self) -> bool:
+        return self.path is None and self.remote is None
 
     @contextlib.contextmanager
     def opened(
         self, record_format: str | None = None, *, interrupt: Interrupt | None = None
     ) -> Iterator[ArchiveReader]:
-        """Its reader, closed behind the block. Raises StorageError, ArchiveError or DamagedArchive.
+        """Its reader, closed behind the block. Raises StorageError, StoreError, ArchiveError or
+        DamagedArchive.
 
-        A pipe or a terminal ends when `interrupt` is fired.
+        A pipe or a terminal ends when `interrupt` is fired, what is `remote` when its store is closed.
         """
         with contextlib.ExitStack() as held:
+            if self.remote is not None:
+                found = held.enter_context(open_file(FoundFile(remote=self.remote)))
+                yield open_archive(
+                    found, record_format=record_format, name=self.name, look_bytes=LOOK_BYTES
+                )
+                return
             file = self.path or sys.stdin.buffer
             if self.path is not None and not self.path.is_file():
                 waits = interrupt is None
@@ -77,24 +98,27 @@ def _is_regular(file: BinaryIO) -> bool:
     return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
 
 
-def find_inputs(names: Sequence[str]) -> list[Input]:
-    """The files that the names stand for: a file, every finished file of a folder, a glob, or `-`.
+def find_inputs(names: Sequence[str], remotes: Remotes | None = None) -> list[Input]:
+    """The files that the names stand for: a file, every finished file of a folder, a glob, `-`, and
+    what `remotes` has.
 
     A file that is meant twice is read once. Raises OptionsError naming every one that is nothing, or
-    that may not be looked at.
+    that may not be looked at, and StoreError.
     """
     found: dict[str, Input] = {}
     problems: list[str] = []
     for name in names:
+        known = remotes if remotes is not None and remotes.has(name) else None
         try:
-            sources = list(_expand(name))
+            sources = list(_stored(name, known) if known else _expand(name))
         except OSError as cause:
-            problems.append(f"{cause.filename or name}: {(cause.strerror or str(cause)).lower()}")
+            where = printable(str(cause.filename or name))
+            problems.append(f"{where}: {(cause.strerror or str(cause)).lower()}")
             continue
         for source in sources:
             found.setdefault(source.name, source)
         if not sources:
-            problems.append(f"{name}: {_why_nothing(name)}")
+            problems.append(f"{printable(name)}: {_why_nothing(name, is_remote=known is not None)}")
     if problems:
         raise OptionsError(problems)
     return list(found.values())
@@ -103,7 +127,7 @@ def find_inputs(names: Sequence[str]) -> list[Input]:
 def _expand(name: str) -> Iterator[Input]:
     if name == STDIN:
         if sys.stdin is not None:  # it is None where the shell has closed it
-            yield Input(path=None)
+            yield Input()
         return
     path = Path(name)
     if path.is_dir():
@@ -116,40 +140,50 @@ def _expand(name: str) -> Iterator[Input]:
                 yield Input(path=Path(match), size_bytes=Path(match).stat().st_size)
 
 
-def _below(folder: Path) -> Iterator[Input]:
-    """Every finished file, without manifests and watermarks; a folder that cannot be read raises OSError.
+def _stored(name: str, remotes: Remotes) -> Iterator[Input]:
+    """As of a folder; a store that cannot be asked raises StoreError."""
+    left_out: list[str] = []
+    for found in find_remote(name, remotes, left_out):
+        if found.error is not None:
+            raise found.error
+        if not found.is_named and not _is_finished(found):
+            left_out.append(found.name)
+        elif found.remote is not None:
+            yield Input(remote=found.remote, size_bytes=found.remote.size_bytes)
+    _tell_left_out(left_out)
 
-    Left out, and told: what is not finished, links, hidden folders, and hidden files that do not end
-    as an archive does (a topic may begin with a dot). Where others may write, a link would have us
-    publish what only we may read.
-    """
+
+def _below(folder: Path) -> Iterator[Input]:
+    """Every finished file, sorted by path; a folder that cannot be read raises OSError. What is left
+    out is told."""
     paths: list[Path] = []
     left_out: list[Path] = []
-    for above, folders, files in os.walk(folder, onerror=_raise):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for path in (Path(above, name) for name in files if not name.endswith(BESIDE)):
-            is_finished = path.suffix not in _NOT_FINISHED and not is_open_by_name(path)
-            hidden = path.name.startswith(".") and path.suffix not in _ARCHIVES
-            is_out = hidden or not is_finished or path.is_symlink()
-            (left_out if is_out else paths).append(path)
-    if left_out:
-        log.warning(
-            "left out: not finished, hidden, or links", files=len(left_out), first=min(left_out)
-        )
+    for found in below(folder, left_out):
+        if isinstance(found.error, StorageError):
+            raise OSError(found.error.errno, os.strerror(found.error.errno or 0), found.name)
+        if found.path is not None:
+            (paths if _is_finished(found) else left_out).append(found.path)
+    _tell_left_out(list(map(str, left_out)))
     for path in sorted(paths):
-        if path.is_file():
-            yield Input(path=path, size_bytes=path.stat().st_size)
+        yield Input(path=path, size_bytes=path.stat().st_size)
 
 
-def _raise(error: OSError) -> None:
-    raise error
+def _is_finished(found: FoundFile) -> bool:
+    return found.is_finished and not found.name.endswith(_SET_ASIDE)
 
 
-def _why_nothing(name: str) -> str:
+def _tell_left_out(names: Sequence[str]) -> None:
+    if names:
+        log.warning("left out: not finished, hidden, or links", files=len(names), first=min(names))
+
+
+def _why_nothing(name: str, *, is_remote: bool) -> str:
     if name == STDIN:
         return "standard input is closed"
     if Path(name).is_dir():
         return "no finished file in this folder"
+    if is_remote:
+        return "no finished object has a name that begins so"
     if glob.has_magic(name):
         return "no file matches"
     return "no such file"

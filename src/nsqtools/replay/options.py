@@ -27,6 +27,7 @@ from nsqtools.options import (
     repeated,
 )
 from nsqtools.replay.where import CONDITION, Condition
+from nsqtools.stores.options import StoreAccess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,13 +49,14 @@ _PACE = "How fast"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FileToNsqOptions(LogOptions, StatusOptions):
-    """One run of file_to_nsq. Times are in seconds, points in time in ns, sizes in bytes."""
+class _Replay(LogOptions, StatusOptions):
+    """What goes where; these flags stand in front of the store's."""
 
     files: tuple[str, ...] = repeated(
         TEXT,
         help="archive or plain log, compressed or not; a folder (every file below it), a glob in"
-        " quotes, or - for standard input",
+        " quotes, s3://bucket/key, s3://bucket/prefix for every archive whose key begins so, or - for"
+        " standard input",
         flag="file",
         positional=True,
     )
@@ -131,6 +133,11 @@ class FileToNsqOptions(LogOptions, StatusOptions):
     )
     log_prefix: str = option(TEXT, default="[file_to_nsq] ", help="begin text log lines with this")
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileToNsqOptions(StoreAccess, _Replay):
+    """One run of file_to_nsq. Times are in seconds, points in time in ns, sizes in bytes."""
+
     def producer(self) -> ProducerOptions:
         """The options of the producers; raises OptionsError where `check` was not heeded."""
         options, problems = self._producer()
@@ -149,6 +156,7 @@ class FileToNsqOptions(LogOptions, StatusOptions):
         """The mistakes that concern several options."""
         if not self.files:
             yield "name at least one file, folder or glob, or - for standard input"
+        yield from self.check_locations(self.files)
         if self.files.count(STDIN) > 1:
             yield "standard input (-) can be read only once"
         if not self.topic:

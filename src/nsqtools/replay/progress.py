@@ -114,7 +114,7 @@ def progress_for(wanted: str, sources: Sequence[Input]) -> Progress:
 
     Not below lines that somebody is typing.
     """
-    typed = any(source.path is None for source in sources) and sys.stdin.isatty()
+    typed = any(source.is_stdin for source in sources) and sys.stdin.isatty()
     if wanted == "always" or (wanted == "auto" and sys.stderr.isatty() and not typed):
         return BarProgress(sources, forced=wanted == "always")
     return LogProgress(sources)

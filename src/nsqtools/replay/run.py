@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, TypeVar
 from nsqtools import __version__
 from nsqtools.clock import SystemClock
 from nsqtools.ending import INTERRUPTED
-from nsqtools.errors import ArchiveError, NsqToolsError, StorageError
+from nsqtools.errors import ArchiveError, NsqToolsError, StorageError, StoreError
 from nsqtools.lifecycle import Lifecycle
 from nsqtools.observe.counters import Registry
 from nsqtools.observe.log import configure, get_log
 from nsqtools.observe.status import StatusServer
+from nsqtools.options import printable
 from nsqtools.replay import metrics
 from nsqtools.replay.chunks import ChunkLimits, chunks, sort_out
 from nsqtools.replay.inputs import find_inputs
@@ -24,9 +25,10 @@ from nsqtools.replay.player import TOLD_MAX, Player
 from nsqtools.replay.progress import progress_for
 from nsqtools.replay.rate import Rate
 from nsqtools.replay.where import select
+from nsqtools.stores import NamedObjects
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from nsqtools.archive.stream import Records
     from nsqtools.clock import Clock
@@ -56,11 +58,11 @@ async def run(options: FileToNsqOptions) -> int:
     """Replay; 0 when every record was published or skipped as empty.
 
     Otherwise the exit code of the first file that could not be read to its end, 1 when records were
-    refused, or 130 when a signal ended it early. Raises OptionsError for a name that is no file, and
-    a group with a ServerError when nsqd refuses the topic; what became of the records is told first.
+    refused, or 130 when a signal ended it early. Raises OptionsError for a name that is no file,
+    StoreError where a store cannot be asked, and a group with a ServerError when nsqd refuses the
+    topic; what became of the records is told first.
     """
     configure(options.log_level, options.log_prefix, log_format=options.log_format)
-    clock = SystemClock()
     registry = Registry()
     async with (
         Lifecycle(options.shutdown_timeout_s) as life,
@@ -71,36 +73,66 @@ async def run(options: FileToNsqOptions) -> int:
             status=lambda: {"program": "file_to_nsq", "version": __version__},
         ),
     ):
-        sources = find_inputs(options.files)
-        player = Player(
-            options.topic,
-            options.nsqd_tcp_address,
-            options.producer(),
-            in_flight=options.in_flight,
-            clock=clock,
+        with NamedObjects(options) as remotes:
+            sources = await _find(options.files, remotes, life)
+            if sources is None:
+                return INTERRUPTED
+            return await _replay(options, sources, remotes, life, registry)
+
+
+async def _find(names: Sequence[str], remotes: NamedObjects, life: Lifecycle) -> list[Input] | None:
+    """What the names stand for, which a store may be long in saying; None when a signal came first."""
+    finding = asyncio.ensure_future(asyncio.to_thread(find_inputs, names, remotes))
+    stopping = asyncio.ensure_future(life.stopping.wait())
+    try:
+        await asyncio.wait((finding, stopping), return_when=asyncio.FIRST_COMPLETED)
+        return finding.result() if finding.done() else None
+    finally:
+        stopping.cancel()
+        if not finding.done():
+            remotes.close()
+        await asyncio.gather(finding, stopping, return_exceptions=True)
+
+
+async def _replay(
+    options: FileToNsqOptions,
+    sources: list[Input],
+    remotes: NamedObjects,
+    life: Lifecycle,
+    registry: Registry,
+) -> int:
+    clock = SystemClock()
+    player = Player(
+        options.topic,
+        options.nsqd_tcp_address,
+        options.producer(),
+        in_flight=options.in_flight,
+        clock=clock,
+    )
+    began_s = clock.monotonic()
+    with Interrupt() as interrupt:
+        progress = progress_for(options.progress, sources)
+        configure(
+            options.log_level,
+            options.log_prefix,
+            log_format=options.log_format,
+            stream=progress.log_stream,
         )
-        began_s = clock.monotonic()
-        with Interrupt() as interrupt:
-            progress = progress_for(options.progress, sources)
-            configure(
-                options.log_level,
-                options.log_prefix,
-                log_format=options.log_format,
-                stream=progress.log_stream,
-            )
-            replay = Replay(options, player, progress, clock, interrupt)
-            metrics.register(replay, registry)
-            try:
-                async with player:
-                    life.ready("replaying")
-                    ended = await _until_stopped(replay, sources, life)
-            finally:
-                progress.close()
-                print(replay.report(clock.monotonic() - began_s), flush=True)
-        return replay.exit_code(ended=ended)
+        replay = Replay(options, player, progress, clock, interrupt)
+        metrics.register(replay, registry)
+        try:
+            async with player:
+                life.ready("replaying")
+                ended = await _until_stopped(replay, sources, remotes, life)
+        finally:
+            progress.close()
+            print(replay.report(clock.monotonic() - began_s), flush=True)
+    return replay.exit_code(ended=ended)
 
 
-async def _until_stopped(replay: Replay, sources: list[Input], life: Lifecycle) -> bool:
+async def _until_stopped(
+    replay: Replay, sources: list[Input], remotes: NamedObjects, life: Lifecycle
+) -> bool:
     """Whether everything was read and answered before a signal came."""
     reading = asyncio.ensure_future(replay.read(sources))
     stopping = asyncio.ensure_future(life.stopping.wait())
@@ -112,6 +144,7 @@ async def _until_stopped(replay: Replay, sources: list[Input], life: Lifecycle) 
     finally:
         stopping.cancel()
         replay.interrupt.fire()
+        remotes.close()
         reading.cancel()
         await asyncio.gather(reading, stopping, return_exceptions=True)
     await life.drain(replay.player.finish(), what="waiting for the last answers")
@@ -147,14 +180,15 @@ class Replay:
         """Read every source and publish it, to the last answer.
 
         A file that cannot be read to its end is told, and the next one read. Cancelling it stops
-        reading, when `interrupt` is fired even of a pipe in which nothing comes.
+        reading, when `interrupt` is fired even of a pipe in which nothing comes, and when its store is
+        closed even of an object that does not come.
         """
         try:
             for source in sources:
                 self.counts.files += 1
                 try:
                     await self._read_one(source)
-                except (ArchiveError, StorageError) as failure:
+                except (ArchiveError, StorageError, StoreError) as failure:
                     self.counts.failures.append(failure)
                     log.error("file not read to its end", error=failure, hint=failure.hint or "-")
                 self._progress.finished(source)
@@ -188,7 +222,7 @@ class Replay:
                 f"{counts.inexact_files} file(s) of lines keep no time: whole frames were published,"
                 " with messages from before --since or after --until"
             )
-        lines += [f"not read to its end: {failure}" for failure in counts.failures]
+        lines += [f"not read to its end: {printable(str(failure))}" for failure in counts.failures]
         return "\n".join(lines)
 
     def exit_code(self, *, ended: bool) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
 
@@ -12,6 +13,7 @@ from nsqtools.stores.connection import Connection
 from nsqtools.stores.failures import Request
 from nsqtools.stores.location import Location, check_key
 from nsqtools.stores.objects import UNIQUE, ObjectReader, StoredObject, of_head, of_list
+from nsqtools.stores.options import StoreAccess, StoreOptions
 from nsqtools.stores.upload import Uploader, Wanted, headers_of, same
 
 if TYPE_CHECKING:
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from nsqtools.clock import Clock
-    from nsqtools.stores.options import StoreOptions
 
 _READ_BACK_BYTES = 1 << 20
 LIST_PAGE = 1000
@@ -37,6 +38,12 @@ def open_store(
     if not name:
         raise OptionsError(["--bucket is required"])
     return Store(options, name, clock=clock)
+
+
+def store_for_reading(access: StoreAccess, bucket: str, *, clock: Clock | None = None) -> Store:
+    """A bucket that nothing is put into. Nothing is asked of the store yet."""
+    known = {one.name: getattr(access, one.name) for one in fields(StoreAccess)}
+    return Store(StoreOptions(**known), bucket, clock=clock)
 
 
 class Store:
@@ -61,6 +68,7 @@ class Store:
 
     def close(self) -> None:
         """End what is under way and what waits, in whatever thread: it raises a passing StoreError.
+        Reading ends within a moment, an upload with the answer that it waits for.
 
         An upload in parts that is ended so is not aborted, which `abort_orphans` is for.
         """
@@ -129,7 +137,7 @@ class Store:
         """What is known of an object; raises `FileNotFoundError`."""
         request = Request("head_object", self.bucket, check_key(key))
         try:
-            return of_head(key, self.connection.patiently(request))
+            return of_head(key, self.connection.ask(request))
         except StoreError as error:
             failure = self._worded(error, key)
         raise failure
@@ -167,7 +175,7 @@ class Store:
         request = Request("list_objects_v2", self.bucket)
         more = {"StartAfter": after} if after else {}
         while True:
-            page = self.connection.patiently(request, Prefix=prefix, MaxKeys=LIST_PAGE, **more)
+            page = self.connection.ask(request, Prefix=prefix, MaxKeys=LIST_PAGE, **more)
             yield from map(of_list, page.get("Contents", ()))
             token = page.get("NextContinuationToken")
             if not page.get("IsTruncated") or not token:

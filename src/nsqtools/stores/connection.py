@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from nsqtools.clock import SystemClock
@@ -24,9 +24,13 @@ if TYPE_CHECKING:
     from nsqtools.clock import Clock
     from nsqtools.stores.options import StoreOptions
 
+T = TypeVar("T")
+
 # Of what is asked of the store in passing: a page of a list, a look, a part among thousands.
 TRIES = 4
 FIRST_WAIT_S = 0.2
+# How soon a wait for an answer notices that the store was closed.
+_LOOK_S = 0.1
 _AWS = (".amazonaws.com", ".amazonaws.com.cn")
 # What a store that is not AWS is signed for, when nobody names a region.
 _REGION = "us-east-1"
@@ -86,6 +90,34 @@ class Connection:
     def patiently(self, request: Request, **parameters: Any) -> dict[str, Any]:
         """`call`, and again a few times while its failure is a passing one."""
         return self.tried(lambda: self.call(request, **parameters))
+
+    def ask(self, request: Request, **parameters: Any) -> dict[str, Any]:
+        """`patiently`, of what changes nothing: closing ends the wait for an answer, too."""
+        return self.tried(lambda: self.until_closed(lambda: self.call(request, **parameters)))
+
+    def until_closed(self, work: Callable[[], T]) -> T:
+        """What `work` gives or raises; raises as `wait` does when the store is closed meanwhile.
+
+        `work` is then left to itself, in a thread that no end of the process waits for: what waits for
+        an answer cannot be woken. So it should change nothing.
+        """
+        made: list[T] = []
+        failed: list[BaseException] = []
+        done = threading.Event()
+
+        def run() -> None:
+            try:
+                made.append(work())
+            except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+                failed.append(error)
+            done.set()
+
+        threading.Thread(target=run, name="store-ask", daemon=True).start()
+        while not done.wait(_LOOK_S):
+            self.wait(0)
+        if failed:
+            raise failed[0]
+        return made[0]
 
     def tried(
         self, call: Callable[[], dict[str, Any]], *, is_wanted: Callable[[], bool] = lambda: True

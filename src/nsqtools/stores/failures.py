@@ -69,6 +69,8 @@ _ACTIONS = {
     "list_objects_v2": ("ListBucket",),
     "list_multipart_uploads": ("ListBucketMultipartUploads",),
 }
+# What those ask who have no --bucket.
+_READS = frozenset({"list_objects_v2", "head_object", "get_object"})
 _WORDS = {
     "put_object": "put",
     "create_multipart_upload": "begin upload of",
@@ -281,6 +283,8 @@ def _knows_no_condition(status: int, code: str, told: Mapping[str, Any]) -> bool
 
 
 def _hint(status: int, code: str, request: Request) -> str:
+    if code == "NoSuchBucket" and request.method in _READS:
+        return "Is this its name, and its store? --endpoint-url names one that is not AWS."
     if code in _HINTS:
         return _HINTS[code]
     if status == 301 or code in ("PermanentRedirect", "IllegalLocationConstraintException"):
@@ -288,7 +292,7 @@ def _hint(status: int, code: str, request: Request) -> str:
     if status != 403:
         return ""
     hint = f"It needs {request.permissions}"
-    if request.method in ("head_object", "get_object"):
+    if request.method != "list_objects_v2" and request.method in _READS:
         # Without the right to list AWS does not even tell that there is nothing.
         hint += (
             f", and s3:ListBucket on arn:aws:s3:::{request.bucket} to learn that nothing is there"

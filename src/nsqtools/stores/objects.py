@@ -6,6 +6,7 @@ import io
 import os
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
@@ -175,7 +176,7 @@ class ObjectReader(io.RawIOBase):
         while len(got) < stop - start:
             before = len(got)
             try:
-                self._get_some(start + before, stop, got)
+                self._connection.until_closed(partial(self._get_some, start + before, stop, got))
             except StoreError as error:
                 attempt = attempt + 1 if len(got) == before else 1
                 if not error.is_passing or isinstance(error, Changed) or attempt >= TRIES:

@@ -21,12 +21,13 @@ from nsqtools.options import (
     Setting,
     Size,
     option,
+    printable,
     repeated,
 )
-from nsqtools.stores.location import check_bucket
+from nsqtools.stores.location import check_bucket, is_location, parse_location
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 Addressing = Literal["auto", "path", "virtual"]
@@ -123,10 +124,9 @@ class ObjectTag(Kind[Setting]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoreOptions:
-    """Which store, and how objects get there. Times are in seconds, sizes in bytes."""
+class StoreAccess:
+    """How to reach a store, whatever the bucket. Times are in seconds."""
 
-    bucket: str | None = option(Bucket(), help="bucket that objects go to", group=_STORE)
     endpoint_url: str | None = option(
         EndpointUrl(), help="a store that is not AWS, such as https://minio:9000", group=_STORE
     )
@@ -162,6 +162,45 @@ class StoreOptions:
         help="longest time that the store may keep a request waiting",
         group=_STORE,
     )
+
+    def check_access(self) -> Iterator[str]:
+        """The mistakes that concern several of these options."""
+        if self.ca_file is not None and not self._is_tls:
+            yield "--ca-file has no meaning for an --endpoint-url without https"
+
+    def check_locations(self, names: Iterable[str]) -> Iterator[str]:
+        """These mistakes, and what is wrong with the locations among the names of a command line."""
+        yield from self.check_access()
+        for name in filter(is_location, names):
+            try:
+                location = parse_location(name)
+            except ValueError as wrong:
+                yield f"{printable(name)}: {wrong}"
+            else:
+                yield from self.check_reach(location.bucket, str(location))
+
+    def check_reach(self, bucket: str, said: str) -> Iterator[str]:
+        """Why a bucket, which was named as `said`, cannot be reached so."""
+        if self.endpoint_url is None and "_" in bucket:
+            yield f"{said}: AWS has no bucket with an underscore, name an --endpoint-url"
+        if self.addressing == "virtual" and "." in bucket and self._is_tls:
+            yield f"--addressing virtual: no certificate fits the dots of {said}"
+
+    @property
+    def _is_tls(self) -> bool:
+        return self.endpoint_url is None or self.endpoint_url.startswith("https:")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Bucket:
+    """Where objects go, in front of all else in the help."""
+
+    bucket: str | None = option(Bucket(), help="bucket that objects go to", group=_STORE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreOptions(StoreAccess, _Bucket):
+    """Which store, and how objects get there. Sizes are in bytes."""
 
     sse: Encryption = option(
         ENCRYPTION, default="none", help="encryption that the store is asked for", group=_OBJECTS
@@ -203,24 +242,17 @@ class StoreOptions:
     )
 
     def check_store(self, *, needs_bucket: bool = True) -> Iterator[str]:
-        """The mistakes that concern several of these options; who reads `s3://bucket/...` needs no
-        `--bucket`."""
+        """The mistakes that concern several of these options; what was made for a bucket of its own
+        needs no `--bucket`."""
         if needs_bucket and not self.bucket:
             yield "--bucket is required"
         if self.sse_kms_key_id is not None and self.sse != "aws:kms":
             yield "--sse-kms-key-id needs --sse aws:kms"
-        if self.endpoint_url is None and self.bucket and "_" in self.bucket:
-            yield f"--bucket {self.bucket}: AWS has no bucket with an underscore, name an --endpoint-url"
-        if self.addressing == "virtual" and self.bucket and "." in self.bucket and self._is_tls:
-            yield f"--addressing virtual: no certificate fits the dots of --bucket {self.bucket}"
-        if self.ca_file is not None and not self._is_tls:
-            yield "--ca-file has no meaning for an --endpoint-url without https"
+        if self.bucket:
+            yield from self.check_reach(self.bucket, f"--bucket {self.bucket}")
+        yield from self.check_access()
         names = [tag.name for tag in self.object_tag]
         if len(names) > TAGS_MAX:
             yield f"--object-tag can be given at most {TAGS_MAX} times"
         if twice := sorted({name for name in names if names.count(name) > 1}):
             yield f"--object-tag names {', '.join(twice)} more than once"
-
-    @property
-    def _is_tls(self) -> bool:
-        return self.endpoint_url is None or self.endpoint_url.startswith("https:")

@@ -18,7 +18,7 @@ from tests.archive.helpers import PAIRS, batch_of, read_bodies
 from tests.programs.archive.helpers import Ran, archive_of
 
 from nsqtools.archive.examination import Examined, State, examine
-from nsqtools.archive.files import open_file
+from nsqtools.archive.files import FoundFile, open_file
 from nsqtools.errors import ArchiveError
 from nsqtools.programs.archive.repair import scan_of
 
@@ -59,7 +59,7 @@ class Shrinking:
 def verified(path: Path) -> State | str:
     """What verify would say, without a process or a table."""
     try:
-        with open_file(path) as opened:
+        with open_file(FoundFile(path=path)) as opened:
             return examine(opened, str(path), whole=True).state
     except ArchiveError:  # its version, or its record format, is not known any more
         return State.DAMAGED
@@ -242,7 +242,7 @@ def test_a_file_that_becomes_shorter_while_it_is_read(
     found = []
     for call in itertools.count(1):
         path.write_bytes(data)
-        with open_file(path) as opened:
+        with open_file(FoundFile(path=path)) as opened:
             shrinking = Shrinking(opened, path, call)
             try:
                 found.append(examine(cast("BinaryIO", shrinking), str(path), whole=True).records)

@@ -22,7 +22,7 @@ from tests.programs.archive.helpers import (
 )
 
 from nsqtools.archive.examination import Examined, State
-from nsqtools.archive.files import open_file
+from nsqtools.archive.files import FoundFile, open_file
 from nsqtools.programs.archive.gaps import find_gaps
 
 if TYPE_CHECKING:
@@ -332,8 +332,8 @@ def test_a_file_that_is_finished_after_the_folder_was_listed_is_told_by_its_name
             path.unlink()
         module = f"nsqtools.programs.archive.{name}"
 
-        def publish_first(at: Path, part: Path = part, path: Path = path, **how: bool) -> Any:
-            if at == part and part.exists():
+        def publish_first(at: FoundFile, part: Path = part, path: Path = path, **how: bool) -> Any:
+            if at.path == part and part.exists():
                 part.replace(path) if not is_listed else part.unlink()
             return open_file(at, **how)
 

@@ -6,12 +6,13 @@ import sys
 from typing import TYPE_CHECKING
 
 from nsqtools.archive.files import PART_SUFFIX, find_files, open_file
-from nsqtools.archive.reader import open_archive
+from nsqtools.archive.reader import LOOK_BYTES, open_archive
 from nsqtools.archive.stream import Damage
 from nsqtools.errors import DamagedArchive
 from nsqtools.programs.archive.convert import FRAMED, JSONL, Wanted, converted
 from nsqtools.programs.archive.each import Each
 from nsqtools.programs.archive.shown import count, warn, write
+from nsqtools.stores import NamedObjects
 from nsqtools.transform.search import Search
 
 if TYPE_CHECKING:
@@ -31,7 +32,11 @@ def run(options: CatOptions) -> int:
     Raises `OptionsError` for a name that is nothing, `BrokenPipeError` when nobody reads any more, and
     `StorageError` when standard output takes no more.
     """
-    files = find_files(options.files)
+    with NamedObjects(options) as remotes:
+        return _print(options, find_files(options.files, remotes))
+
+
+def _print(options: CatOptions, files: list[FoundFile]) -> int:
     kept = [file for file in files if file.is_named or file.is_finished or options.with_open]
     if len(kept) < len(files):
         left_out = len(files) - len(kept)
@@ -57,9 +62,11 @@ class _Cat:
 
     def print_file(self, file: FoundFile, _on_read: Callable[[int], None]) -> None:
         is_open = file.name.endswith(PART_SUFFIX)
-        with open_file(file.path, may_be_pipe=file.is_named) as opened:
+        with open_file(file, may_be_pipe=file.is_named) as opened:
+            look_bytes = LOOK_BYTES if file.remote is not None else None
             try:
-                self._print(open_archive(opened, name=file.name), file, opened.seekable(), is_open)
+                reader = open_archive(opened, name=file.name, look_bytes=look_bytes)
+                self._print(reader, file, opened.seekable(), is_open)
             except DamagedArchive as damage:
                 cause = damage.__cause__
                 if not (is_open and isinstance(cause, Damage) and cause.torn):

@@ -44,7 +44,7 @@ def run(options: CompactOptions) -> int:
     each = Each("archive-compact", files, options.progress)
 
     def work(file: FoundFile, on_read: Callable[[int], None]) -> str:
-        with open_file(file.path) as opened:
+        with open_file(file) as opened:
             if not file.is_finished:
                 return "left alone: it is not finished"
             was = os.fstat(opened.fileno())

@@ -6,7 +6,7 @@ import errno
 from typing import TYPE_CHECKING, TypeVar
 
 from nsqtools.archive.files import PART_SUFFIX, FoundFile
-from nsqtools.errors import ArchiveError, NsqToolsError, StorageError
+from nsqtools.errors import ArchiveError, NsqToolsError, StorageError, StoreError
 from nsqtools.programs.archive.progress import ProgressLine
 from nsqtools.programs.archive.shown import warn
 
@@ -32,8 +32,8 @@ class Each:
         work: Callable[[FoundFile, Callable[[int], None]], T],
         on_error: Callable[[FoundFile, NsqToolsError], T | None] = lambda file, error: None,
     ) -> Iterator[tuple[FoundFile, T]]:
-        """What `work` makes of each file, in order. What it raises as `ArchiveError` or `StorageError`
-        is told, with what `on_error` makes of it as the result, if anything."""
+        """What `work` makes of each file, in order. What it raises as `ArchiveError`, `StorageError`
+        or `StoreError` is told, with what `on_error` makes of it as the result, if anything."""
         with self._progress as progress:
             for file in self._files:
                 progress.begin(file.name)
@@ -48,7 +48,7 @@ class Each:
                         if file.name in self._names:
                             continue  # it has its own turn
                         result = work(file, progress.advanced)
-                except (ArchiveError, StorageError) as error:
+                except (ArchiveError, StorageError, StoreError) as error:
                     progress.clear()
                     self.tell(error)
                     result = on_error(file, error)

@@ -45,7 +45,7 @@ def run(options: IndexOptions) -> int:
     each = Each("archive-index", files, options.progress)
 
     def index(file: FoundFile, _on_read: Callable[[int], None]) -> str:
-        with open_file(file.path) as opened:
+        with open_file(file) as opened:
             reason = _why_not(opened, file)
             return reason or _index(opened, file, options)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nsqtools.archive.examination import Examined, State, examine
@@ -13,6 +14,7 @@ from nsqtools.options.shown import printable
 from nsqtools.programs.archive import shown
 from nsqtools.programs.archive.each import Each
 from nsqtools.programs.archive.gaps import find_gaps
+from nsqtools.stores import NamedObjects
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -42,16 +44,20 @@ _DISPENSABLE = ("ratio", "raw", "topic", "compression", "first", "gap")
 def run(options: LsOptions) -> int:
     """List; 0, or the code of the gravest thing that was told: 4 damage, 5 a file or folder that could
     not be read. Raises `OptionsError` for a name that is nothing."""
-    each = Each("archive-ls", find_files(options.files), options.progress)
+    with NamedObjects(options) as remotes:
+        each = Each("archive-ls", find_files(options.files, remotes), options.progress)
+        return _list(options, each)
 
+
+def _list(options: LsOptions, each: Each) -> int:
     def look(file: FoundFile, on_read: Callable[[int], None]) -> Examined:
-        with open_file(file.path) as opened:
+        with open_file(file) as opened:
             return examine(opened, file.name, whole=False, quick=options.quick, on_read=on_read)
 
     def damaged(file: FoundFile, error: Exception) -> Examined | None:
-        if not isinstance(error, ArchiveError) or file.path is None:
+        if not isinstance(error, ArchiveError):
             return None
-        size_bytes = file.path.stat().st_size
+        size_bytes = file.remote.size_bytes if file.remote else Path(file.name).stat().st_size
         return Examined(name=file.name, stored_bytes=size_bytes, state=State.DAMAGED)
 
     files = [found for _, found in each.results(look, damaged)]

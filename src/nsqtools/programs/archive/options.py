@@ -19,8 +19,11 @@ from nsqtools.options import (
     Int,
     Kind,
     option,
+    printable,
     repeated,
 )
+from nsqtools.stores.location import is_location
+from nsqtools.stores.options import StoreAccess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +40,7 @@ _WHAT = "What"
 _HOW = "How it is shown"
 _WHERE = "Where it goes"
 _FILES = "archive; a folder (every file below it) or a glob in quotes"
+_STORED = f"{_FILES}; s3://bucket/key, or s3://bucket/prefix for every archive whose key begins so"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,9 +59,10 @@ class FilesOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LsOptions(FilesOptions):
-    """One listing. Times are in seconds."""
+class _Listing(FilesOptions):
+    """What is listed; these flags stand in front of the store's, here and below."""
 
+    files: tuple[str, ...] = repeated(TEXT, help=_STORED, flag="file", positional=True)
     json: bool = option(BOOL, default="false", help="one JSON object a line", group=_HOW)
     quick: bool = option(
         BOOL,
@@ -72,19 +77,25 @@ class LsOptions(FilesOptions):
         group=_WHAT,
     )
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LsOptions(StoreAccess, _Listing):
+    """One listing. Times are in seconds."""
+
     def check(self) -> Iterator[str]:
         """The mistakes that concern several options."""
         yield from FilesOptions.check(self)
+        yield from self.check_locations(self.files)
         if STDIN in self.files:
             yield "standard input (-) cannot be listed: archive verify - reads it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CatOptions:
-    """One run of cat. Points in time are in ns."""
+class _Printing:
+    """What is printed, and how."""
 
     files: tuple[str, ...] = repeated(
-        TEXT, help=f"{_FILES}; - for standard input", flag="file", positional=True
+        TEXT, help=f"{_STORED}; - for standard input", flag="file", positional=True
     )
     since_ns: int | None = option(
         TIMESTAMP, help="only messages published at this time or later", group=_WHAT
@@ -110,20 +121,37 @@ class CatOptions:
         flag="format",
     )
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CatOptions(StoreAccess, _Printing):
+    """One run of cat. Points in time are in ns, times in seconds."""
+
     def check(self) -> Iterator[str]:
         """The mistakes that concern several options."""
         if not self.files:
             yield "name at least one file, folder or glob, or - for standard input"
+        yield from self.check_locations(self.files)
         since, until = self.since_ns, self.until_ns
         if since is not None and until is not None and since >= until:
             yield "--since should be before --until"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VerifyOptions(FilesOptions):
-    """One check."""
+class _Checking(FilesOptions):
+    """What is checked."""
 
+    files: tuple[str, ...] = repeated(TEXT, help=_STORED, flag="file", positional=True)
     json: bool = option(BOOL, default="false", help="one JSON object a line", group=_HOW)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyOptions(StoreAccess, _Checking):
+    """One check. Times are in seconds."""
+
+    def check(self) -> Iterator[str]:
+        """The mistakes that concern several options."""
+        yield from FilesOptions.check(self)
+        yield from self.check_locations(self.files)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +172,8 @@ class RewriteOptions(FilesOptions):
             yield "--output and --output-dir exclude each other"
         if STDIN in self.files:
             yield "standard input (-) cannot be read twice: save it as a file first"
+        for name in filter(is_location, self.files):
+            yield f"{printable(name)}: an object stays as it is: download it, and name the file"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,7 +39,7 @@ def run(options: RepairOptions) -> int:
     each = Each("archive-repair", files, options.progress)
 
     def repair(file: FoundFile, on_read: Callable[[int], None]) -> list[str]:
-        with open_file(file.path) as opened:
+        with open_file(file) as opened:
             found = examine(opened, file.name, whole=True, on_read=on_read)
             if found.state is not State.DAMAGED:
                 return [_nothing_to_do(found)]

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from nsqtools import durable
 from nsqtools.archive.examination import Examined, State, examine
-from nsqtools.archive.files import find_files, open_file
+from nsqtools.archive.files import MANIFEST_SUFFIX, find_files, open_file
 from nsqtools.archive.formats import LINES, NONE, ZSTD
-from nsqtools.archive.manifest import manifest_name, read_manifest
+from nsqtools.archive.manifest import (
+    MANIFEST_BYTES_MAX,
+    decode_manifest,
+    manifest_name,
+    read_manifest,
+)
 from nsqtools.archive.scan import Lost
 from nsqtools.errors import ArchiveError, StorageError
 from nsqtools.options.shown import printable
 from nsqtools.programs.archive import shown
+from nsqtools.programs.archive.digest import DigestingFile
 from nsqtools.programs.archive.each import Each
 from nsqtools.programs.archive.ls import as_json
+from nsqtools.stores import NamedObjects
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
+    from typing import BinaryIO
 
-    from nsqtools.archive.files import FoundFile
+    from nsqtools.archive.files import FoundFile, Remote
     from nsqtools.archive.manifest import Manifest
     from nsqtools.programs.archive.options import VerifyOptions
 
@@ -29,16 +37,14 @@ if TYPE_CHECKING:
 def run(options: VerifyOptions) -> int:
     """Check; 0 when all is whole, or the code of the gravest thing that was told: 4 damage, 5 a file
     that could not be read. Raises `OptionsError` for a name that is nothing."""
-    each = Each("archive-verify", find_files(options.files), options.progress)
+    with NamedObjects(options) as remotes:
+        each = Each("archive-verify", find_files(options.files, remotes), options.progress)
+        return _verify(options, each)
 
-    def check(file: FoundFile, on_read: Callable[[int], None]) -> Examined:
-        with open_file(file.path, may_be_pipe=file.is_named) as opened:
-            return examine(opened, file.name, whole=True, on_read=on_read)
 
+def _verify(options: VerifyOptions, each: Each) -> int:
     total = _Total()
-    for file, found in each.results(check):
-        if file.path is not None:
-            compare_with_manifest(found, file.path)
+    for _, found in each.results(_check):
         total.add(found)
         if found.state is State.DAMAGED:
             each.fail(ArchiveError.exit_code)
@@ -52,18 +58,64 @@ def run(options: VerifyOptions) -> int:
     return each.exit_code
 
 
+def _check(file: FoundFile, on_read: Callable[[int], None]) -> Examined:
+    if file.remote is not None:
+        return _check_remote(file, file.remote, on_read)
+    with open_file(file, may_be_pipe=file.is_named) as opened:
+        found = examine(opened, file.name, whole=True, on_read=on_read)
+    if file.path is not None:
+        compare_with_manifest(found, file.path)
+    return found
+
+
+def _check_remote(file: FoundFile, remote: Remote, on_read: Callable[[int], None]) -> Examined:
+    """As of a file on disk; its SHA-256 is made on the way, which saves reading it twice."""
+    try:
+        noted = remote.sha256()
+    except OSError as gone:
+        raise StorageError("open", remote.name, gone) from gone
+    data = remote.read_beside(MANIFEST_SUFFIX, MANIFEST_BYTES_MAX + 1)
+    with open_file(file) as opened:
+        read = DigestingFile(opened)
+        found = examine(cast("BinaryIO", read), file.name, whole=True, on_read=on_read)
+        digest = _digest_of(read, remote.name) if noted or data is not None else ""
+    if noted and digest != noted:
+        _disagree(found, "what was put", "another SHA-256")
+    if data is not None:
+        _compare(found, lambda: decode_manifest(data, manifest_name(remote.name)), lambda: digest)
+    return found
+
+
+def _digest_of(read: DigestingFile, name: str) -> str:
+    try:
+        return read.hexdigest()
+    except OSError as error:
+        raise StorageError("read", name, error) from error
+
+
 def compare_with_manifest(found: Examined, path: Path) -> None:
     """What does not agree with the manifest beside the file, if there is one, is damage."""
+    beside = path.with_name(manifest_name(path.name))
+    _compare(found, lambda: read_manifest(beside), lambda: durable.sha256_of(path))
+
+
+def _compare(
+    found: Examined, read: Callable[[], Manifest | None], sha256: Callable[[], str]
+) -> None:
     try:
-        said = read_manifest(path.with_name(manifest_name(path.name)))
-        reason = "" if said is None else _difference(found, said, path)
+        said = read()
+        reason = "" if said is None else _difference(found, said, sha256)
     except (ArchiveError, StorageError) as error:
         reason = str(error)
     if reason:
-        found.lose(Lost(start=0, end=0, reason=f"not what its manifest says: {reason}", torn=False))
+        _disagree(found, "what its manifest says", reason)
 
 
-def _difference(found: Examined, said: Manifest, path: Path) -> str:
+def _disagree(found: Examined, what: str, reason: str) -> None:
+    found.lose(Lost(start=0, end=0, reason=f"not {what}: {reason}", torn=False))
+
+
+def _difference(found: Examined, said: Manifest, sha256: Callable[[], str]) -> str:
     # Without compression messages that look like records of ours are taken for such.
     has_header = said.compression != NONE.name
     pairs: list[tuple[str, object, object]] = [
@@ -77,7 +129,7 @@ def _difference(found: Examined, said: Manifest, path: Path) -> str:
     records = found.records or 0
     pairs.append(("records", records, max(records, said.records) if counted else said.records))
     wrong = [f"{what} {is_now} for {was}" for what, is_now, was in pairs if is_now != was]
-    if not wrong and durable.sha256_of(path) != said.sha256:
+    if not wrong and sha256() != said.sha256:
         wrong = ["another SHA-256"]
     return ", ".join(wrong)
 
