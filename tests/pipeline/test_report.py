@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -211,3 +212,21 @@ async def test_a_delivery_that_hangs_is_told(nsqd: Nsqd, tmp_path: Path) -> None
         pipeline._under_way[None] = pipeline._clock.monotonic() - 60
         assert trouble_of(pipeline) == "a delivery has been under way for 60 s"
         del pipeline._under_way[None]
+
+
+async def test_a_delivery_that_its_output_gathers_is_no_trouble(
+    nsqd: Nsqd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for others by design; only beyond that does it hang."""
+    async with run_of(tmp_path / "archive", f"--nsqd-tcp-address={nsqd.tcp_address}") as (
+        run,
+        life,
+    ):
+        await until(lambda: life.health.is_ready)
+        (pipeline,) = run._pipelines.values()
+        gathering = replace(pipeline.output.feeding, holds_s=55.0)
+        monkeypatch.setattr(pipeline.output, "feeding", gathering)
+        pipeline._under_way[None] = pipeline._clock.monotonic() - 60
+        assert trouble_of(pipeline) == ""
+        pipeline._under_way[None] = pipeline._clock.monotonic() - 100
+        assert trouble_of(pipeline) == "a delivery has been under way for 100 s"

@@ -19,7 +19,8 @@ class Feeding:
     is); no message waits longer than `wait_s` seconds for others to join it; up to `deliveries_max`
     deliveries are under way at once. With `gives_back`, what was not delivered yet when the run
     ends, and what cannot go in then, goes back to nsqd at once; otherwise all of it is delivered, until
-    the deadline of the end.
+    the deadline of the end. An output that gathers by itself holds a delivery for up to `holds_s`
+    seconds before it does anything with it: so long one may be under way and nothing is wrong.
     """
 
     wait_s: float
@@ -27,6 +28,7 @@ class Feeding:
     bytes_max: int | None = None
     deliveries_max: int = 1
     gives_back: bool = False
+    holds_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
