@@ -148,7 +148,19 @@ def test_a_store_that_is_not_there(
     with open_store(load(StoreOptions, "x", given, {})) as store:
         error = put(store)
     assert error.is_passing
-    assert "connection refused" in str(error)
+    assert str(error).endswith(f": connection refused ({url})"), "whoever forgot a flag sees it"
+
+
+def test_https_where_there_is_none(
+    bucket: str, server: StoreServer, put: Callable[[Store], StoreError]
+) -> None:
+    url = f"https://{server.address}"
+    given = [f"--bucket={bucket}", f"--endpoint-url={url}"]
+    with open_store(load(StoreOptions, "x", given, {})) as store:
+        error = put(store)
+    assert error.is_passing
+    assert str(error).endswith(f": what answers does not speak TLS ({url})")
+    assert error.hint == "Is it http:// and not https://?"
 
 
 def test_an_answer_that_is_none(store: Store, proxy: FaultProxy) -> None:

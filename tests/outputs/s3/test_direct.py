@@ -137,7 +137,6 @@ def test_it_says_how_long_it_gathers(make: Callable[..., DirectOutput]) -> None:
     assert make(rotate_interval_s=0.0).feeding.holds_s == module.INTERVAL_S
 
 
-
 async def test_messages_gather_until_there_are_enough_records(
     make: Callable[..., DirectOutput], objects: Callable[[], list[list[bytes]]], scratch: Path
 ) -> None:

@@ -67,7 +67,8 @@ def _abort(store: Store, prefix: str, older_than_s: float, owned: Callable[[str]
     try:
         aborted = store.abort_orphans(prefix, older_than_s, owned)
     except StoreError as failure:
-        log.warning("unfinished uploads cannot be looked for", error=failure, hint=failure.hint)
+        more = {"hint": failure.hint} if failure.hint else {}
+        log.warning("unfinished uploads cannot be looked for", error=failure, **more)
         return 0
     if aborted:
         log.info("aborted uploads that were cut", uploads=len(aborted), first=aborted[0])
