@@ -9,6 +9,7 @@ by Content-MD5, which every store knows and most check, while `x-amz-checksum-*`
 from __future__ import annotations
 
 import random
+import ssl
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -154,6 +155,7 @@ class Connection:
         from botocore import exceptions as boto
 
         try:
+            self._check_ca_file()
             session = boto3.session.Session(
                 profile_name=self._options.profile, region_name=self._options.region
             )
@@ -168,6 +170,18 @@ class Connection:
         else:
             return client
         raise StoreError("connect to", self._options.endpoint_url or "S3", reason, is_passing=False)
+
+    def _check_ca_file(self) -> None:
+        """Raises ValueError: boto3 tells nothing of it before the first answer, and then not its name."""
+        path = self._options.ca_file
+        if path is None:
+            return
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+        except ssl.SSLError:
+            raise ValueError(f"--ca-file {path} holds no certificates in PEM") from None
+        except OSError as error:
+            raise ValueError(f"--ca-file {path}: {error.strerror}") from None
 
     def _make(self, session: Any, *, for_aws: bool) -> Any:
         from botocore.config import Config
