@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from nsqtools.clock import SystemClock
-from nsqtools.errors import StoreError
+from nsqtools.errors import StoreClosed, StoreError
 from nsqtools.options import mask_passwords
 from nsqtools.stores.failures import Request, clean, explain, is_of_identity
 
@@ -63,9 +63,9 @@ class Connection:
             client.close()
 
     def wait(self, delay_s: float) -> None:
-        """Sleep; raises StoreError when the store is closed meanwhile."""
+        """Sleep; raises StoreClosed when the store is closed meanwhile."""
         if self._closed.is_set() or (delay_s > 0 and self._closed.wait(delay_s)):
-            raise StoreError("use", "the object store", "it is closed", is_passing=True)
+            raise StoreClosed
 
     def call(self, request: Request, **parameters: Any) -> dict[str, Any]:
         """One try of a request; raises what `failures.explain` makes of a failure."""
