@@ -10,6 +10,7 @@
     │   └── DamagedArchive    cut or damaged: names the file, the offset and what was read before it
     ├── StorageError          the disk refused: path, operation and cause
     ├── StoreError            the object store refused, or cannot be reached: what, where and why
+    │   └── StoreClosed       the run ends, and has closed it
     └── DataPathInUse         another process holds the folder
 
 Messages are lower case without a full stop; a `hint` is a sentence that says what to do next.
@@ -146,6 +147,13 @@ class StoreError(NsqToolsError):
         self.reason = reason
         self.is_passing = is_passing
         self.code = code
+
+
+class StoreClosed(StoreError):  # noqa: N818
+    """The run ends, and has closed the store: nothing is wrong with that."""
+
+    def __init__(self) -> None:
+        super().__init__("use", "the object store", "it is closed", is_passing=True)
 
 
 class DataPathInUse(NsqToolsError):  # noqa: N818

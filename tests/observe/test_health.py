@@ -55,7 +55,16 @@ def test_texts_and_what_is_shown_are_bounded_but_not_the_truth() -> None:
     health = Health()
     health.started()
     for number in range(SHOWN_MAX + 7):
-        health.failing(f"topic {number}", "x" * 1000)
+        health.failing(f"topic {number}", "x" * 2 * REASON_LENGTH_MAX)
     assert len(health.failures) == SHOWN_MAX + 7
     assert health.summary().endswith("; 7 more")
     assert len(health.summary()) < SHOWN_MAX * (REASON_LENGTH_MAX + 50)
+
+
+def test_what_to_do_stands_at_the_end_and_is_not_cut() -> None:
+    """A refusal of a store, with a key as --key-format makes them of a long topic."""
+    key = f"{'t' * 64}/dt=2026-11-20/hour=10/{'t' * 64}.web1.{'2' * 40}.000000.log.zst"
+    needed = f"It needs s3:GetObject on arn:aws:s3:::archive/{key}."
+    health = Health()
+    health.failing("topic t", f"look at s3://archive/{key}: 403 Forbidden ({needed})")
+    assert health.failures["topic t"].endswith(f"({needed})")

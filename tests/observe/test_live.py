@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from nsqtools.observe.live import LiveLine
+from nsqtools.observe.live import LiveLine, without_middle
 
 if TYPE_CHECKING:
     from nsqtools.observe.options import Progress
@@ -51,3 +51,13 @@ def test_log_lines_are_whole_and_the_line_is_cut(monkeypatch: pytest.MonkeyPatch
     assert "y" * 100 in written
     assert "x" * 21 not in written
     assert "x" * 10 in written
+
+
+def test_of_a_long_line_the_end_is_seen() -> None:
+    """It is where a failure says why."""
+    text = f"5,000 archived · 0/s · look at s3://archive/{'k' * 100}: connection refused"
+    shown = without_middle(text, 80)
+    assert len(shown) == 80
+    assert shown.startswith("5,000 archived · 0/s · look at s3://")
+    assert shown.endswith(": connection refused")
+    assert without_middle(text, len(text)) == text

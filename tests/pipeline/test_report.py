@@ -213,8 +213,23 @@ async def test_a_delivery_that_hangs_is_told(nsqd: Nsqd, tmp_path: Path) -> None
         limit = asyncio.timeout(None)
         pipeline._under_way[limit] = _UnderWay(pipeline._clock.monotonic() - 60, [])
         assert trouble_of(pipeline) == "a delivery has been under way for 60 s"
-        pipeline.output.feeding = replace(pipeline.output.feeding, lets_go=True)  # type: ignore[misc]
-        assert trouble_of(pipeline) == "", (
-            "an output that holds messages until it has enough of them"
-        )
         del pipeline._under_way[limit]
+
+
+async def test_a_delivery_that_its_output_gathers_is_no_trouble(
+    nsqd: Nsqd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for others by design; only beyond that does it hang."""
+    async with run_of(tmp_path / "archive", f"--nsqd-tcp-address={nsqd.tcp_address}") as (
+        run,
+        life,
+    ):
+        await until(lambda: life.health.is_ready)
+        (pipeline,) = run._pipelines.values()
+        gathering = replace(pipeline.output.feeding, holds_s=55.0)
+        monkeypatch.setattr(pipeline.output, "feeding", gathering)
+        limit = asyncio.timeout(None)
+        pipeline._under_way[limit] = _UnderWay(pipeline._clock.monotonic() - 60, [])
+        assert trouble_of(pipeline) == ""
+        pipeline._under_way[limit] = _UnderWay(pipeline._clock.monotonic() - 100, [])
+        assert trouble_of(pipeline) == "a delivery has been under way for 100 s"

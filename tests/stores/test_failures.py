@@ -148,7 +148,19 @@ def test_a_store_that_is_not_there(
     with open_store(load(StoreOptions, "x", given, {})) as store:
         error = put(store)
     assert error.is_passing
-    assert "connection refused" in str(error)
+    assert str(error).endswith(f": connection refused ({url})"), "whoever forgot a flag sees it"
+
+
+def test_https_where_there_is_none(
+    bucket: str, server: StoreServer, put: Callable[[Store], StoreError]
+) -> None:
+    url = f"https://{server.address}"
+    given = [f"--bucket={bucket}", f"--endpoint-url={url}"]
+    with open_store(load(StoreOptions, "x", given, {})) as store:
+        error = put(store)
+    assert error.is_passing
+    assert str(error).endswith(f": what answers does not speak TLS ({url})")
+    assert error.hint == "Is it http:// and not https://?"
 
 
 def test_an_answer_that_is_none(store: Store, proxy: FaultProxy) -> None:
@@ -257,3 +269,19 @@ def test_a_certificate_is_trusted_only_when_it_is_named(
         with open_store(load(StoreOptions, "x", given, {})) as store:
             put_empty(store, tmp_path / "file")
             store.head(KEY)
+
+
+@pytest.mark.parametrize("content", ["", None])
+def test_a_ca_file_that_is_none(
+    content: str | None, tmp_path: Path, put: Callable[[Store], StoreError]
+) -> None:
+    """It is no outage, and it is named."""
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_text(content)
+    given = ["--bucket=archive", "--endpoint-url=https://127.0.0.1:1", f"--ca-file={path}"]
+    with open_store(load(StoreOptions, "x", given, {})) as store:
+        error = put(store)
+    assert not error.is_passing
+    what = ": No such file or directory" if content is None else " holds no certificates in PEM"
+    assert str(error) == f"connect to https://127.0.0.1:1: --ca-file {path}{what}"

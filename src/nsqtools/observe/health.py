@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-REASON_LENGTH_MAX = 300
+# A store's refusal names two long keys, and ends with what to do.
+REASON_LENGTH_MAX = 1000
 # So many parts are shown, with the number of the others.
 SHOWN_MAX = 50
 _SELF = "program"

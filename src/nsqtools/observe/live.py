@@ -79,4 +79,13 @@ class LiveLine:
         if self._live is not None:
             from rich.text import Text
 
+            text = without_middle(text, self._live.console.width)
             self._live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
+
+
+def without_middle(text: str, width: int) -> str:
+    """At most `width` characters: of a failure the end says most, and a path or a key stands before."""
+    if len(text) <= width:
+        return text
+    begin = width // 2
+    return text[:begin] + "…" + text[len(text) - (width - begin - 1) :]

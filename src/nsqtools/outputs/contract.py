@@ -20,7 +20,9 @@ class Feeding:
     deliveries are under way at once. With `gives_back`, what was not delivered yet when the run
     ends, and what cannot go in then, goes back to nsqd at once; otherwise all of it is delivered, until
     the deadline of the end. With `lets_go` a delivery may take as long as nsqd leaves its messages with
-    us: it is cancelled when one of them is taken back, its time being over or its connection gone.
+    us: it is cancelled when one of them is taken back, its time being over or its connection gone. An
+    output that gathers by itself holds a delivery for up to `holds_s` seconds before it does anything
+    with it: so long one may be under way and nothing is wrong.
     """
 
     wait_s: float
@@ -29,6 +31,7 @@ class Feeding:
     deliveries_max: int = 1
     gives_back: bool = False
     lets_go: bool = False
+    holds_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,7 +163,7 @@ def trouble_of(pipeline: TopicPipeline) -> str:
         return pipeline.trouble
     if trouble := pipeline.output_trouble():
         return trouble  # which may say what a delivery hangs at
-    if pipeline.delivering_s > DELIVERY_LONG_S:
+    if pipeline.delivering_s > pipeline.output.feeding.holds_s + DELIVERY_LONG_S:
         return f"a delivery has been under way for {pipeline.delivering_s:.0f} s"
     consumer = pipeline.consumer
     reasons = [reason for address, reason in consumer.unconnected.items() if address and reason]

@@ -136,10 +136,7 @@ class TopicPipeline:
 
     @property
     def delivering_s(self) -> float:
-        """For how long the oldest delivery has been under way, in seconds; 0 without one, and where that
-        is as long as it should be."""
-        if self.output.feeding.lets_go:
-            return 0.0
+        """For how long the oldest delivery has been under way, in seconds; 0 without one."""
         began_s = min((one.began_s for one in self._under_way.values()), default=None)
         return 0.0 if began_s is None else self._clock.monotonic() - began_s
 

@@ -217,7 +217,7 @@ class Replay:
         ):
             if count:
                 lines.append(f"{count} messages {what}")
-        if counts.inexact_files:
+        if counts.inexact_files and played.messages:
             lines.append(
                 f"{counts.inexact_files} file(s) of lines keep no time: whole frames were published,"
                 " with messages from before --since or after --until"

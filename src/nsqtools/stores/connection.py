@@ -9,12 +9,13 @@ by Content-MD5, which every store knows and most check, while `x-amz-checksum-*`
 from __future__ import annotations
 
 import random
+import ssl
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from nsqtools.clock import SystemClock
-from nsqtools.errors import StoreError
+from nsqtools.errors import StoreClosed, StoreError
 from nsqtools.options import mask_passwords
 from nsqtools.stores.failures import Request, clean, explain, is_of_identity
 
@@ -62,9 +63,9 @@ class Connection:
             client.close()
 
     def wait(self, delay_s: float) -> None:
-        """Sleep; raises StoreError when the store is closed meanwhile."""
+        """Sleep; raises StoreClosed when the store is closed meanwhile."""
         if self._closed.is_set() or (delay_s > 0 and self._closed.wait(delay_s)):
-            raise StoreError("use", "the object store", "it is closed", is_passing=True)
+            raise StoreClosed
 
     def call(self, request: Request, **parameters: Any) -> dict[str, Any]:
         """One try of a request; raises what `failures.explain` makes of a failure."""
@@ -154,6 +155,7 @@ class Connection:
         from botocore import exceptions as boto
 
         try:
+            self._check_ca_file()
             session = boto3.session.Session(
                 profile_name=self._options.profile, region_name=self._options.region
             )
@@ -168,6 +170,18 @@ class Connection:
         else:
             return client
         raise StoreError("connect to", self._options.endpoint_url or "S3", reason, is_passing=False)
+
+    def _check_ca_file(self) -> None:
+        """Raises ValueError: boto3 tells nothing of it before the first answer, and then not its name."""
+        path = self._options.ca_file
+        if path is None:
+            return
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+        except ssl.SSLError:
+            raise ValueError(f"--ca-file {path} holds no certificates in PEM") from None
+        except OSError as error:
+            raise ValueError(f"--ca-file {path}: {error.strerror}") from None
 
     def _make(self, session: Any, *, for_aws: bool) -> Any:
         from botocore.config import Config

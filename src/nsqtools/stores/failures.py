@@ -16,6 +16,7 @@ import errno
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from nsqtools.errors import NsqToolsError, StoreError
 from nsqtools.options import printable
@@ -180,7 +181,10 @@ def explain(error: Exception, request: Request, now_s: float) -> Exception:
             f"its certificate is not trusted: {reason}", is_passing=False, hint=hint
         )
     if isinstance(error, boto.ReadTimeoutError | boto.ConnectTimeoutError | TimeoutError):
-        return request.failed("no answer in time", is_passing=True)
+        return request.failed("no answer in time" + _from(error), is_passing=True)
+    if "WRONG_VERSION_NUMBER" in str(error):
+        reason = "what answers does not speak TLS" + _from(error)
+        return request.failed(reason, is_passing=True, hint="Is it http:// and not https://?")
     if isinstance(error, boto.HTTPClientError | boto.ConnectionError | OSError) or _is_cut(error):
         return request.failed(_of_network(error), is_passing=True)
     return request.failed(_said(error), is_passing=False)
@@ -223,8 +227,14 @@ def _of_network(error: Exception) -> str:
         ("Temporary failure in name resolution", "its name cannot be resolved"),
     ):
         if words in text:
-            return told
+            return told + _from(error)
     return text
+
+
+def _from(error: Exception) -> str:
+    """` (http://host:9000)`: who was asked, where botocore knows; without the path."""
+    asked = urlsplit(str(getattr(error, "kwargs", {}).get("endpoint_url", "")))
+    return f" ({asked.scheme}://{clean(asked.netloc)})" if asked.netloc else ""
 
 
 def _of_answer(response: Any, request: Request, now_s: float) -> Exception:
@@ -270,7 +280,8 @@ def _of_answer(response: Any, request: Request, now_s: float) -> Exception:
 
 
 def _worn_out(request: Request, reason: str, code: str) -> WornOut:
-    hint = "Renew the credentials where boto3 finds them: environment, profile or role."
+    verb = "Renew" if code else "Put"  # without a code none were found, or not all of them
+    hint = f"{verb} the credentials where boto3 finds them: environment, profile or role."
     return WornOut(request.operation, request.place, reason, is_passing=True, code=code, hint=hint)
 
 

@@ -132,6 +132,12 @@ async def is_waiting(task: asyncio.Task[Answer]) -> bool:
     return not task.done()
 
 
+def test_it_says_how_long_it_gathers(make: Callable[..., DirectOutput]) -> None:
+    """Or its health would be bad for most of each minute."""
+    assert make(rotate_interval_s=600.0).feeding.holds_s == 600.0
+    assert make(rotate_interval_s=0.0).feeding.holds_s == module.INTERVAL_S
+
+
 async def test_messages_gather_until_there_are_enough_records(
     make: Callable[..., DirectOutput], objects: Callable[[], list[list[bytes]]], scratch: Path
 ) -> None:

@@ -257,7 +257,7 @@ def test_repair_of_what_is_whole_or_open(run: Run, tmp_path: Path) -> None:
     assert "is whole: nothing to repair" in run("repair", tmp_path).text
     part = tmp_path / "y.zst.part"
     part.write_bytes(path.read_bytes()[:-170])
-    assert "is being written, and whole as far as it goes" in run("repair", part).text
+    assert "is not finished, and whole as far as it goes" in run("repair", part).text
     assert names(tmp_path) == [path.name, part.name]
 
 

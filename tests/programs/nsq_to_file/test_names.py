@@ -101,6 +101,14 @@ async def test_the_open_file_is_followed(nsqd: Nsqd, tmp_path: Path) -> None:
             "needs <DATETIME> in --filename-format",
         ),
         (
+            [
+                "--partition-by=publish-time",
+                "--filename-format=<TOPIC><REV>.<DATETIME>.log",
+                "--datetime-format=x",
+            ],
+            "needs strftime's directives in --datetime-format",
+        ),
+        (
             ["--partition-by=publish-time", "--filename-format=<TOPIC>.<DATETIME>.log"],
             "missing <REV> in --filename-format",
         ),

@@ -26,7 +26,13 @@ def test_a_spool_needs_a_folder_and_nothing_else_does() -> None:
 
 
 @pytest.mark.parametrize(
-    "flag", ["--partition-by=publish-time", "--min-free-space=5%", "--watermark"]
+    "flag",
+    [
+        "--partition-by=publish-time",
+        "--min-free-space=5%",
+        "--watermark",
+        "--max-spool-bytes=1GiB",
+    ],
 )
 def test_what_only_files_of_a_spool_have(flag: str) -> None:
     assert mistakes(SPOOL, flag) == ""

@@ -165,6 +165,7 @@ async def test_a_run_that_ends_while_the_store_is_away(
     await tool.start(*flags, "--max-messages=10", "--shutdown-timeout=6s")
     assert await tool.end(None) == 0, tool.told
     assert "files stay in the spool" in tool.told
+    assert "it is closed" not in tool.told, "by the run itself, which is no failure"
     assert len(parts(tmp_path / "spool")) == 1
     proxy.heal()
     await tool.start(*flags)

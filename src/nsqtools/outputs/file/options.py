@@ -88,8 +88,16 @@ class FileOptions(ArchiveOptions, _Places):
         yield from self.check_partition()
         if self.partition_by == "publish-time" and "<DATETIME>" not in self.filename_format:
             yield "--partition-by=publish-time needs <DATETIME> in --filename-format"
+        elif self.partition_by == "publish-time" and not self._has_periods():
+            yield "--partition-by=publish-time needs strftime's directives in --datetime-format"
         if self.live_name and self.has_work_dir:
             yield "--live-name shows the open file where it is written: it cannot be with --work-dir"
+
+    def _has_periods(self) -> bool:
+        """Whether `<DATETIME>` is not always the same."""
+        from nsqtools.archive.naming import step_of  # compressors load slowly
+
+        return step_of(self.datetime_format) is not None
 
     def _check_stream(self) -> Iterator[str]:
         """What has no meaning without files."""

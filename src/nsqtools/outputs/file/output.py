@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from nsqtools.archive.writer import ArchiveWriter
-from nsqtools.errors import NsqToolsError, StorageError, StoreError
+from nsqtools.errors import NsqToolsError, StorageError, StoreClosed, StoreError
 from nsqtools.observe.log import get_log
 from nsqtools.outputs.contract import DONE, Again, Feeding
 from nsqtools.outputs.file.hook import PublishedFile
@@ -368,6 +368,8 @@ class FileOutput:
 
     def _not_finished(self, failure: NsqToolsError) -> None:
         """What somebody has to mend stops the topic: nothing is gained by a longer queue."""
+        if isinstance(failure, StoreClosed):
+            return  # the run ends, and has said what stays
         self._failed(self._finishes, failure)
         if not len(self._writer.sealed):
             self._all_finished()  # somebody took away the last that waited

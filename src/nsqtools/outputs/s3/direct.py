@@ -115,11 +115,13 @@ class DirectOutput:
         *,
         hook: PublishHook | None = None,
     ) -> None:
+        self._interval_s = spec.rotation.rotate_interval_s or INTERVAL_S
         self.feeding = Feeding(
             wait_s=min(spec.sync_interval_s, _QUIET_S),
             deliveries_max=spec.window,
             gives_back=True,
             lets_go=True,
+            holds_s=self._interval_s,
         )
         self._spec = spec
         self._destination = destination
@@ -148,8 +150,7 @@ class DirectOutput:
         if making is None:
             about = replace(self._spec.about, unique=secrets.token_hex(16))
             making = self._making = Making(about, self._clock.time())
-            interval_s = self._spec.rotation.rotate_interval_s or INTERVAL_S
-            making.ends.append(loop.call_later(interval_s, self._end, making))
+            making.ends.append(loop.call_later(self._interval_s, self._end, making))
         making.add(messages)
         answer: asyncio.Future[Answer] = loop.create_future()
         making.answers.append(answer)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from nsqtools.archive.object_names import ObjectNaming
 
+SPOOL_SIZE = Size(minimum=1 << 20)
+MAX_SPOOL_BYTES = "10GiB"
 Ack = Literal["spool", "upload"]
 ACK: Kind[Ack] = Choice(("spool", "upload"))
 
@@ -54,8 +56,8 @@ class _Keys:
         group=FILES,
     )
     max_spool_bytes: int = option(
-        Size(minimum=1 << 20),
-        default="10GiB",
+        SPOOL_SIZE,
+        default=MAX_SPOOL_BYTES,
         help="when so much waits in the spool, consume nothing until there is room",
         group=FILES,
         flag="max-spool-bytes",
@@ -122,6 +124,7 @@ class S3Options(ArchiveOptions, _Keys, StoreOptions):
             "--partition-by": self.partition_by != "arrival",
             "--watermark": self.watermark,
             "--min-free-space": self.min_free_space,
+            "--max-spool-bytes": self.max_spool_bytes != SPOOL_SIZE.parse(MAX_SPOOL_BYTES),
         }
         for flag in (flag for flag, value in given.items() if value):
             yield f"{flag} has no meaning with --ack=upload"

@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING
 
 from nsqtools.archive.object_names import fixed_prefix
-from nsqtools.errors import StoreError
+from nsqtools.errors import StoreClosed, StoreError
 from nsqtools.observe.log import get_log
 
 if TYPE_CHECKING:
@@ -66,8 +66,11 @@ def abort_of(store: Store, key: str) -> int:
 def _abort(store: Store, prefix: str, older_than_s: float, owned: Callable[[str], bool]) -> int:
     try:
         aborted = store.abort_orphans(prefix, older_than_s, owned)
+    except StoreClosed:
+        return 0  # the run ends
     except StoreError as failure:
-        log.warning("unfinished uploads cannot be looked for", error=failure, hint=failure.hint)
+        more = {"hint": failure.hint} if failure.hint else {}
+        log.warning("unfinished uploads cannot be looked for", error=failure, **more)
         return 0
     if aborted:
         log.info("aborted uploads that were cut", uploads=len(aborted), first=aborted[0])

@@ -53,7 +53,7 @@ def run(options: RepairOptions) -> int:
 
 def _nothing_to_do(found: Examined) -> str:
     if found.state is State.OPEN:
-        return f"{printable(found.name)}: is being written, and whole as far as it goes"
+        return f"{printable(found.name)}: is not finished, and whole as far as it goes"
     return f"{printable(found.name)}: is whole: nothing to repair"
 
 

@@ -183,7 +183,8 @@ def describe(start: int, end: int, reason: str, records: int | None) -> str:
 
 def _note(found: Examined) -> str:
     if found.state is State.OPEN:
-        return f"; it is being written, {found.unfinished_bytes} bytes at its end are no commit yet"
+        tail = f", {found.unfinished_bytes} bytes at its end are no commit yet"
+        return "; it is not finished" + (tail if found.unfinished_bytes else "")
     if found.state is State.FOREIGN:
         return "; not written by nsqtools, so that there is little to check"
     return ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+from nsqtools import durable
 from nsqtools.archive.claims import claim_paths
 from nsqtools.archive.recovery import recover
 from nsqtools.errors import StoreError
@@ -24,16 +25,18 @@ def run(options: SpoolUploadOptions) -> int:
 
     Raises `OptionsError` for what is no folder, `StorageError` for one that cannot be listed.
     """
-    uploaded = failed = 0
+    uploaded = failed = in_use = 0
     with contextlib.closing(Destinations(options)) as known:
         for folder in folders_of(options.folders):
             for claim in claim_paths(folder):
-                found = recover(folder, claims=[claim], open_destination=known.open)
+                found = list(recover(folder, claims=[claim], open_destination=known.open))
+                in_use += not found and durable.is_taken(claim)
                 for each in found:
                     failed += each.failed
                     uploaded += not each.failed
                     _tell(each)
-    shown.say(f"{shown.count(uploaded, 'file')} done, {failed} failed")
+    left = f", {in_use} in use by a running nsq_to_s3" if in_use else ""
+    shown.say(f"{shown.count(uploaded, 'file')} done, {failed} failed{left}")
     return StoreError.exit_code if failed else 0
 
 

@@ -1,0 +1,61 @@
+"""`nsqtools spool` beside a running nsq_to_s3, and after it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING
+
+from tests.pipeline.helpers import publish
+from tests.programs.nsq_to_s3.test_run import TEN, flags, parts, tool, until_acknowledged
+
+from nsqtools.options import load
+from nsqtools.programs.spool import ls, upload
+from nsqtools.programs.spool.options import SpoolLsOptions, SpoolUploadOptions
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+    from tests.support.bucket import Bucket
+    from tests.support.faults import FaultProxy
+    from tests.support.nsqd import Nsqd
+    from tests.support.programs import Program
+
+__all__ = ["flags", "tool"]
+
+
+def state_of(spool: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """Of its one file, as `ls` tells it."""
+    assert ls.run(load(SpoolLsOptions, "x", ["--json", str(spool)], {})) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["file"] == str(parts(spool)[0])
+    return str(said["state"])
+
+
+async def test_what_is_in_use_is_left_and_told(
+    nsqd: Nsqd,
+    archive: Bucket,
+    proxy: FaultProxy,
+    tool: Program,
+    flags: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    spool = tmp_path / "spool"
+    options = load(
+        SpoolUploadOptions, "x", [f"--endpoint-url={proxy.endpoint_url}", str(spool)], {}
+    )
+    await publish(nsqd, *TEN)
+    await tool.start(*flags)
+    await until_acknowledged(nsqd, tool)
+    assert state_of(spool, capsys) == ls.IN_USE
+    assert await asyncio.to_thread(upload.run, options) == 0
+    assert capsys.readouterr().out == "0 files done, 0 failed, 1 in use by a running nsq_to_s3\n"
+    assert archive.keys() == []
+    await tool.kill()
+    assert state_of(spool, capsys) == ls.WAITING
+    assert await asyncio.to_thread(upload.run, options) == 0
+    assert capsys.readouterr().out.endswith("\n1 file done, 0 failed\n")
+    assert archive.all_bodies(tmp_path) == TEN
+    assert parts(spool) == []
