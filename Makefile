@@ -25,8 +25,10 @@ $(STAMP): pyproject.toml .ci/constraints.txt
 demo: $(STAMP)
 	@$(BIN)/nsqtools demo $(if $(INPUT),--input "$(INPUT)")
 
+# Many tests wait for something: one worker more than there are processors.
 test: lint
-	$(BIN)/python -m pytest -m "not soak" -n auto --dist loadfile
+	PYTEST_XDIST_AUTO_NUM_WORKERS=$$(($$(getconf _NPROCESSORS_ONLN) + 1)) \
+	    $(BIN)/python -m pytest -m "not soak" -n auto --dist worksteal
 
 soak: $(STAMP)
 	$(BIN)/python -m pytest -m soak
