@@ -18,10 +18,11 @@ from tests.benchmarks.table import Target
 from tests.support.stores import ENVIRONMENT, StoreServer
 
 from nsqtools.options import load
-from nsqtools.stores import StoreOptions, open_store
+from nsqtools.stores.client import open_store
+from nsqtools.stores.options import StoreOptions
 
 if TYPE_CHECKING:
-    from nsqtools.stores import Store
+    from nsqtools.stores.client import Store
 
 NAME = "upload"
 SERVERS = ("rclone", "moto")

@@ -10,7 +10,8 @@ from tests.support.faults import FaultProxy
 from tests.support.stores import ENVIRONMENT, StoreServer
 
 from nsqtools.options import load
-from nsqtools.stores import Store, StoreOptions, open_store
+from nsqtools.stores.client import Store, open_store
+from nsqtools.stores.options import StoreOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tests.support.faults import FaultProxy
     from tests.support.stores import StoreServer
 
-    from nsqtools.stores import Store
+    from nsqtools.stores.client import Store
 
 
 def problems(store: Store) -> dict[str, str]:

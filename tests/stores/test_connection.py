@@ -15,9 +15,10 @@ from tests.stores.test_upload import IN_PARTS, LARGE, SMALL, Sample
 
 from nsqtools.errors import OptionsError, StoreError
 from nsqtools.options import load
-from nsqtools.stores import StoreOptions, open_store
 from nsqtools.stores.body import Bandwidth
+from nsqtools.stores.client import open_store
 from nsqtools.stores.connection import is_aws
+from nsqtools.stores.options import StoreOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from tests.support.faults import FaultProxy
     from tests.support.stores import StoreServer
 
-    from nsqtools.stores import Store
+    from nsqtools.stores.client import Store
 
 
 @pytest.mark.parametrize("content", [SMALL, LARGE], ids=["small", "large"])

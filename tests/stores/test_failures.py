@@ -14,7 +14,8 @@ from tests.support.tls import make_certificate
 
 from nsqtools.errors import StoreError
 from nsqtools.options import load
-from nsqtools.stores import Store, StoreOptions, open_store
+from nsqtools.stores.client import Store, open_store
+from nsqtools.stores.options import StoreOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable

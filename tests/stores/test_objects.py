@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tests.support.faults import FaultProxy, Kind
     from tests.support.stores import StoreServer
 
-    from nsqtools.stores import Store
+    from nsqtools.stores.client import Store
 
 CONTENT = random.Random(1).randbytes(3_000_000)
 HOUR_MESSAGES = 10_000

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tests.support.faults import FaultProxy, Kind
     from tests.support.stores import StoreServer
 
-    from nsqtools.stores import Store
+    from nsqtools.stores.client import Store
 
 SMALL = b"message\n" * 4000
 LARGE = b"".join(b"%d\n" % number for number in range(1_700_000))  # 12.5 MB, three parts of 5 MiB

@@ -25,7 +25,7 @@ from nsqtools.replay.player import TOLD_MAX, Player
 from nsqtools.replay.progress import progress_for
 from nsqtools.replay.rate import Rate
 from nsqtools.replay.where import select
-from nsqtools.stores import NamedObjects
+from nsqtools.stores.named import NamedObjects
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -8,10 +8,10 @@ import threading
 from typing import TYPE_CHECKING, Self
 
 from nsqtools.errors import StoreError
-from nsqtools.stores.client import Store, store_for_reading
 from nsqtools.stores.location import check_key, is_location, parse_location
 
 if TYPE_CHECKING:
+    from nsqtools.stores.client import Store
     from nsqtools.stores.objects import ObjectReader, StoredObject
     from nsqtools.stores.options import StoreAccess
 
@@ -121,6 +121,8 @@ class NamedObjects:
             raise
 
     def _store_of(self, bucket: str) -> Store:
+        from nsqtools.stores.client import store_for_reading  # for nobody who reads files alone
+
         with self._lock:
             store = self._stores.get(bucket)
             if store is None:

@@ -19,7 +19,7 @@ from nsqtools.outputs.s3 import backlog as module
 from nsqtools.outputs.s3.backlog import Backlog
 from nsqtools.outputs.s3.destination import Destinations
 from nsqtools.outputs.workers import Workers
-from nsqtools.stores import StoreOptions
+from nsqtools.stores.options import StoreOptions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

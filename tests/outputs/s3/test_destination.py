@@ -20,7 +20,7 @@ from nsqtools.outputs.s3.destination import (
     Destinations,
     StoreDestination,
 )
-from nsqtools.stores import Store, StoreOptions
+from nsqtools.stores.options import StoreOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from tests.support.bucket import Bucket
     from tests.support.faults import FaultProxy
+
+    from nsqtools.stores.client import Store
 
 TOGETHER = 8
 ABOUT = About(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tests.support.faults import FaultProxy
     from tests.support.stores import StoreServer
 
-    from nsqtools.stores import Store
+    from nsqtools.stores.client import Store
 
 
 def naming(key_format: str = KEY_FORMAT, host: str = "host.1") -> ObjectNaming:

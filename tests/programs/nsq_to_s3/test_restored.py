@@ -31,7 +31,8 @@ from nsqtools.programs.archive import verify
 from nsqtools.replay.inputs import find_inputs
 from nsqtools.replay.options import FileToNsqOptions
 from nsqtools.replay.run import run as run_replay
-from nsqtools.stores import NamedObjects, StoreAccess
+from nsqtools.stores.named import NamedObjects
+from nsqtools.stores.options import StoreAccess
 from nsqtools.wire.messages import Messages
 
 if TYPE_CHECKING:

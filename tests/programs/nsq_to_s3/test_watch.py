@@ -23,7 +23,7 @@ from nsqtools.programs.nsq_to_s3.watch import SpoolWatch
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from nsqtools.stores import Store
+    from nsqtools.stores.client import Store
 
 
 class Away:

@@ -23,7 +23,7 @@ from nsqtools.outputs.s3.destination import Destinations
 from nsqtools.outputs.s3.spool import Spool
 from nsqtools.outputs.workers import Workers
 from nsqtools.programs.nsq_to_s3 import watch as module
-from nsqtools.stores import StoreOptions
+from nsqtools.stores.options import StoreOptions
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -184,7 +184,8 @@ class Destinations:
             return found
 
     def _open(self, description: str) -> StoreDestination:
-        from nsqtools.stores import open_store, parse_location
+        from nsqtools.stores.client import open_store
+        from nsqtools.stores.location import parse_location
 
         try:
             bucket = parse_location(description).bucket

@@ -12,7 +12,7 @@ from nsqtools.errors import DamagedArchive
 from nsqtools.programs.archive.convert import FRAMED, JSONL, Wanted, converted
 from nsqtools.programs.archive.each import Each
 from nsqtools.programs.archive.shown import count, warn, write
-from nsqtools.stores import NamedObjects
+from nsqtools.stores.named import NamedObjects
 from nsqtools.transform.search import Search
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from nsqtools.options.shown import printable
 from nsqtools.programs.archive import shown
 from nsqtools.programs.archive.each import Each
 from nsqtools.programs.archive.gaps import find_gaps
-from nsqtools.stores import NamedObjects
+from nsqtools.stores.named import NamedObjects
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence

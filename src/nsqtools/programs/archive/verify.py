@@ -22,7 +22,7 @@ from nsqtools.programs.archive import shown
 from nsqtools.programs.archive.digest import DigestingFile
 from nsqtools.programs.archive.each import Each
 from nsqtools.programs.archive.ls import as_json
-from nsqtools.stores import NamedObjects
+from nsqtools.stores.named import NamedObjects
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -31,7 +31,8 @@ from nsqtools.outputs.s3.spool import Spool
 from nsqtools.outputs.workers import Workers
 from nsqtools.pipeline.run import Run
 from nsqtools.programs.nsq_to_s3.watch import SpoolWatch
-from nsqtools.stores import Location, open_store
+from nsqtools.stores.client import open_store
+from nsqtools.stores.location import Location
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
