@@ -187,6 +187,8 @@ async def test_l6_topics_and_processes_with_one_name_never_share_a_file(
         archiver(folder, *flags, "--channel=one", nsqd=nsqd) as one,
         archiver(folder, *flags, "--channel=two", nsqd=nsqd) as two,
     ):
+        for topic, channel in itertools.product(("t", "u"), ("one", "two")):
+            await until_channel(nsqd, topic, channel, message_count=0)  # which would come too late
         for round_ in range(4):
             for topic in ("t", "u"):
                 await publish(
