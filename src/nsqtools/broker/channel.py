@@ -25,9 +25,9 @@ from nsqtools.observe.log import Repeated, get_log
 from nsqtools.wire.names import is_ephemeral
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from nsqtools.broker.journal import Journal
+    from nsqtools.broker.journal import Journal, Rewrite
     from nsqtools.broker.log import TopicLog
 
 log = logging.getLogger("nsqtools.broker.channel")
@@ -270,39 +270,51 @@ class Channel:
         """Whether the journal has something to write."""
         return self._journal is not None and self._journal.wants_flush
 
+    @property
+    def wants_rewrite(self) -> bool:
+        """Whether the journal is to be replaced by a shorter one."""
+        return self._journal is not None and self._journal.wants_rewrite
+
+    def rewrite(self) -> Rewrite:
+        """Begin that; it must be wanted."""
+        if self._journal is None:
+            raise RuntimeError("an ephemeral channel has no journal")
+        return self._journal.rewrite(self.state())
+
     def flush(self) -> None:
         """Write the journal; raises StorageError."""
         if self._journal is not None:
             self._journal.flush()
-            if self._journal.wants_snapshot:
-                self._journal.create(self.state())
+
+    def sync(self) -> None:
+        """Bring the journal to the disk; for a thread. Raises StorageError."""
+        if self._journal is not None:
+            self._journal.sync()
 
     def close(self) -> None:
         if self._journal is not None:
-            self._journal.create(self.state())
-            self._journal.close()
+            self._journal.close(self.state())
 
     def remove(self) -> None:
         if self._journal is not None:
             self._journal.remove()
 
-    def carry_over(self, end: int) -> bool:
-        """Keep copies of the few messages that hold the log before `end`; False if they are many.
-
-        Raises StorageError when they cannot be read.
-        """
+    def stragglers(self, end: int, messages_max: int = CARRY_MESSAGES_MAX) -> list[int] | None:
+        """What this channel still needs of the log before `end`; None when that is too much."""
         held = [n for n in self._pending_numbers() if n < end and n not in self._carried]
-        if self.cursor < end or len(held) > CARRY_MESSAGES_MAX:
-            return False
-        frames = {number: self._frame(number) for number in held}
-        if sum(len(frame) for frame in frames.values() if frame) > CARRY_BYTES_MAX:
-            return False
-        for number, frame in frames.items():
+        if self.cursor < end or len(held) > messages_max:
+            return None
+        return sorted(held)
+
+    def carry(self, frames: Mapping[int, bytes | None], end: int) -> None:
+        """Keep copies of what is still needed of these messages."""
+        needed = {n for n in self._pending_numbers() if n < end and n not in self._carried}
+        for number in needed & frames.keys():
+            frame = frames[number]
             if frame is not None:
                 self._carried[number] = frame
                 if self._journal is not None:
                     self._journal.carried(number, frame)
-        return True
 
     # Inside
 
