@@ -23,6 +23,7 @@ from hypothesis.stateful import (
 from tests.support.disks import at_once, open_files
 
 from nsqtools.broker import channel as channel_module
+from nsqtools.broker import cursor as cursor_module
 from nsqtools.broker.block import build_block
 from nsqtools.broker.channel import Channel
 from nsqtools.broker.journal import ChannelState, Journal
@@ -136,14 +137,75 @@ def test_the_window_is_never_exceeded() -> None:
     assert (channel.depth, channel.in_flight) == (5, 3)
 
 
-def test_what_waits_again_comes_before_what_is_new() -> None:
+def test_what_is_requeued_comes_behind_what_was_there_and_before_what_is_new() -> None:
     feed, channel = make()
     consumer = join(channel, 1)
-    publish(feed, channel, b"1", b"2")
+    publish(feed, channel, b"1", b"2", b"3")
     channel.requeue(consumer, consumer.id_of(b"1"), 0)
-    channel.deliver()
-    assert consumer.got == [(b"1", 1), (b"1", 2)]
+    publish(feed, channel, b"4")
+    for body in (b"2", b"3", b"1"):
+        channel.finish(consumer, consumer.id_of(body))
+        channel.deliver()
+    assert consumer.got == [(b"1", 1), (b"2", 1), (b"3", 1), (b"1", 2), (b"4", 1)]
     assert channel.requeue_count == 1
+
+
+def test_a_message_that_is_always_requeued_neither_takes_all_deliveries_nor_starves() -> None:
+    feed, channel = make()
+    consumer = join(channel, 1)
+    publish(feed, channel, b"poison")
+    for number in range(100):
+        publish(feed, channel, *[b"%d-%d" % (number, at) for at in range(5)])
+        for _ in range(6):
+            body = consumer.got[-1][0]
+            if body == b"poison":
+                channel.requeue(consumer, consumer.id_of(body), 0)
+            else:
+                channel.finish(consumer, consumer.id_of(body))
+            channel.deliver()
+    tries = [attempts for body, attempts in consumer.got if body == b"poison"]
+    assert tries == list(range(1, len(tries) + 1))
+    assert len(tries) > 90
+    assert len(consumer.got) - len(tries) > 490
+
+
+def test_a_deep_backlog_does_not_starve_what_is_requeued(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(channel_module, "TAIL_MESSAGES", 10)
+    feed, channel = make()
+    consumer = join(channel, 1)
+    publish(feed, channel, b"again", *[b"%d" % number for number in range(1000)])
+    channel.requeue(consumer, consumer.id_of(b"again"), 0)
+    channel.deliver()
+    for _ in range(10):
+        channel.finish(consumer, consumer.id_of(consumer.got[-1][0]))
+        channel.deliver()
+    assert consumer.got[-1] == (b"again", 2)
+
+
+def test_what_times_out_goes_behind_what_waits_as_what_is_requeued_does() -> None:
+    feed, channel = make()
+    consumer = join(channel, 2)
+    publish(feed, channel, b"1", b"2", b"3", b"4")
+    channel.scan(10.0, NOW_NS)
+    assert channel.timeout_count == 2
+    assert consumer.got[2:] == [(b"3", 1), (b"4", 1)]
+    feed.time_s = 11.0
+    channel.finish(consumer, consumer.id_of(b"3", b"4"))
+    channel.deliver()
+    assert consumer.got[4:] == [(b"1", 2), (b"2", 2)]
+
+
+def test_what_a_lost_connection_held_comes_first_but_not_for_ever() -> None:
+    feed, channel = make()
+    publish(feed, channel, b"1", b"2", b"3")
+    for attempts in range(1, channel_module.LOST_FIRST_MAX + 2):
+        consumer = join(channel, 1)
+        assert consumer.got == [(b"1", attempts)]
+        channel.unsubscribe(consumer)
+    consumer = join(channel, 5)
+    assert [body for body, _ in consumer.got] == [b"2", b"3", b"1"]
 
 
 def test_a_deferred_message_waits_for_its_time() -> None:
@@ -153,6 +215,7 @@ def test_a_deferred_message_waits_for_its_time() -> None:
     publish(feed, channel, b"now")
     assert [body for body, _ in consumer.got] == [b"now"]
     assert (channel.deferred, channel.depth) == (1, 0)
+    assert not channel.scan(0.0, NOW_NS)
     channel.scan(0.0, NOW_NS + 5 * SECOND_NS - 1)
     assert channel.deferred == 1
     channel.scan(0.0, NOW_NS + 5 * SECOND_NS)
@@ -208,7 +271,7 @@ def test_a_bounded_channel_drops_the_newest() -> None:
     consumer = join(channel, 2)
     publish(feed, channel, b"7")
     consumer.rdy = 10
-    channel.deliver()
+    channel.ready(consumer)
     assert [body for body, _ in consumer.got] == [b"1", b"2", b"3", b"7"]
 
 
@@ -270,10 +333,10 @@ def test_a_disk_that_cannot_be_read_keeps_messages_and_is_asked_again(
     bodies = [b"%d" % number for number in range(6)]
     for body in bodies:
         publish(feed, channel, body)
-    consumer = join(channel, 4)
-    assert [body for body, _ in consumer.got] == bodies[:4]
-    for body in bodies[:3]:
-        channel.requeue(consumer, consumer.id_of(body), 0)
+    lost, consumer = join(channel, 3), join(channel, 1)
+    assert [body for body, _ in lost.got + consumer.got] == bodies[:4]
+    channel.unsubscribe(lost)
+    consumer.rdy = 4
 
     def broken(*_args: object) -> None:
         raise StorageError("read", tmp_path, OSError(errno.EIO, "broken"))
@@ -281,25 +344,26 @@ def test_a_disk_that_cannot_be_read_keeps_messages_and_is_asked_again(
     reads = DiskLog.read
     with monkeypatch.context() as patched:
         patched.setattr(DiskLog, "read", broken)
-        for _ in range(3):
-            channel.deliver()
-        assert len(consumer.got) == 4
+        channel.ready(consumer)
+        assert channel.scan(0.0, NOW_NS), "it is tried again"
+        assert channel.scan(0.0, NOW_NS)
+        assert len(consumer.got) == 1
         assert (channel.depth, channel.in_flight) == (5, 1)
         assert [record.levelname for record in caplog.records] == ["ERROR"]
         assert "cannot be read" in caplog.text
         consumer.rdy = 0
-        channel.deliver()
+        channel.ready(consumer)
         assert "can be read again" not in caplog.text, "nothing was read"
         consumer.rdy = 4
         # One that fails on the way: what was read before it goes out.
         calls: Iterator[Callable[..., Any]] = iter([reads, *[broken] * 9])
         patched.setattr(DiskLog, "read", lambda log, *rest: next(calls)(log, *rest))
-        patched.setattr(channel_module, "LOOK_UP_BYTES", 1)
-        channel.deliver()
-        assert consumer.got[4:] == [(b"0", 2)]
+        patched.setattr(cursor_module, "LOOK_UP_BYTES", 1)
+        channel.ready(consumer)
+        assert consumer.got[1:] == [(b"0", 2)]
     consumer.rdy = 10
-    channel.deliver()
-    assert consumer.got[5:] == [(b"1", 2), (b"2", 2), (b"4", 1), (b"5", 1)]
+    channel.ready(consumer)
+    assert consumer.got[2:] == [(b"1", 2), (b"2", 2), (b"4", 1), (b"5", 1)]
     assert caplog.records[-1].levelname == "INFO"
     assert "can be read again" in caplog.text
     log.close()
@@ -310,10 +374,9 @@ def carry_over(channel: Channel, log: DiskLog) -> None:
     end = log.first_segment_end
     assert end is not None
     numbers = channel.stragglers(end)
-    if numbers is not None:
-        frames = log.frames(numbers, 1 << 20)
-        assert frames is not None
-        channel.carry(frames, end)
+    found = None if numbers is None else log.find(numbers, 1 << 20)
+    if found is not None:
+        channel.carry(found.frames, end, found.due_ns)
 
 
 class ChannelMachine(RuleBasedStateMachine):
@@ -377,7 +440,7 @@ class ChannelMachine(RuleBasedStateMachine):
     @rule(who=st.integers(0, 1), rdy=st.integers(0, 5))
     def ready(self, who: int, rdy: int) -> None:
         self.consumers[who].rdy = rdy
-        self.channel.deliver()
+        self.channel.ready(self.consumers[who])
 
     @rule(who=st.integers(0, 1), data=st.data())
     def finish(self, who: int, data: st.DataObject) -> None:

@@ -13,6 +13,7 @@ from tests.support.disks import open_files
 
 from nsqtools.broker import files as module
 from nsqtools.broker.journal import MAGIC, ChannelState, Journal, Pending
+from nsqtools.broker.ranges import Ranges
 from nsqtools.errors import StorageError
 
 if TYPE_CHECKING:
@@ -67,14 +68,14 @@ def test_each_kind_of_record(journal: Journal) -> None:
             108: Pending(1),
         },
         {105: b"frame"},
-        [(120, 130)],
+        Ranges([(120, 130)]),
     )
     assert reload(journal) == expected
     journal.passed(120, 130)
     journal.finished([], [105])
     journal.paused(False)
     state = reload(journal)
-    assert (state.cursor, state.voids, state.carried, state.paused) == (130, [], {}, False)
+    assert (state.cursor, list(state.voids), state.carried, state.paused) == (130, [], {}, False)
     journal.emptied(140)
     assert reload(journal) == ChannelState(140)
 

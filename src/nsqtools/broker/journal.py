@@ -40,6 +40,7 @@ from zlib import crc32
 
 from nsqtools import durable
 from nsqtools.broker.files import AppendFile
+from nsqtools.broker.ranges import Ranges
 from nsqtools.errors import StorageError
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class ChannelState:
     paused: bool = False
     pending: dict[int, Pending] = field(default_factory=dict)
     carried: dict[int, bytes] = field(default_factory=dict)
-    voids: list[tuple[int, int]] = field(default_factory=list)
+    voids: Ranges = field(default_factory=Ranges)
 
 
 class Journal:
@@ -352,10 +353,10 @@ def _apply(state: ChannelState, kind: bytes, data: bytes) -> None:
     elif kind == b"Q":
         _queue(state, data)
     elif kind == b"N":
-        state.voids.append(_RUN.unpack(data))
+        state.voids.add(*_RUN.unpack(data))
     elif kind == b"V":
         state.cursor = max(state.cursor, _RUN.unpack(data)[1])
-        state.voids = [void for void in state.voids if void[1] > state.cursor]
+        state.voids.drop_before(state.cursor)
     elif kind == b"E":
         state.cursor = _U64.unpack(data)[0]
         pending.clear()
@@ -377,7 +378,8 @@ def _forget(state: ChannelState, number: int) -> None:
 def _queue(state: ChannelState, data: bytes) -> None:
     for number, attempts, due_ns in _ENTRY.iter_unpack(data):
         state.pending[number] = Pending(attempts, due_ns)
-        state.cursor = max(state.cursor, number + 1)
+        if number >= state.cursor and number not in state.voids:
+            state.cursor = number + 1
 
 
 def _restore(state: ChannelState, data: bytes) -> None:
@@ -388,4 +390,4 @@ def _restore(state: ChannelState, data: bytes) -> None:
         for number, attempts, due_ns in _ENTRY.iter_unpack(data[_SNAPSHOT.size :])
     }
     state.carried = {}
-    state.voids = []
+    state.voids = Ranges()

@@ -16,7 +16,7 @@ import contextlib
 import logging
 from bisect import bisect_right
 from itertools import pairwise
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from nsqtools import durable
 from nsqtools.broker import recovery
@@ -45,6 +45,13 @@ NUMBERS_PER_MS_BITS = 20
 # For single messages, which may be anywhere, little is read at a time.
 LOOK_UP_BYTES = 64 << 10
 _NO_BOUND = 1 << 62
+
+
+class Found(NamedTuple):
+    """Frames of messages, None for what is not there any more; the times of those that are deferred."""
+
+    frames: dict[int, bytes | None]
+    due_ns: dict[int, int]
 
 
 class TopicLog(Protocol):
@@ -227,24 +234,26 @@ class DiskLog:
             position = found[-1][2]
         return self.read(segment.end, size_bytes) if segment is not self._segments[-1] else None
 
-    def frames(self, numbers: Sequence[int], bytes_max: int) -> dict[int, bytes | None] | None:
-        """The frames of messages, ascending, from disk; None for those that are not there any more.
+    def find(self, numbers: Sequence[int], bytes_max: int) -> Found | None:
+        """Messages, ascending, from disk; None where they are larger than `bytes_max` together.
 
-        For any thread. None altogether where they are larger than `bytes_max`; raises StorageError.
+        For any thread. Raises StorageError.
         """
-        found: dict[int, bytes | None] = {}
-        size_bytes = 0
+        found = Found({}, {})
         block: Block | None = None
         for number in numbers:
             while block is not None and block.end <= number:
                 block = block.next
-            if block is None:
+            if block is None or number < block.first:
                 block = self.read(number, LOOK_UP_BYTES)
-            is_there = block is not None and block.first <= number
-            frame = block.slice(number, number + 1) if block is not None and is_there else None
-            found[number] = frame
-            size_bytes += len(frame or b"")
-            if size_bytes > bytes_max:
+            if block is None or number < block.first:
+                found.frames[number] = None
+                continue
+            frame = found.frames[number] = block.slice(number, number + 1)
+            if block.due_ns:
+                found.due_ns[number] = block.due_ns
+            bytes_max -= len(frame)
+            if bytes_max < 0:
                 return None
         return found
 

@@ -75,6 +75,7 @@ class Memory:
             block = self._blocks.pop()
             self._messages -= len(block)
             self._budget.remove(block)
+            block.end = block.first  # who holds it already finds nothing in it
         if self._head < len(self._blocks):
             self._blocks[-1].next = None
 

@@ -161,6 +161,8 @@ class Topic:
         self.pumped = end
         for channel in list(self.channels.values()):
             channel.pumped(first, end)
+        if isinstance(self.log, MemoryLog):
+            self._bound(self.log)
 
     def hold(self) -> None:
         """Keep what is published in the topic until `release`."""
@@ -264,10 +266,8 @@ class Topic:
     def scan(self, now_s: float, now_ns: int) -> bool:
         """Take back what has timed out, and deliver what is due; whether there is now something to
         be written."""
-        for channel in self.channels.values():
-            channel.scan(now_s, now_ns)
-            channel.deliver()
-        return any(channel.wants_flush for channel in self.channels.values())
+        found = [channel.scan(now_s, now_ns) for channel in self.channels.values()]
+        return any(found)
 
     def floor(self) -> int:
         """The first message that is still needed."""
@@ -316,6 +316,20 @@ class Topic:
             self._defer(lambda: _remove_folder(gone))
 
     # Inside
+
+    def _bound(self, log: MemoryLog) -> None:
+        """A log in memory is no longer than twice what waits or is held, with what may wait: beyond
+        that the channels keep copies of what they need. So each message is copied once at most."""
+        room = self._options.mem_queue_size
+        if log.count(log.start, log.end) <= 2 * room:
+            return
+        log.trim(self.floor())
+        channels = self.channels.values()
+        held = sum(channel.depth + channel.in_flight + channel.deferred for channel in channels)
+        if log.count(log.start, log.end) > 2 * (room + held):
+            for channel in channels:
+                channel.carry_over(self.pumped, bounded=False)
+            log.trim(self.floor())
 
     def _open_log(self, folder: Path) -> DiskLog:
         options = self._options

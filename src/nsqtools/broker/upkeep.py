@@ -139,13 +139,8 @@ class Upkeep:
         numbers = channel.stragglers(end)
         if numbers is None:
             return False
-        frames = (
-            await self._in_thread(lambda: disk.frames(numbers, CARRY_BYTES_MAX)) if numbers else {}
-        )
-        if frames is None:
-            return False
-        channel.carry(frames, end)
-        return bool(frames)
+        found = await self._in_thread(lambda: disk.find(numbers, CARRY_BYTES_MAX))
+        return found is not None and channel.carry(found.frames, end, found.due_ns)
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
         return await self._loop.run_in_executor(self._worker, function)
