@@ -20,15 +20,18 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from tests.support.disks import at_once, open_files
+from tests.support.disks import at_once as defer_nothing
+from tests.support.disks import open_files
 
 from nsqtools.broker import channel as channel_module
 from nsqtools.broker import cursor as cursor_module
-from nsqtools.broker.block import build_block
+from nsqtools.broker.block import Block, build_block
 from nsqtools.broker.channel import Channel
 from nsqtools.broker.journal import ChannelState, Journal
 from nsqtools.broker.log import DiskLog, MemoryLog
 from nsqtools.broker.memory import Memory, MemoryBudget
+from nsqtools.broker.reading import Reader, Share, at_once
+from nsqtools.broker.segment import READ_BYTES
 from nsqtools.errors import StorageError
 from nsqtools.wire.frames import FrameDecoder
 from nsqtools.wire.messages import Messages
@@ -55,6 +58,14 @@ class Feed:
 
     def now_s(self) -> float:
         return self.time_s
+
+    def reader(
+        self, told: Callable[[], None], *, size_max_bytes: int = READ_BYTES, ahead: bool = True
+    ) -> Reader:
+        def begin(number: int, size_bytes: int) -> Callable[[], Block | None]:
+            return lambda: self.log.read(number, size_bytes)
+
+        return Reader(begin, at_once, Share(), told, size_max_bytes=size_max_bytes, ahead=ahead)
 
     def publish(self, *bodies: bytes, due_ns: int = 0) -> tuple[int, int]:
         first = self.log.end
@@ -293,7 +304,7 @@ def test_stragglers_are_carried_over_so_that_the_log_can_go(tmp_path: Path) -> N
         segment_size_max_bytes=100,
         now_ms=1,
         files=open_files(),
-        defer=at_once,
+        defer=defer_nothing,
     )
     feed, channel = make(log=log)
     consumer = join(channel, 1)
@@ -320,13 +331,14 @@ def test_stragglers_are_carried_over_so_that_the_log_can_go(tmp_path: Path) -> N
 def test_a_disk_that_cannot_be_read_keeps_messages_and_is_asked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr(cursor_module, "LOOK_UP_BYTES", 1)
     log = DiskLog(
         tmp_path,
         memory=Memory(1, MemoryBudget(1)),
         segment_size_max_bytes=1 << 20,
         now_ms=1,
         files=open_files(),
-        defer=at_once,
+        defer=defer_nothing,
     )
     caplog.set_level(logging.INFO, "nsqtools.broker")
     feed, channel = make(log=log)
@@ -411,7 +423,7 @@ class ChannelMachine(RuleBasedStateMachine):
             segment_size_max_bytes=400,
             now_ms=self.ms,
             files=open_files(),
-            defer=at_once,
+            defer=defer_nothing,
         )
         self.feed = Feed(self.log)
         self.feed.time_s = self.time_s

@@ -33,6 +33,7 @@ from nsqtools.broker.cursor import Cursor
 from nsqtools.broker.flight import Flight, Holder, Lease, ids_of
 from nsqtools.broker.journal import ChannelState, Pending
 from nsqtools.broker.ranges import Ranges
+from nsqtools.broker.reading import NotAtHand
 from nsqtools.broker.waiting import Carried, Waiting
 from nsqtools.clock import SystemClock
 from nsqtools.errors import StorageError
@@ -104,7 +105,7 @@ class Channel:
         self._journal = journal
         self._depth_max = depth_max
         self._max_msg_timeout_s = max_msg_timeout_s
-        self._cursor = Cursor(feed, state.cursor, state.voids)
+        self._cursor = Cursor(feed, state.cursor, state.voids, self.deliver)
         self._ready: OrderedDict[Subscriber, None] = OrderedDict()
         self._flight = Flight()
         self._carried = Carried(state.carried)
@@ -187,6 +188,8 @@ class Channel:
         except StorageError as failure:
             self._wants_scan = True
             self._trouble.failed(failure, topic=self._feed.name, channel=self.name)
+        except NotAtHand:
+            return  # the reader calls this again
         else:
             if self._trouble.is_failing and self.delivered_count > delivered:
                 self._trouble.recovered("messages can be read again")
@@ -490,7 +493,7 @@ class Channel:
                 break
             try:
                 frame = self._frame(number)
-            except StorageError:
+            except (StorageError, NotAtHand):
                 if not numbers:
                     raise
                 break  # what was read goes out; the next round meets the error again

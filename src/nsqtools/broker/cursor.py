@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Protocol
 from nsqtools.broker.ranges import Ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from nsqtools.broker.block import Block
     from nsqtools.broker.log import TopicLog
+    from nsqtools.broker.reading import Reader
 
 # Messages that wait again may be anywhere: for one of them little is read.
 LOOK_UP_BYTES = 64 << 10
@@ -37,17 +38,32 @@ class Feed(Protocol):
     def now_s(self) -> float:
         """Monotonic time."""
 
+    def reader(
+        self, told: Callable[[], None], *, size_max_bytes: int = ..., ahead: bool = ...
+    ) -> Reader:
+        """What reads the log from disk for a channel."""
+
 
 class Cursor:
-    """A position in a log; messages before it are somebody else's. What reads raises StorageError."""
+    """A position in a log; messages before it are somebody else's.
 
-    def __init__(self, feed: Feed, position: int, voids: Iterable[tuple[int, int]]) -> None:
+    What reads raises StorageError, or NotAtHand: then `told` is called when it is worth another try.
+    """
+
+    def __init__(
+        self,
+        feed: Feed,
+        position: int,
+        voids: Iterable[tuple[int, int]],
+        told: Callable[[], None],
+    ) -> None:
         self.position = feed.log.following(position)
         self.voids = Ranges()
         self._feed = feed
         self._void_count = 0
         self._block: Block | None = None
-        self._looked_up: Block | None = None
+        self._forward = feed.reader(told)
+        self._here_and_there = feed.reader(told, size_max_bytes=LOOK_UP_BYTES, ahead=False)
         for first, end in voids:
             self.void(first, end)
 
@@ -111,7 +127,11 @@ class Cursor:
             return None
         block = self._block
         if block is None or not block.first <= self.position < block.end:
-            block = self._feed.log.in_memory(self.position) or self._feed.log.read(self.position)
+            block = self._feed.log.in_memory(self.position)
+            if block is None:
+                block = self._forward.get(self.position)
+            else:
+                self._forward.drop()
             self._block = block
             if block is not None and self.position < block.first:
                 self.move_to(block.first)  # a gap between two runs of the broker
@@ -120,12 +140,12 @@ class Cursor:
 
     def find(self, number: int) -> Block | None:
         """The block that holds a message, wherever it is."""
-        block = self._feed.log.in_memory(number) or self._look_up(number)
+        block = self._feed.log.in_memory(number) or self._here_and_there.get(number)
         return block if block is not None and block.first <= number < block.end else None
 
     def found_all(self) -> None:
         """Nothing more is to be found for now: let go of what was read for that."""
-        self._looked_up = None
+        self._here_and_there.drop()
 
     # Inside
 
@@ -150,15 +170,3 @@ class Cursor:
             first += length
             left -= length
             yield range(start, first)
-
-    def _look_up(self, number: int) -> Block | None:
-        """From disk; what was read is kept while more of it may be wanted."""
-        block = self._looked_up
-        if block is not None and block.first <= number:
-            while block is not None and block.end <= number:
-                block = block.next
-            if block is not None and block.first <= number:
-                self._looked_up = block
-                return block
-        self._looked_up = self._feed.log.read(number, LOOK_UP_BYTES)
-        return self._looked_up

@@ -44,7 +44,7 @@ log = logging.getLogger("nsqtools.broker.log")
 NUMBERS_PER_MS_BITS = 20
 # For single messages, which may be anywhere, little is read at a time.
 LOOK_UP_BYTES = 64 << 10
-_NO_BOUND = 1 << 62
+_NO_BOUND = 1 << 64
 
 
 class Found(NamedTuple):
@@ -75,10 +75,12 @@ class TopicLog(Protocol):
     def in_memory(self, number: int) -> Block | None:
         """The block in memory that holds `number`."""
 
-    def read(self, number: int, size_bytes: int = READ_BYTES) -> Block | None:
+    def read(
+        self, number: int, size_bytes: int = READ_BYTES, before: int = _NO_BOUND
+    ) -> Block | None:
         """From disk: the block that holds `number`, or the first one behind it, and its followers.
 
-        About `size_bytes` are read at a time.
+        About `size_bytes` are read at a time, and no block that begins at `before` or behind it.
         """
 
     def following(self, number: int) -> int:
@@ -118,7 +120,9 @@ class MemoryLog:
     def in_memory(self, number: int) -> Block | None:
         return self._memory.find(number)
 
-    def read(self, number: int, size_bytes: int = READ_BYTES) -> Block | None:
+    def read(
+        self, number: int, size_bytes: int = READ_BYTES, before: int = _NO_BOUND
+    ) -> Block | None:
         return self._memory.find(number)
 
     def following(self, number: int) -> int:
@@ -216,23 +220,27 @@ class DiskLog:
     def in_memory(self, number: int) -> Block | None:
         return self._memory.find(number)
 
-    def read(self, number: int, size_bytes: int = READ_BYTES) -> Block | None:
+    def read(
+        self, number: int, size_bytes: int = READ_BYTES, before: int = _NO_BOUND
+    ) -> Block | None:
         segment = self._segment_of(number)
-        if segment is None:
+        if segment is None or segment.first >= before:
             return None
         position = segment.position_before(number)
         while position < segment.size_bytes:
             found = read_blocks(segment.path, position, segment.size_bytes, size_bytes)
             if isinstance(found, BadBlock):
                 _give_up(segment, found, segment.end - number)
-                return self.read(segment.end, size_bytes)
-            chain = [block for block, _, _ in found if block.end > number]
+                return self.read(segment.end, size_bytes, before)
+            chain = [block for block, _, _ in found if number < block.end and block.first < before]
             for block, follower in pairwise(chain):
                 block.next = follower
             if chain:
                 return chain[0]
             position = found[-1][2]
-        return self.read(segment.end, size_bytes) if segment is not self._segments[-1] else None
+        if segment is self._segments[-1]:
+            return None
+        return self.read(segment.end, size_bytes, before)
 
     def find(self, numbers: Sequence[int], bytes_max: int) -> Found | None:
         """Messages, ascending, from disk; None where they are larger than `bytes_max` together.

@@ -21,6 +21,7 @@ from nsqtools import durable
 from nsqtools.broker.commits import Commits
 from nsqtools.broker.files import OpenFiles
 from nsqtools.broker.memory import MemoryBudget
+from nsqtools.broker.reading import Reading, Share
 from nsqtools.broker.registrar import Registrar
 from nsqtools.broker.session import RECEIVE_BUFFER_BYTES, Session
 from nsqtools.broker.topic import TOPIC_SUFFIX, Topic, sweep
@@ -37,8 +38,10 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from nsqtools.broker.block import Block
     from nsqtools.broker.channel import Channel
     from nsqtools.broker.options import NsqdOptions
+    from nsqtools.broker.reading import Found, Read
 
 log = logging.getLogger("nsqtools.broker")
 
@@ -47,6 +50,7 @@ NSQD_VERSION = "1.3.0"
 # Of the descriptors that the process may have, files of topics and channels take no more than this
 # part; connections, and what is open for a moment, need the rest.
 _OPEN_FILES_SHARE = 4
+READERS = 2
 # How long a client may take what was sent to it before its connection is cut.
 CLOSE_SESSIONS_S = 1.0
 
@@ -80,7 +84,9 @@ class Broker:
         self._exits = contextlib.AsyncExitStack()
         self._syncer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nsqd-sync")
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nsqd-upkeep")
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="nsqd-read")
         self._files = OpenFiles(_open_files_max(), self._defer)
+        self._reading = Reading(self._read, Share(), self.touched)
         self._precreating: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -171,6 +177,21 @@ class Broker:
         """Return when everything of the topic is on the disk. Raises StorageError."""
         if not await self._commits.sync(topic) and not topic.exiting:
             raise StorageError("keep", topic.folder or "", OSError(errno.EIO, self.health))
+
+    def _read(self, read: Read, done: Callable[[Found], None]) -> None:
+        """Read in a thread; `done` on the loop."""
+
+        def finished(future: asyncio.Future[Block | None]) -> None:
+            failure = future.exception()
+            if failure is None:
+                done(future.result())
+            elif isinstance(failure, StorageError):
+                done(failure)
+            else:
+                log.error("unexpected error while reading the log", exc_info=failure)
+                done(StorageError("read", self._data_path, OSError(errno.EIO, str(failure))))
+
+        self._loop.run_in_executor(self._readers, read).add_done_callback(finished)
 
     def _defer(self, function: Callable[[], object]) -> None:
         self._syncer.submit(_logged, function)
@@ -281,7 +302,7 @@ class Broker:
         failures = [failure for topic in self.topics.values() for failure in _closed(topic)]
         run = self._loop.run_in_executor
         failures += await run(self._syncer, _sync_all, list(self.topics.values()))
-        for executor in (self._worker, self._syncer):
+        for executor in (self._worker, self._readers, self._syncer):
             await run(None, executor.shutdown)
         self._lock.close()
         if failures:
@@ -310,6 +331,7 @@ class Broker:
             defer=self._defer,
             changed=self._changed,
             budget=self._budget,
+            reading=self._reading,
         )
         self.topics[name] = topic
         return topic

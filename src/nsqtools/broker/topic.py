@@ -22,6 +22,8 @@ from nsqtools.broker.channel import Channel
 from nsqtools.broker.journal import ChannelState, Journal
 from nsqtools.broker.log import DiskLog, MemoryLog
 from nsqtools.broker.memory import Memory
+from nsqtools.broker.reading import Reader, at_once
+from nsqtools.broker.segment import READ_BYTES
 from nsqtools.errors import StorageError
 from nsqtools.wire.names import is_ephemeral, is_valid_name
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from nsqtools.broker.files import OpenFiles
     from nsqtools.broker.memory import MemoryBudget
     from nsqtools.broker.options import NsqdOptions
+    from nsqtools.broker.reading import Read, Reading
 
     Answer = Callable[[str | None], None]
     # Each with why it failed, or None.
@@ -53,7 +56,7 @@ class Topic:
 
     `now_ns` gives wall time in nanoseconds, `now_s` monotonic seconds; `files` bounds what is open;
     `defer` runs a function in the thread that syncs files; `changed` is told when a channel appears or
-    goes; `budget` bounds what all topics keep in memory.
+    goes; `budget` bounds what all topics keep in memory, `reading` is how they are read from disk.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Topic:
         defer: Callable[[Callable[[], None]], object],
         changed: Callable[[str], None],
         budget: MemoryBudget,
+        reading: Reading,
     ) -> None:
         self.name = name
         self.folder = folder
@@ -87,6 +91,7 @@ class Topic:
         self._defer = defer
         self._changed = changed
         self._budget = budget
+        self._reading = reading
         self._waiting: list[tuple[list[bytes], int, Answer]] = []
         self._uncounted: list[tuple[int, int]] = []
         # What is not on the disk: the folder's name, the state, journals of new channels.
@@ -200,6 +205,26 @@ class Topic:
         self._save_state()
         log.info("TOPIC(%s): deleting channel(%s)", self.name, name)
         self._changed(self.name)
+
+    def reader(
+        self, told: Callable[[], None], *, size_max_bytes: int = READ_BYTES, ahead: bool = True
+    ) -> Reader:
+        """What reads the log from disk for a channel, which may have something to write then."""
+
+        def begin(number: int, size_bytes: int) -> Read:
+            end = self.committed
+            return lambda: self.log.read(number, size_bytes, end)
+
+        def told_and_kept() -> None:
+            if not self.exiting:
+                told()
+                self._reading.touched(self)
+
+        threads = self._reading.threads if isinstance(self.log, DiskLog) else at_once
+        share = self._reading.share
+        return Reader(
+            begin, threads, share, told_and_kept, size_max_bytes=size_max_bytes, ahead=ahead
+        )
 
     # Administration
 
