@@ -25,20 +25,20 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
     made = Journal(tmp_path / "c.channel", open_files())
     made.create(ChannelState(100))
     yield made
-    made.close(ChannelState(0))
+    made.close(ChannelState(0).frozen())
 
 
 def reload(journal: Journal) -> ChannelState:
     journal.flush()
     again = Journal(journal.path, open_files())
     state, cut_bytes = again.load()
-    again.close(state)
+    again.close(state.frozen())
     assert cut_bytes == 0
     return state
 
 
 def rewrite(journal: Journal, state: ChannelState) -> None:
-    made = journal.rewrite(state)
+    made = journal.rewrite(state.frozen())
     made.write()
     made.follow()
     made.place()
@@ -112,7 +112,7 @@ def test_a_compacted_journal_says_the_same(steps: list[Callable[[Journal], None]
         state = reload(journal)
         rewrite(journal, state)
         assert reload(journal) == state
-        journal.close(state)
+        journal.close(state.frozen())
 
 
 def test_a_torn_tail_is_cut_at_every_offset(journal: Journal, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_torn_tail_is_cut_at_every_offset(journal: Journal, tmp_path: Path) ->
         assert cut_bytes == size - sizes[whole]
         torn.delivered(200, 201)
         assert reload(torn).cursor == 201
-        torn.close(state)
+        torn.close(state.frozen())
 
 
 def test_what_stands_behind_damage_is_not_believed(journal: Journal) -> None:
@@ -161,7 +161,7 @@ def test_a_foreign_file_is_set_aside_not_believed(tmp_path: Path) -> None:
     rewrite(journal, ChannelState(7))
     assert reload(journal) == ChannelState(7)
     assert path.read_bytes().startswith(MAGIC)
-    journal.close(ChannelState(0))
+    journal.close(ChannelState(0).frozen())
 
 
 class FullDisk:
@@ -203,7 +203,7 @@ def test_behind_a_write_that_failed_only_a_snapshot_counts(
     journal.flush()
     torn = Journal(journal.path, open_files())
     assert torn.load()[0] == ChannelState(100)
-    torn.close(ChannelState(0))
+    torn.close(ChannelState(0).frozen())
     assert [journal.wants_rewrite] == [True]
     state = ChannelState(102, pending={101: Pending(1)})
     rewrite(journal, state)

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 from nsqtools.broker.block import with_attempts
 from nsqtools.broker.cursor import Cursor
 from nsqtools.broker.flight import Flight, Holder, Lease, ids_of
-from nsqtools.broker.journal import ChannelState, Pending
+from nsqtools.broker.journal import ChannelState, Frozen, Pending
 from nsqtools.broker.ranges import Ranges
 from nsqtools.broker.reading import NotAtHand
 from nsqtools.broker.waiting import Carried, Waiting
@@ -41,7 +41,7 @@ from nsqtools.observe.log import Repeated, get_log
 from nsqtools.wire.names import is_ephemeral
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from nsqtools.broker.block import Block
     from nsqtools.broker.cursor import Feed
@@ -155,6 +155,18 @@ class Channel:
         return ChannelState(
             self.cursor, self.paused, pending, self._carried.frames(), Ranges(self._cursor.voids)
         )
+
+    def frozen(self) -> Frozen:
+        """The same, for a thread to write down; nothing that waits is visited here."""
+        waiting, held = self._waiting.copy(), self._flight.copy()
+
+        def pending() -> Iterator[tuple[int, int, int]]:
+            yield from waiting.pending()
+            for numbers, attempts in held:
+                yield from ((number, attempts, 0) for number in numbers)
+
+        voids = list(self._cursor.voids)
+        return Frozen(self.cursor, self.paused, pending(), self._carried.frames(), voids)
 
     # Messages come and go
 
@@ -298,7 +310,7 @@ class Channel:
         """Begin that; it must be wanted."""
         if self._journal is None:
             raise RuntimeError("an ephemeral channel has no journal")
-        return self._journal.rewrite(self.state())
+        return self._journal.rewrite(self.frozen())
 
     def flush(self) -> None:
         """Write the journal; raises StorageError."""
@@ -312,7 +324,7 @@ class Channel:
 
     def close(self) -> None:
         if self._journal is not None:
-            self._journal.close(self.state())
+            self._journal.close(self.frozen())
 
     def remove(self) -> None:
         if self._journal is not None:

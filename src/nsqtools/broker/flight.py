@@ -175,6 +175,11 @@ class Flight:
             for number in lease.open_numbers():
                 yield number, lease.attempts
 
+    def copy(self) -> list[tuple[Sequence[int], int]]:
+        """What is in flight, with its attempts; to be read in another thread."""
+        leases = [lease for lease in self._by_deadline if lease.remaining]
+        return [(lease.open_numbers(), lease.attempts) for lease in leases]
+
     def lowest(self, kept: Container[int]) -> int | None:
         """The lowest message in flight that is not among `kept`, which it stays in once it is."""
         while self._by_number:

@@ -100,6 +100,13 @@ class Waiting:
         for due_ns, number in self._deferred:
             yield number, self._attempts[number], due_ns
 
+    def copy(self) -> Waiting:
+        """The same, to be read in another thread; it costs no work for each message but a copy."""
+        made = Waiting(())
+        made._first, made._tail = self._first.copy(), self._tail.copy()
+        made._deferred, made._attempts = self._deferred.copy(), self._attempts.copy()
+        return made
+
     def lowest(self) -> int | None:
         """The lowest of which there is no copy."""
         while self._lowest and not self._needs(self._lowest[0]):
