@@ -79,13 +79,14 @@ class Journal:
         self.path = path
         self._fd = -1
         self._size_bytes = 0
+        self._compact_bytes = COMPACT_BYTES
         self._buffer: list[bytes] = []
         self._is_broken = False
 
     @property
     def wants_snapshot(self) -> bool:
         """Whether `create` is due: the file is long, or a write to it has failed."""
-        return self._is_broken or self._size_bytes > COMPACT_BYTES
+        return self._is_broken or self._size_bytes > self._compact_bytes
 
     @property
     def wants_flush(self) -> bool:
@@ -98,6 +99,8 @@ class Journal:
         durable.replace_file(self.path, raw)
         self._buffer.clear()
         self._open(len(raw))
+        # A large snapshot is made again when that pays, not at every write.
+        self._compact_bytes = max(COMPACT_BYTES, 2 * len(raw))
         self._is_broken = False
 
     def load(self) -> tuple[ChannelState, int]:
