@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.broker.test_channel import NOW_NS, SECOND_NS, Consumer, Feed, join, make, publish
+from tests.support.nsqd import EmbeddedNsqd
+from tests.support.raw import OK, RawClient
 
 from nsqtools.broker.flight import NOT_IN_FLIGHT
+from nsqtools.wire import commands
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
+
+    from tests.support.nsqd import StartNsqd
 
     from nsqtools.broker.channel import Channel
 
@@ -266,3 +271,44 @@ def test_leases_that_are_over_are_forgotten() -> None:
     assert len(flight) == 0
     kept = (flight._by_deadline, flight._by_number, flight._runs, flight._others)
     assert max(map(len, kept)) < 2000
+
+
+@pytest.mark.parametrize("way", ["stalls", "holds one", "is deferred"])
+async def test_an_ephemeral_topic_keeps_what_its_channels_may_hold(
+    way: str, start_nsqd: StartNsqd
+) -> None:
+    """Between two looks at the clock, too: nothing here takes a second."""
+    nsqd = await start_nsqd(mem_queue_size=100)
+    if not isinstance(nsqd, EmbeddedNsqd):
+        pytest.skip("looks into the embedded broker")
+    async with RawClient(nsqd.tcp_address) as slow, RawClient(nsqd.tcp_address) as publisher:
+        await slow.subscribe("t#ephemeral", "c", rdy=0 if way == "stalls" else 1)
+        if way == "is deferred":
+            assert await publisher.ask(commands.dpub("t#ephemeral", b"later", 60_000)) == OK
+        await publisher.publish("t#ephemeral", b"first")
+        topic = nsqd.broker.topics["t#ephemeral"]
+        longest = 0
+        async with RawClient(nsqd.tcp_address) as other:
+            if way == "holds one":
+                held = await slow.message()
+                await other.subscribe("t#ephemeral", "c", rdy=200)
+            for number in range(100):
+                await publisher.publish("t#ephemeral", *[b"%d" % number] * 50)
+                if way == "holds one":
+                    other.finish(*await other.messages(50))
+                elif way == "is deferred":
+                    slow.send(commands.rdy(100))
+                    slow.finish(*await slow.messages(51 if number == 0 else 50))
+                longest = max(longest, topic.log.count(topic.log.start, topic.log.end))
+        assert longest <= 4 * (100 + 51)
+        channel = topic.channels["c"]
+        if way == "stalls":
+            assert (channel.depth, channel.dropped_count) == (100, 5001 - 100)
+            slow.send(commands.rdy(200))
+            expected = [b"first", *[b"0"] * 50, *[b"1"] * 49]
+            assert [message.body for message in await slow.messages(100)] == expected
+        elif way == "holds one":
+            assert held.body == b"first"
+            slow.requeue(held)
+            assert (await slow.message()).body == b"first"
+        assert channel.deferred == (way == "is deferred")
