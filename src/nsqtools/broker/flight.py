@@ -95,11 +95,9 @@ class Lease:
 
     def lowest(self, kept: Container[int]) -> int | None:
         """The lowest message that is still held and not among `kept`."""
-        if self.held is None and self.done < len(self.numbers) and self.is_run:
-            number = self.numbers[self.done]
-            if number not in kept:
-                return number
-        return min((one for one in self.open_numbers() if one not in kept), default=None)
+        held = (number for number in self.open_numbers() if number not in kept)
+        # Of a run of the log nearly always the first.
+        return next(held, None) if self.is_run and self.held is None else min(held, default=None)
 
     @property
     def is_run(self) -> bool:

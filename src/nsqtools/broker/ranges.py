@@ -37,8 +37,6 @@ class Ranges:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Ranges) and list(self) == list(other)
 
-    __hash__ = None  # type: ignore[assignment]  # it changes
-
     def __contains__(self, number: int) -> bool:
         at = bisect_right(self._firsts, number, lo=self._head) - 1
         return at >= self._head and number < self._ends[at]

@@ -53,19 +53,17 @@ class Waiting:
         """The time of the deferred message that is due first."""
         return self._deferred[0][0] if self._deferred else None
 
-    def put_first(self, number: int, attempts: int) -> None:
-        """Before all that is new."""
-        self._first.append(number)
+    def put(self, number: int, attempts: int, due_ns: int = 0) -> None:
+        """Until its time; without one before all that is new."""
+        if due_ns:
+            heapq.heappush(self._deferred, (due_ns, number))
+        else:
+            self._first.append(number)
         self._put(number, attempts)
 
     def put_last(self, number: int, attempts: int, position: int) -> None:
         """Behind what the log holds before `position`, which never goes back."""
         self._tail.append((number, position))
-        self._put(number, attempts)
-
-    def defer(self, number: int, attempts: int, due_ns: int) -> None:
-        """Until its time."""
-        heapq.heappush(self._deferred, (due_ns, number))
         self._put(number, attempts)
 
     def head(self, cursor: int) -> tuple[int, int] | None:
