@@ -437,8 +437,9 @@ def test_what_changes_while_stragglers_are_read(tmp_path: Path) -> None:
     end = feed.log.end
     numbers = channel.stragglers(end, 10)
     assert numbers is not None
-    frames = {number: channel._cursor.find(number) for number in numbers}
-    found = {n: block and block.slice(n, n + 1) for n, block in frames.items()}
+    read = channel._stragglers.find(numbers, 1 << 20)
+    assert read is not None
+    found = read.frames
     publish(feed, channel, b"5")
     channel.finish(consumer, consumer.id_of(b"1"))
     channel.deliver()
@@ -474,10 +475,11 @@ def test_times_that_nobody_has_seen_are_not_lost(tmp_path: Path) -> None:
     assert (channel.depth, channel.deferred) == (2, 0)
     numbers = channel.stragglers(end)
     assert numbers is not None
-    found = {number: channel._cursor.find(number) for number in numbers}
-    frames = {n: block and block.slice(n, n + 1) for n, block in found.items()}
-    assert not channel.carry(frames, end)
-    assert channel.carry(frames, end, {first: NOW_NS + SECOND_NS})
+    found = channel._stragglers.find(numbers, 1 << 20)
+    assert found is not None
+    assert found.due_ns == {first: NOW_NS + SECOND_NS}
+    assert not channel.carry(found.frames, end)
+    assert channel.carry(found.frames, end, found.due_ns)
     assert (channel.depth, channel.deferred) == (1, 1)
     assert [body for body, _ in join(channel, 5).got] == [b"now"]
 
