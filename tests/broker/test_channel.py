@@ -445,11 +445,6 @@ def test_few_messages_that_nobody_takes_do_not_hold_the_log(tmp_path: Path) -> N
     assert channel.state().carried == {}
 
 
-def frames_of(channel: Channel, numbers: list[int]) -> dict[int, bytes | None]:
-    blocks = {number: channel._cursor.find(number) for number in numbers}
-    return {n: None if block is None else block.slice(n, n + 1) for n, block in blocks.items()}
-
-
 def test_what_changes_while_stragglers_are_read(tmp_path: Path) -> None:
     feed, channel = make(log=on_disk(tmp_path))
     consumer = join(channel, 2)
@@ -458,7 +453,9 @@ def test_what_changes_while_stragglers_are_read(tmp_path: Path) -> None:
     end = feed.log.end
     numbers = channel.stragglers(end, 10)
     assert numbers is not None
-    found = frames_of(channel, numbers)
+    read = channel._stragglers.find(numbers, 1 << 20)
+    assert read is not None
+    found = read.frames
     publish(feed, channel, b"5")
     channel.finish(consumer, consumer.id_of(b"1"))
     channel.deliver()
@@ -494,9 +491,11 @@ def test_times_that_nobody_has_seen_are_not_lost(tmp_path: Path) -> None:
     assert (channel.depth, channel.deferred) == (2, 0)
     numbers = channel.stragglers(end)
     assert numbers is not None
-    frames = frames_of(channel, numbers)
-    assert not channel.carry(frames, end)
-    assert channel.carry(frames, end, {first: NOW_NS + SECOND_NS})
+    found = channel._stragglers.find(numbers, 1 << 20)
+    assert found is not None
+    assert found.due_ns == {first: NOW_NS + SECOND_NS}
+    assert not channel.carry(found.frames, end)
+    assert channel.carry(found.frames, end, found.due_ns)
     assert (channel.depth, channel.deferred) == (1, 1)
     assert [body for body, _ in join(channel, 5).got] == [b"now"]
 
