@@ -149,6 +149,8 @@ async def one_life(folder: Path, *, is_durable: bool, disk: LossyOs) -> tuple[se
 
 async def what_is_there(folder: Path) -> dict[str, list[int]]:
     async with Broker(options_of(folder, is_durable=False)) as broker:
+        for name in ("read", "unread"):
+            broker.topic("t").channel(name)
         assert await put(broker, 9999), "the disk is well"
         found = {}
         for name in ("read", "unread"):
