@@ -462,9 +462,12 @@ def test_what_changes_while_stragglers_are_read(tmp_path: Path) -> None:
     assert channel.stragglers(end, 10) == numbers[1:]
     assert not channel.carry({n: found[n] for n in numbers[2:]}, end), "one is missing"
     assert not channel.carry(found, end, bytes_max=10), "they are too large"
+    assert channel.carry_room_bytes == channel_module.CARRY_BYTES_MAX
     assert not channel.carry(found, feed.log.end), "of the newest nothing was found"
     assert channel.carry({**found, numbers[-1]: None}, end)
     assert (channel.cursor, channel.floor()) == (end, end)
+    kept_bytes = sum(len(found[number] or b"") for number in numbers[1:-1])
+    assert channel.carry_room_bytes == channel_module.CARRY_BYTES_MAX - kept_bytes
     feed.log.trim(end)
     consumer.rdy = 10
     channel.ready(consumer)

@@ -228,7 +228,7 @@ def test_a_scan_of_a_channel_where_nothing_is_due_does_next_to_nothing(
     standing: Callable[[int], tuple[Feed, Channel]],
 ) -> None:
     _, channel = standing(FEW)
-    assert steps(lambda: channel.scan(1.0, NOW_NS)) <= 8
+    assert steps(lambda: channel.scan(1.0, NOW_NS)) <= 3
 
 
 def test_consumers_that_go_one_after_the_other_each_cost_the_same() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.support.disks import open_files
 
 from nsqtools.broker import files as module
+from nsqtools.broker import journal as journal_module
 from nsqtools.broker.journal import MAGIC, ChannelState, Journal, Pending
 from nsqtools.broker.ranges import Ranges
 from nsqtools.errors import StorageError
@@ -215,3 +216,19 @@ def test_behind_a_write_that_failed_only_a_snapshot_counts(
 def test_a_missing_journal_is_an_error_of_the_disk(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="No such file"):
         Journal(tmp_path / "none.channel", open_files()).load()
+
+
+def test_a_large_snapshot_is_made_again_when_that_pays(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "COMPACT_BYTES", 100)
+    state = ChannelState(2000, pending={number: Pending(1) for number in range(1000, 2000)})
+    rewrite(journal, state)
+    snapshots = 0
+    for _ in range(1000):
+        journal.queued([(1000, 2, 0)])
+        journal.flush()
+        if journal.wants_rewrite:
+            rewrite(journal, state)
+            snapshots += 1
+    assert snapshots == 1

@@ -223,9 +223,8 @@ class Channel:
     def scan(self, now_s: float, now_ns: int) -> bool:
         """Take back what has timed out and what is no longer deferred, and hand it out; also what
         could not be read before. Whether there may be something to be written now."""
-        due_ns = self._waiting.next_due_ns
-        is_due = due_ns is not None and due_ns <= now_ns
-        if not (is_due or self._wants_scan or self._flight.next_deadline_s <= now_s):
+        is_over = self._flight.next_deadline_s <= now_s
+        if not (is_over or self._waiting.next_due_ns <= now_ns or self._wants_scan):
             return False
         self._wants_scan = False
         over = self._flight.expired(now_s)
@@ -317,6 +316,11 @@ class Channel:
         become fewer: none before `end` is needed anew, once the topic has handed it over.
         """
         return self._stragglers.before(end, messages_max)
+
+    @property
+    def carry_room_bytes(self) -> int:
+        """So much more may be carried: to read more of the stragglers than that would not help."""
+        return CARRY_BYTES_MAX - self._carried.size_bytes
 
     def carry(
         self,

@@ -150,17 +150,14 @@ class Flight:
         self._by_number: list[tuple[int, Lease]] = []
         self._runs: list[Lease] = []
         self._others: list[Lease] = []
+        # No lease ends before this.
+        self.next_deadline_s = math.inf
         self._living = 0
         self._taken = 0
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
-
-    @property
-    def next_deadline_s(self) -> float:
-        """No lease ends before this."""
-        return self._by_deadline[0].deadline_s if self._by_deadline else math.inf
 
     def numbers(self) -> Iterator[int]:
         """Every message in flight."""
@@ -221,6 +218,8 @@ class Flight:
             lowest = min(lease.numbers)
         heapq.heappush(self._by_number, (lowest, lease))
         heapq.heappush(self._by_deadline, lease)
+        if lease.deadline_s < self.next_deadline_s:
+            self.next_deadline_s = lease.deadline_s
         self._taken += 1
         if self._taken > _STALE_MIN + 2 * self._living:
             self._clear_away()
@@ -284,6 +283,7 @@ class Flight:
             lease = heapq.heappop(heap)
             if lease.remaining:
                 over.append(self._end_all(lease))
+        self.next_deadline_s = heap[0].deadline_s if heap else math.inf
         return over
 
     def release(self, holder: Holder) -> list[Lease]:

@@ -12,6 +12,7 @@ which what has gone is cleared when it gets there.
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,8 @@ class Waiting:
         self._deferred: list[tuple[int, int]] = []
         self._attempts: dict[int, int] = {}
         self._lowest: list[int] = []
+        # The time of the deferred message that is due first.
+        self.next_due_ns: float = math.inf
 
     @property
     def again(self) -> int:
@@ -48,15 +51,11 @@ class Waiting:
         """How many wait for their time."""
         return len(self._deferred)
 
-    @property
-    def next_due_ns(self) -> int | None:
-        """The time of the deferred message that is due first."""
-        return self._deferred[0][0] if self._deferred else None
-
     def put(self, number: int, attempts: int, due_ns: int = 0) -> None:
         """Until its time; without one before all that is new."""
         if due_ns:
             heapq.heappush(self._deferred, (due_ns, number))
+            self.next_due_ns = self._deferred[0][0]
         else:
             self._first.append(number)
         self._put(number, attempts)
@@ -87,6 +86,7 @@ class Waiting:
         while self._deferred and self._deferred[0][0] <= now_ns:
             number = heapq.heappop(self._deferred)[1]
             found.append((number, self._attempts.pop(number)))
+        self.next_due_ns = self._deferred[0][0] if self._deferred else math.inf
         return found
 
     def pending(self) -> Iterator[tuple[int, int, int]]:
@@ -128,6 +128,7 @@ class Waiting:
         self._deferred.clear()
         self._attempts.clear()
         self._lowest.clear()
+        self.next_due_ns = math.inf
 
     def _put(self, number: int, attempts: int) -> None:
         self._attempts[number] = attempts
