@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from nsqtools.clock import Clock
+    from nsqtools.digest import PartSums
 
 _READ_BACK_BYTES = 1 << 20
 LIST_PAGE = 1000
@@ -57,6 +58,9 @@ class Store:
         self._clock = clock or SystemClock()
         self.bucket = bucket
         self.options = options
+        # AWS is told CRC32s. Where the environment names another store, they are taken anew.
+        self.part_bytes = options.part_size_bytes if options.endpoint_url else 0
+        """Of what size are the parts whose MD5s `put` has a use for; 0: of none."""
         self.connection = Connection(options, clock=self._clock)
         self._uploader = Uploader(self.connection, options, bucket, self._find, self._clock)
 
@@ -87,13 +91,17 @@ class Store:
         sha256: str,
         metadata: Mapping[str, str],
         unique: str = "",
+        parts: PartSums | None = None,
         content_type: str = "application/octet-stream",
         content_encoding: str = "",
     ) -> None:
         """Upload a finished file under a key that is free: whole or not at all.
 
         It is read once before it is sent, and refused when its size or `sha256` (in hexadecimal) is
-        another. `unique` is what no other file has: an object of the same content that was put with
+        another. With `parts`, of the same content, it need not be read where the store is known to say
+        what it got: what does not fit is not made an object, and then it is read.
+
+        `unique` is what no other file has: an object of the same content that was put with
         another one is another object. Does nothing when the same object is there.
 
         Raises `FileExistsError` when another has the key, and `StorageError` when the file cannot be
@@ -107,6 +115,7 @@ class Store:
             sha256=sha256.lower(),
             unique=unique,
             headers=headers,
+            parts=parts,
         )
         self._uploader.put(source, wanted)
 

@@ -54,6 +54,7 @@ class AskedStore:
     """What is asked of it is told; it fails as it is set to."""
 
     bucket = "bucket"
+    part_bytes = 0
 
     def __init__(self) -> None:
         self.asked: list[str] = []
