@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.support.bucket import Bucket
-    from tests.support.stores import StoreServer
     from tests.support.nsqd import Nsqd
+    from tests.support.stores import StoreServer
 
 RESIDENT_BYTES_MAX = 200_000_000
 TOPICS = [f"t-{number}" for number in range(300)]
