@@ -183,12 +183,14 @@ class Store:
         keys' bytes. A page of them is held at a time."""
         request = Request("list_objects_v2", self.bucket)
         more = {"StartAfter": after} if after else {}
+        seen: set[str] = set()
         while True:
             page = self.connection.ask(request, Prefix=prefix, MaxKeys=LIST_PAGE, **more)
             yield from map(of_list, page.get("Contents", ()))
             token = page.get("NextContinuationToken")
             if not page.get("IsTruncated") or not token:
                 return
+            _check_new(token, seen, request)
             more = {"ContinuationToken": token}
 
     def open(self, key: str | StoredObject) -> ObjectReader:
@@ -220,6 +222,7 @@ class Store:
     def _unfinished(self, prefix: str) -> Iterator[Mapping[str, Any]]:
         request = Request("list_multipart_uploads", self.bucket)
         more: dict[str, str] = {}
+        seen: set[str] = set()
         while True:
             try:
                 page = self.connection.patiently(request, Prefix=prefix, **more)
@@ -232,6 +235,7 @@ class Store:
             yield from (one for one in uploads if one.get("Key", "").startswith(prefix))
             if not page.get("IsTruncated") or not page.get("NextKeyMarker"):
                 return
+            _check_new(repr((page["NextKeyMarker"], page.get("NextUploadIdMarker"))), seen, request)
             more = {"KeyMarker": page["NextKeyMarker"]}
             if page.get("NextUploadIdMarker"):
                 more["UploadIdMarker"] = page["NextUploadIdMarker"]
@@ -271,3 +275,11 @@ class Store:
             while data := file.read(_READ_BACK_BYTES):
                 digest.update(data)
         return digest.hexdigest()
+
+
+def _check_new(token: str, seen: set[str], request: Request) -> None:
+    """Raises StoreError for where another page begins that was asked for already: it would not end."""
+    if token in seen:
+        reason = "the store gives the same page of the list again and again"
+        raise request.failed(reason, is_passing=False)
+    seen.add(token)
