@@ -15,6 +15,7 @@ ROWS: dict[str, int] = {
     "options": 1,
     "wire": 2,
     "ask": 2,
+    "digest": 2,
     "durable": 2,
     "publish": 2,
     "observe": 2,
