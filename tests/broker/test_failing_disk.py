@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 CALLS = (COUNTED | {"writev", "write", "truncate", "listdir"}) - {"fstat", "lstat"}
 ROUNDS = 14
 # Large enough for a new segment every few rounds.
-BODY = b"%04d" + b"x" * 300
+BODY = b"%04d" + b"x" * 1000
 CALLS_MAX = 1000
 STEP = 9
 
