@@ -38,6 +38,7 @@ _ATTEMPTS_AT = 16
 _ID_AT = 18
 _U16 = struct.Struct(">H")
 _I32 = struct.Struct(">i")
+_I64 = struct.Struct(">q")
 ATTEMPTS_MAX = 65535
 
 
@@ -59,6 +60,12 @@ class Block:
 
     def __len__(self) -> int:
         return self.end - self.first
+
+    @property
+    def timestamp_ns(self) -> int:
+        """When they were published, in nanoseconds since the epoch."""
+        timestamp_ns: int = _I64.unpack_from(self.frames, _FRAME_HEADER_BYTES)[0]
+        return timestamp_ns
 
     def slice(self, first: int, end: int) -> bytes:
         """The frames of messages `first` to `end` (exclusive), as they go to a consumer."""

@@ -260,10 +260,17 @@ class Channel:
 
     def empty(self) -> None:
         """Drop everything: waiting, in flight and deferred (spec: tcp-protocol, part 7)."""
+        self.seek(self._feed.pumped)
+
+    def seek(self, number: int) -> None:
+        """Go on from a message, or the first behind it that the log has; what waits, is in flight or
+        deferred is forgotten. What consumers hold they can no longer answer for."""
         self._flight.clear()
         self._waiting.clear()
         self._carried.clear()
-        self._cursor.move_to(self._feed.pumped)
+        self._cursor.seek(number)
+        # What is deferred there is met by the cursor.
+        self._seen_from = self._feed.pumped
         if self._journal is not None:
             self._journal.emptied(self.cursor)
         for subscriber in self.subscribers:

@@ -196,9 +196,9 @@ class DiskLog:
         return sum(segment.size_bytes for segment in self._segments)
 
     @property
-    def first_segment_end(self) -> int | None:
-        """Where the oldest sealed segment ends; None when only the written one is left."""
-        return self._segments[0].end if len(self._segments) > 1 else None
+    def segments(self) -> list[Segment]:
+        """All files of the log, the oldest first; the last is written to."""
+        return list(self._segments)
 
     @property
     def wants_sync(self) -> bool:
@@ -215,6 +215,7 @@ class DiskLog:
         segment.note(block.first, segment.size_bytes)
         segment.size_bytes += len(header) + len(block.frames)
         segment.end = self._next = block.end
+        segment.written_ns = block.timestamp_ns
         self._memory.append(block)
 
     def in_memory(self, number: int) -> Block | None:

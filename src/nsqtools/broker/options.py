@@ -13,6 +13,7 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from nsqtools.broker.retention import RETENTION, Retention
 from nsqtools.observe.options import LogOptions, StatusOptions
 from nsqtools.options import (
     ADDRESS,
@@ -22,6 +23,7 @@ from nsqtools.options import (
     LISTEN_ADDRESS,
     TEXT,
     Address,
+    Choice,
     Duration,
     Int,
     Size,
@@ -116,6 +118,19 @@ class NsqdOptions(LogOptions, StatusOptions):
     )
     sync_timeout_s: float = option(
         _DURATION, default="2s", help="longest time between two fsyncs", group=_STORAGE
+    )
+    retain: Retention = option(
+        RETENTION,
+        default="0",
+        help="keep that much of each topic's log beyond what channels need, so that they can be moved"
+        " back (nsqtools seek); 0: nothing",
+        group=_STORAGE,
+    )
+    start_from: str = option(
+        Choice(("newest", "oldest")),
+        default="newest",
+        help="where a new channel begins: with what comes next, or with the oldest message there is",
+        group=_STORAGE,
     )
     durable: bool = option(
         BOOL,

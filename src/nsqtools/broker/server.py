@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Self
 from nsqtools import durable
 from nsqtools.broker.commits import Commits
 from nsqtools.broker.files import OpenFiles
+from nsqtools.broker.log import DiskLog
 from nsqtools.broker.memory import MemoryBudget
 from nsqtools.broker.reading import Reading, Share
 from nsqtools.broker.registrar import Registrar
+from nsqtools.broker.retention import number_at
 from nsqtools.broker.session import RECEIVE_BUFFER_BYTES, Session
 from nsqtools.broker.topic import TOPIC_SUFFIX, Topic, sweep
 from nsqtools.broker.troubles import PUBLISH, Troubles
@@ -193,6 +195,13 @@ class Broker:
 
         self._loop.run_in_executor(self._readers, read).add_done_callback(finished)
 
+    async def number_at(self, topic: Topic, time_ns: int) -> int | None:
+        """The first message of a topic that was published then or later. Raises StorageError."""
+        if not isinstance(topic.log, DiskLog):
+            return topic.log.start
+        segments = topic.log.segments
+        return await self._loop.run_in_executor(self._readers, number_at, segments, time_ns)
+
     def _defer(self, function: Callable[[], object]) -> None:
         self._syncer.submit(_logged, function)
 
@@ -242,6 +251,7 @@ class Broker:
             self.troubles,
             self._worker,
             sync_timeout_s=self.options.sync_timeout_s,
+            retain=self.options.retain,
             now_ns=self.now_ns,
         )
         keeping = self._loop.create_task(upkeep.run())

@@ -184,7 +184,7 @@ class Topic:
         """The channel of that name, made when it is missing. Raises StorageError."""
         channel = self.channels.get(name)
         if channel is None:
-            state = ChannelState(self.pumped)
+            state = ChannelState(self._first_for_new())
             journal = self._journal(name)
             if journal is not None and isinstance(self.log, DiskLog):
                 journal.create(state)
@@ -355,6 +355,10 @@ class Topic:
             for channel in channels:
                 channel.carry_over(self.pumped, bounded=False)
             log.trim(self.floor())
+
+    def _first_for_new(self) -> int:
+        """Where a new channel begins."""
+        return self.log.start if self._options.start_from == "oldest" else self.pumped
 
     def _open_log(self, folder: Path) -> DiskLog:
         options = self._options
