@@ -55,6 +55,8 @@ def test_nsq_flags_keep_their_names_and_defaults() -> None:
     assert ours == {
         "mem_queue_bytes": "32MiB",
         "durable": "false",
+        "retain": "0",
+        "start_from": "newest",
         "log_format": "text",
         "status_address": "",
     }
