@@ -40,14 +40,15 @@ from nsqtools.wire.gojson import go_json
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from nsqtools.broker.budget import BodyBudget
     from nsqtools.broker.server import Broker
 
 log = logging.getLogger("nsqtools.broker.http")
 
 # nsqd has none of these limits; each is far above what an honest client needs.
 CONNECTIONS_MAX = 1024
-# What all bodies that are being received may take together.
-BODIES_BYTES_MAX = 256 << 20
+# How long a request waits for its part of the budget of all bodies.
+BODY_WAIT_S = 10.0
 LINE_MAX_BYTES = 8190
 HEADERS_MAX = 128
 # From the accept, or the last answer, to a whole request head.
@@ -73,7 +74,7 @@ class HttpApi:
 
     def __init__(self, broker: Broker) -> None:
         self._api = Api(broker)
-        self._bodies = _Bodies()
+        self._bodies = broker.bodies
         self._server: _Server | None = None
         self._listener: asyncio.AbstractServer | None = None
 
@@ -192,20 +193,22 @@ def _silent_log() -> logging.Logger:
     return silent
 
 
-class _Bodies:
-    """How much of all bodies together is in memory."""
-
-    def __init__(self) -> None:
-        self.held_bytes = 0
-
-
 class _Body:
-    """The body of one request; `release` when it is done with."""
+    """The body of one request, a holder of the budget; `release` when it is done with."""
 
-    def __init__(self, request: web.BaseRequest, bodies: _Bodies) -> None:
+    def __init__(self, request: web.BaseRequest, bodies: BodyBudget) -> None:
         self._request = request
         self._bodies = bodies
         self._held_bytes = 0
+        self._may_read = asyncio.Event()
+
+    def go_on(self) -> None:
+        self._may_read.set()
+
+    def cut(self, reason: str) -> None:
+        log.warning("client(%s) closed: %s", _peer(self._request), reason)
+        if self._request.transport is not None:
+            self._request.transport.abort()
 
     @property
     def declared_bytes(self) -> int | None:
@@ -219,14 +222,17 @@ class _Body:
             while size <= limit_bytes and (part := await self._request.content.readany()):
                 parts.append(part)
                 size += len(part)
-                self._hold(len(part))
+                await self._hold(len(part))
         except (web.RequestPayloadError, OSError) as error:
             raise HttpError(500, INTERNAL_ERROR, close=True) from error
+        if self._held_bytes:
+            self._bodies.hold(self, self._held_bytes, is_ours=True)
         return b"".join(parts)[: limit_bytes + 1]
 
     def release(self) -> None:
-        self._bodies.held_bytes -= self._held_bytes
-        self._held_bytes = 0
+        if self._held_bytes:
+            self._held_bytes = 0
+            self._bodies.hold(self, 0)
 
     async def _continue(self) -> None:
         """A client may wait for our word before it sends a large body."""
@@ -237,11 +243,16 @@ class _Body:
             # What was sent does not belong to the answer.
             request.writer.output_size = 0
 
-    def _hold(self, size_bytes: int) -> None:
+    async def _hold(self, size_bytes: int) -> None:
         self._held_bytes += size_bytes
-        self._bodies.held_bytes += size_bytes
-        if self._bodies.held_bytes > BODIES_BYTES_MAX:
-            raise HttpError(503, "OVERLOADED", close=True)
+        if self._bodies.hold(self, self._held_bytes):
+            return
+        self._may_read.clear()
+        try:
+            async with asyncio.timeout(BODY_WAIT_S):
+                await self._may_read.wait()
+        except TimeoutError as error:
+            raise HttpError(503, "OVERLOADED", close=True) from error
 
 
 # Routing

@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Self
 
 from nsqtools import durable
+from nsqtools.broker.budget import BODIES_BYTES_MAX, BodyBudget
 from nsqtools.broker.log import DiskLog
 from nsqtools.broker.memory import MemoryBudget
 from nsqtools.broker.registrar import Registrar
@@ -30,8 +31,8 @@ from nsqtools.broker.topic import TOPIC_SUFFIX, Topic, sweep
 from nsqtools.clock import SystemClock
 from nsqtools.errors import ConnectionFailed, StorageError
 from nsqtools.observe.log import Repeated, get_log
-from nsqtools.wire.decoder import CommandLimits
 from nsqtools.wire.identify import ServerLimits
+from nsqtools.wire.limits import CommandLimits
 from nsqtools.wire.lookup import PeerInfo
 from nsqtools.wire.names import is_ephemeral, is_valid_name
 
@@ -68,6 +69,7 @@ class Broker:
         self.start_time_s = int(time.time())
         self.health = "OK"
         self.receive_buffer = memoryview(bytearray(RECEIVE_BUFFER_BYTES))
+        self.bodies = BodyBudget(BODIES_BYTES_MAX, time.monotonic)
         self.max_channel_consumers = options.max_channel_consumers
         self.command_limits = _command_limits(options)
         self.server_limits = _server_limits(options)
@@ -272,6 +274,7 @@ class Broker:
             if now_s - self._last_trim_s >= TRIM_INTERVAL_S:
                 self._last_trim_s = now_s
                 self._trim()
+                self.bodies.sweep()
 
     def _trim(self) -> None:
         failed = False
