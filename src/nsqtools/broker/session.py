@@ -122,10 +122,12 @@ class Session(Connection):
         self._server.joined(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        buffer = self._server.receive_buffer
+        server, bodies = self._server, self._server.bodies
+        room = bodies.bytes_max - bodies.held_bytes
+        if room >= RECEIVE_BUFFER_BYTES and not self._decoder.is_in_batch:
+            return server.receive_buffer
         size = BATCH_READ_BYTES if self._decoder.is_in_batch else RECEIVE_BUFFER_BYTES
-        size = min(size, max(SMALL_READ_BYTES, self._server.bodies.room_bytes(self)))
-        return buffer if size >= len(buffer) else buffer[:size]
+        return server.receive_buffer[: min(size, max(SMALL_READ_BYTES, bodies.room_bytes(self)))]
 
     def buffer_updated(self, nbytes: int) -> None:
         self._decoder.receive(self._server.receive_buffer[:nbytes])
@@ -215,10 +217,10 @@ class Session(Connection):
     def _run(self) -> None:
         """Carry out what has been received, as far as it may go now."""
         served = False
-        while self._writable and not self._is_ending:
+        while self._writable:
             # A command without parameters is an empty tuple, and false.
             item = self._pull() if self._stashed is None else self._stashed
-            if item is None:
+            if item is None or self._is_ending:
                 break
             self._stashed = item
             served = True
