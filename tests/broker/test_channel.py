@@ -20,13 +20,18 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from tests.support.disks import at_once as defer_nothing
+from tests.support.disks import open_files
 
 from nsqtools.broker import channel as channel_module
-from nsqtools.broker.block import build_block
+from nsqtools.broker import cursor as cursor_module
+from nsqtools.broker.block import Block, build_block
 from nsqtools.broker.channel import Channel
 from nsqtools.broker.journal import ChannelState, Journal
 from nsqtools.broker.log import DiskLog, MemoryLog
 from nsqtools.broker.memory import Memory, MemoryBudget
+from nsqtools.broker.reading import Reader, Share, at_once
+from nsqtools.broker.segment import READ_BYTES
 from nsqtools.errors import StorageError
 from nsqtools.wire.frames import FrameDecoder
 from nsqtools.wire.messages import Messages
@@ -53,6 +58,14 @@ class Feed:
 
     def now_s(self) -> float:
         return self.time_s
+
+    def reader(
+        self, told: Callable[[], None], *, size_max_bytes: int = READ_BYTES, ahead: bool = True
+    ) -> Reader:
+        def begin(number: int, size_bytes: int) -> Callable[[], Block | None]:
+            return lambda: self.log.read(number, size_bytes)
+
+        return Reader(begin, at_once, Share(), told, size_max_bytes=size_max_bytes, ahead=ahead)
 
     def publish(self, *bodies: bytes, due_ns: int = 0) -> tuple[int, int]:
         first = self.log.end
@@ -135,14 +148,75 @@ def test_the_window_is_never_exceeded() -> None:
     assert (channel.depth, channel.in_flight) == (5, 3)
 
 
-def test_what_waits_again_comes_before_what_is_new() -> None:
+def test_what_is_requeued_comes_behind_what_was_there_and_before_what_is_new() -> None:
     feed, channel = make()
     consumer = join(channel, 1)
-    publish(feed, channel, b"1", b"2")
+    publish(feed, channel, b"1", b"2", b"3")
     channel.requeue(consumer, consumer.id_of(b"1"), 0)
-    channel.deliver()
-    assert consumer.got == [(b"1", 1), (b"1", 2)]
+    publish(feed, channel, b"4")
+    for body in (b"2", b"3", b"1"):
+        channel.finish(consumer, consumer.id_of(body))
+        channel.deliver()
+    assert consumer.got == [(b"1", 1), (b"2", 1), (b"3", 1), (b"1", 2), (b"4", 1)]
     assert channel.requeue_count == 1
+
+
+def test_a_message_that_is_always_requeued_neither_takes_all_deliveries_nor_starves() -> None:
+    feed, channel = make()
+    consumer = join(channel, 1)
+    publish(feed, channel, b"poison")
+    for number in range(100):
+        publish(feed, channel, *[b"%d-%d" % (number, at) for at in range(5)])
+        for _ in range(6):
+            body = consumer.got[-1][0]
+            if body == b"poison":
+                channel.requeue(consumer, consumer.id_of(body), 0)
+            else:
+                channel.finish(consumer, consumer.id_of(body))
+            channel.deliver()
+    tries = [attempts for body, attempts in consumer.got if body == b"poison"]
+    assert tries == list(range(1, len(tries) + 1))
+    assert len(tries) > 90
+    assert len(consumer.got) - len(tries) > 490
+
+
+def test_a_deep_backlog_does_not_starve_what_is_requeued(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(channel_module, "TAIL_MESSAGES", 10)
+    feed, channel = make()
+    consumer = join(channel, 1)
+    publish(feed, channel, b"again", *[b"%d" % number for number in range(1000)])
+    channel.requeue(consumer, consumer.id_of(b"again"), 0)
+    channel.deliver()
+    for _ in range(10):
+        channel.finish(consumer, consumer.id_of(consumer.got[-1][0]))
+        channel.deliver()
+    assert consumer.got[-1] == (b"again", 2)
+
+
+def test_what_times_out_goes_behind_what_waits_as_what_is_requeued_does() -> None:
+    feed, channel = make()
+    consumer = join(channel, 2)
+    publish(feed, channel, b"1", b"2", b"3", b"4")
+    channel.scan(10.0, NOW_NS)
+    assert channel.timeout_count == 2
+    assert consumer.got[2:] == [(b"3", 1), (b"4", 1)]
+    feed.time_s = 11.0
+    channel.finish(consumer, consumer.id_of(b"3", b"4"))
+    channel.deliver()
+    assert consumer.got[4:] == [(b"1", 2), (b"2", 2)]
+
+
+def test_what_a_lost_connection_held_comes_first_but_not_for_ever() -> None:
+    feed, channel = make()
+    publish(feed, channel, b"1", b"2", b"3")
+    for attempts in range(1, channel_module.LOST_FIRST_MAX + 2):
+        consumer = join(channel, 1)
+        assert consumer.got == [(b"1", attempts)]
+        channel.unsubscribe(consumer)
+    consumer = join(channel, 5)
+    assert [body for body, _ in consumer.got] == [b"2", b"3", b"1"]
 
 
 def test_a_deferred_message_waits_for_its_time() -> None:
@@ -152,6 +226,7 @@ def test_a_deferred_message_waits_for_its_time() -> None:
     publish(feed, channel, b"now")
     assert [body for body, _ in consumer.got] == [b"now"]
     assert (channel.deferred, channel.depth) == (1, 0)
+    assert not channel.scan(0.0, NOW_NS)
     channel.scan(0.0, NOW_NS + 5 * SECOND_NS - 1)
     assert channel.deferred == 1
     channel.scan(0.0, NOW_NS + 5 * SECOND_NS)
@@ -207,7 +282,7 @@ def test_a_bounded_channel_drops_the_newest() -> None:
     consumer = join(channel, 2)
     publish(feed, channel, b"7")
     consumer.rdy = 10
-    channel.deliver()
+    channel.ready(consumer)
     assert [body for body, _ in consumer.got] == [b"1", b"2", b"3", b"7"]
 
 
@@ -228,7 +303,8 @@ def test_stragglers_are_carried_over_so_that_the_log_can_go(tmp_path: Path) -> N
         memory=Memory(1, MemoryBudget(1)),
         segment_size_max_bytes=100,
         now_ms=1,
-        defer=lambda function: function(),
+        files=open_files(),
+        defer=defer_nothing,
     )
     feed, channel = make(log=log)
     consumer = join(channel, 1)
@@ -240,7 +316,8 @@ def test_stragglers_are_carried_over_so_that_the_log_can_go(tmp_path: Path) -> N
         channel.finish(consumer, consumer.id_of(consumer.got[-1][0]))
     channel.deliver()
     assert channel.floor() == log.start
-    assert channel.carry_over(log.end)
+    log.sync()
+    carry_over(channel, log)
     log.trim(channel.floor())
     assert log.start > int(held, 16)
     channel.scan(0.0, NOW_NS + SECOND_NS)
@@ -254,22 +331,24 @@ def test_stragglers_are_carried_over_so_that_the_log_can_go(tmp_path: Path) -> N
 def test_a_disk_that_cannot_be_read_keeps_messages_and_is_asked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr(cursor_module, "LOOK_UP_BYTES", 1)
     log = DiskLog(
         tmp_path,
         memory=Memory(1, MemoryBudget(1)),
         segment_size_max_bytes=1 << 20,
         now_ms=1,
-        defer=lambda function: function(),
+        files=open_files(),
+        defer=defer_nothing,
     )
     caplog.set_level(logging.INFO, "nsqtools.broker")
     feed, channel = make(log=log)
     bodies = [b"%d" % number for number in range(6)]
     for body in bodies:
         publish(feed, channel, body)
-    consumer = join(channel, 4)
-    assert [body for body, _ in consumer.got] == bodies[:4]
-    for body in bodies[:3]:
-        channel.requeue(consumer, consumer.id_of(body), 0)
+    lost, consumer = join(channel, 3), join(channel, 1)
+    assert [body for body, _ in lost.got + consumer.got] == bodies[:4]
+    channel.unsubscribe(lost)
+    consumer.rdy = 4
 
     def broken(*_args: object) -> None:
         raise StorageError("read", tmp_path, OSError(errno.EIO, "broken"))
@@ -277,28 +356,39 @@ def test_a_disk_that_cannot_be_read_keeps_messages_and_is_asked_again(
     reads = DiskLog.read
     with monkeypatch.context() as patched:
         patched.setattr(DiskLog, "read", broken)
-        for _ in range(3):
-            channel.deliver()
-        assert len(consumer.got) == 4
+        channel.ready(consumer)
+        assert channel.scan(0.0, NOW_NS), "it is tried again"
+        assert channel.scan(0.0, NOW_NS)
+        assert len(consumer.got) == 1
         assert (channel.depth, channel.in_flight) == (5, 1)
         assert [record.levelname for record in caplog.records] == ["ERROR"]
         assert "cannot be read" in caplog.text
         consumer.rdy = 0
-        channel.deliver()
+        channel.ready(consumer)
         assert "can be read again" not in caplog.text, "nothing was read"
         consumer.rdy = 4
         # One that fails on the way: what was read before it goes out.
         calls: Iterator[Callable[..., Any]] = iter([reads, *[broken] * 9])
         patched.setattr(DiskLog, "read", lambda log, *rest: next(calls)(log, *rest))
-        patched.setattr(channel_module, "LOOK_UP_BYTES", 1)
-        channel.deliver()
-        assert consumer.got[4:] == [(b"0", 2)]
+        patched.setattr(cursor_module, "LOOK_UP_BYTES", 1)
+        channel.ready(consumer)
+        assert consumer.got[1:] == [(b"0", 2)]
     consumer.rdy = 10
-    channel.deliver()
-    assert consumer.got[5:] == [(b"1", 2), (b"2", 2), (b"4", 1), (b"5", 1)]
+    channel.ready(consumer)
+    assert consumer.got[2:] == [(b"1", 2), (b"2", 2), (b"4", 1), (b"5", 1)]
     assert caplog.records[-1].levelname == "INFO"
     assert "can be read again" in caplog.text
     log.close()
+
+
+def carry_over(channel: Channel, log: DiskLog) -> None:
+    """What the broker's upkeep does, without the waits."""
+    end = log.first_segment_end
+    assert end is not None
+    numbers = channel.stragglers(end)
+    found = None if numbers is None else log.find(numbers, 1 << 20)
+    if found is not None:
+        channel.carry(found.frames, end, found.due_ns)
 
 
 class ChannelMachine(RuleBasedStateMachine):
@@ -318,7 +408,7 @@ class ChannelMachine(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        Journal(self.path).create(ChannelState(0))
+        Journal(self.path, open_files()).create(ChannelState(0))
         self.open()
 
     @property
@@ -332,11 +422,12 @@ class ChannelMachine(RuleBasedStateMachine):
             memory=Memory(4, MemoryBudget(1 << 20)),
             segment_size_max_bytes=400,
             now_ms=self.ms,
-            defer=lambda function: function(),
+            files=open_files(),
+            defer=defer_nothing,
         )
         self.feed = Feed(self.log)
         self.feed.time_s = self.time_s
-        self.journal = Journal(self.path)
+        self.journal = Journal(self.path, open_files())
         state, _ = self.journal.load()
         state.cursor = max(state.cursor, self.log.start)
         self.channel = Channel(
@@ -361,7 +452,7 @@ class ChannelMachine(RuleBasedStateMachine):
     @rule(who=st.integers(0, 1), rdy=st.integers(0, 5))
     def ready(self, who: int, rdy: int) -> None:
         self.consumers[who].rdy = rdy
-        self.channel.deliver()
+        self.channel.ready(self.consumers[who])
 
     @rule(who=st.integers(0, 1), data=st.data())
     def finish(self, who: int, data: st.DataObject) -> None:
@@ -403,7 +494,7 @@ class ChannelMachine(RuleBasedStateMachine):
         if clean:
             self.channel.close()
         else:
-            self.journal.close()
+            self.journal.flush()
         self.log.close()
         self.open()
 
@@ -411,7 +502,7 @@ class ChannelMachine(RuleBasedStateMachine):
     def trim(self) -> None:
         end = self.log.first_segment_end
         if end is not None and self.channel.floor() < end:
-            self.channel.carry_over(end)
+            carry_over(self.channel, self.log)
         self.channel.flush()
         self.log.trim(self.channel.floor())
 

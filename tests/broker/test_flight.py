@@ -125,7 +125,7 @@ def test_a_consumer_that_never_answers_costs_no_memory() -> None:
         flight.take(lease(consumer, range(turn * 10, turn * 10 + 10), 1.0, now_s=turn))
         assert len(flight.expired(turn + 1.0)) == 1
     assert (len(flight), consumer.in_flight) == (0, 0)
-    assert not flight._heap
+    assert not flight._by_deadline
     assert sum(map(len, flight._in_order.values())) == 0
 
 

@@ -27,6 +27,7 @@ from tests.support.web import (
 from nsqtools.broker import http
 from nsqtools.broker.api import HttpError, parse_query
 from nsqtools.broker.http import NoRoute, Redirect, Route, find_route
+from nsqtools.broker.troubles import PUBLISH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -493,7 +494,7 @@ async def test_a_batch_of_very_many_lines_is_whole(nsqd: Nsqd) -> None:
 async def test_a_sick_disk_shows_in_ping_and_pub(embedded: EmbeddedNsqd) -> None:
     await embedded.start()
     try:
-        embedded.broker.health = "NOK - write /x: no space left on device"
+        embedded.broker.troubles.failed(PUBLISH, "t", "write /x: no space left on device")
         answer = await request(embedded, "GET", "/ping")
         assert (answer.status, answer.body) == (500, b"NOK - write /x: no space left on device")
         assert V1 not in answer.headers.items()
@@ -501,7 +502,8 @@ async def test_a_sick_disk_shows_in_ping_and_pub(embedded: EmbeddedNsqd) -> None
         topic.exiting = True
         answer = await request(embedded, "POST", "/pub?topic=t", b"x")
         assert (answer.status, answer.message) == (503, "EXITING")
-        assert (await get_stats(embedded))["health"] == "NOK - exiting"
+        embedded.broker.troubles.recovered(PUBLISH, "t")
+        assert (await get_stats(embedded))["health"] == "OK", "an end is no trouble"
         topic.exiting = False
     finally:
         await embedded.stop()

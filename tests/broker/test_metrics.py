@@ -16,6 +16,7 @@ from tests.support.web import request
 from nsqtools.broker.metrics import BrokerMetrics, tell_health
 from nsqtools.broker.options import NsqdOptions
 from nsqtools.broker.server import Broker
+from nsqtools.broker.troubles import PUBLISH
 from nsqtools.observe.counters import Registry
 from nsqtools.observe.health import Health
 from nsqtools.options import load
@@ -66,10 +67,10 @@ async def test_its_health_is_what_ping_says(tmp_path: Path) -> None:
     health = Health()
     tell_health(broker, health)
     assert health.failures == {}
-    broker.health = "NOK - No space left on device"
+    broker.troubles.failed(PUBLISH, "t", "No space left on device")
     tell_health(broker, health)
     assert health.failures == {"publishing": "NOK - No space left on device"}
-    broker.health = "OK"
+    broker.troubles.recovered(PUBLISH, "t")
     tell_health(broker, health)
     assert health.failures == {}
 

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.support.nsqd import PATIENCE_S, EmbeddedNsqd
 from tests.support.raw import ERROR, MESSAGE, OK, RawClient, bodies, parse_message
-from tests.support.web import request
+from tests.support.web import channel_stats, request, topic_stats
 
-from nsqtools.broker import log as log_module
-from nsqtools.broker import server as server_module
+from nsqtools.broker import commits as commits_module
+from nsqtools.broker import files as files_module
+from nsqtools.broker import upkeep as upkeep_module
+from nsqtools.broker.log import DiskLog
 from nsqtools.broker.options import NsqdOptions
 from nsqtools.broker.server import Broker
 from nsqtools.errors import ConnectionFailed, DataPathInUse, StorageError
@@ -59,7 +61,7 @@ async def test_a_full_disk_is_answered_and_never_with_ok(
     async with running(tmp_path) as nsqd, RawClient(nsqd.tcp_address) as consumer:
         await consumer.subscribe("t", "c", rdy=10)
         with monkeypatch.context() as patch:
-            patch.setattr(log_module, "os", FullDisk())
+            patch.setattr(files_module, "os", FullDisk())
             for name, command in (
                 (b"PUB", commands.pub("t", b"lost")),
                 (b"MPUB", commands.mpub("t", [b"lost", b"too"])),
@@ -111,14 +113,14 @@ async def test_durable_answers_come_behind_the_sync(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flush: str
 ) -> None:
     order: list[str] = []
-    sync = server_module._sync_all
+    sync = commits_module._sync_each
 
-    def noted(topics: Any) -> str | None:
+    def noted(topics: Any) -> Any:
         result = sync(topics)
         order.append("synced")
         return result
 
-    monkeypatch.setattr(server_module, "_sync_all", noted)
+    monkeypatch.setattr(commits_module, "_sync_each", noted)
     is_durable = flush == "durable"
     async with (
         running(tmp_path, durable=is_durable, sync_timeout="1h") as nsqd,
@@ -131,23 +133,79 @@ async def test_durable_answers_come_behind_the_sync(
         assert len(await client.messages(50)) == 50
 
 
-async def test_a_sync_that_fails_is_answered(
+class NoSync:
+    """The module `os` of a disk that cannot write back; it tells so once for each file, as Linux does."""
+
+    def __init__(self) -> None:
+        self.told: set[tuple[int, int]] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def fdatasync(self, fd: int) -> None:
+        found = os.fstat(fd)
+        file = (found.st_dev, found.st_ino)
+        if file not in self.told:
+            self.told.add(file)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+async def test_what_a_failed_sync_was_for_is_refused_and_taken_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with running(tmp_path, durable=True) as nsqd:
-        with monkeypatch.context() as patch:
-            patch.setattr(server_module, "_sync_all", lambda _topics: "fsync: I/O error")
-            async with RawClient(nsqd.tcp_address) as client:
-                answer = await client.ask(commands.pub("t", b"x"))
-                assert answer == (ERROR, b"E_PUB_FAILED PUB failed fsync: I/O error")
+    async with running(tmp_path, durable=True) as nsqd, RawClient(nsqd.tcp_address) as reader:
+        await reader.subscribe("t", "waits", rdy=10)
+        async with RawClient(nsqd.tcp_address) as client:
+            assert await client.ask(commands.pub("t", b"before")) == OK
+            reader.finish(await reader.message())
+            with monkeypatch.context() as patch:
+                patch.setattr(files_module, "os", NoSync())
+                kind, text = await client.ask(commands.pub("t", b"lost"))
+                assert kind == ERROR
+                assert text.startswith(b"E_PUB_FAILED PUB failed fsync ")
         assert (await request(nsqd, "GET", "/ping")).status == 500
+        async with RawClient(nsqd.tcp_address) as client:
+            assert await client.ask(commands.pub("t", b"behind")) == OK
+            assert (await request(nsqd, "GET", "/ping")).status == 200
+            assert (await reader.message()).body == b"behind"
+        await nsqd.restart(kill=True)
+        async with RawClient(nsqd.tcp_address) as client:
+            await client.subscribe("t", "waits", rdy=10)
+            assert (await client.message()).body == b"behind"
+            assert (await channel_stats(nsqd, "t", "waits"))["depth"] == 0
+
+
+async def test_topics_fail_each_for_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sync = DiskLog.sync
+
+    def failing(log: DiskLog) -> None:
+        if "bad" in str(log._folder):
+            raise StorageError("fsync", log._folder, OSError(errno.EIO, "I/O error"))
+        sync(log)
+
+    async with running(tmp_path, durable=True) as nsqd, RawClient(nsqd.tcp_address) as client:
+        monkeypatch.setattr(DiskLog, "sync", failing)
+        good: list[str | None] = []
+        bad: list[str | None] = []
+        broker = nsqd.broker
+        for _ in range(3):
+            broker.put(broker.topic("bad"), [b"x"], 0, bad.append)
+            broker.put(broker.topic("good"), [b"x"], 0, good.append)
+        await until(lambda: len(good) == len(bad) == 3)
+        assert good == [None] * 3
+        assert all(reason is not None and "I/O error" in reason for reason in bad)
+        await client.subscribe("bad", "c", rdy=1)
+        assert (await topic_stats(nsqd, "bad"))["message_count"] == 0
+        monkeypatch.undo()
+        await client.publish("bad", b"better")
+        assert bodies(await client.messages(1)) == [b"better"]
 
 
 @pytest.mark.slow
 async def test_the_log_goes_when_it_is_read_and_one_stuck_message_does_not_hold_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "TRIM_INTERVAL_S", 0.0)
+    monkeypatch.setattr(upkeep_module, "PASS_INTERVAL_S", 0.0)
     async with (
         running(tmp_path, max_bytes_per_file=4096, mem_queue_size=1) as nsqd,
         RawClient(nsqd.tcp_address) as client,

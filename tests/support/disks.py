@@ -1,4 +1,4 @@
-"""A real filesystem that is small."""
+"""Disks: a real filesystem that is small, one that refuses, and files whose work is done at once."""
 
 from __future__ import annotations
 
@@ -7,9 +7,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from nsqtools.broker.files import OpenFiles
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+
+def at_once(function: Callable[[], None]) -> None:
+    """What defers nothing."""
+    function()
+
+
+def open_files(open_max: int = 64) -> OpenFiles:
+    """Files of a broker whose syncing thread is this one."""
+    return OpenFiles(open_max, at_once)
 
 
 def small_filesystem(folder: Path, size: str) -> Iterator[Path]:

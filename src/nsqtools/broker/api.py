@@ -240,7 +240,7 @@ class Api:
 
     async def create_topic(self, request: Request) -> Answer:
         name = _param(parse_query(request.query), "topic", "MISSING_ARG_TOPIC", "INVALID_TOPIC")
-        self._broker.topic(name)
+        await self._broker.keep(self._broker.topic(name))
         return None
 
     async def delete_topic(self, request: Request) -> Answer:
@@ -248,17 +248,22 @@ class Api:
         return None
 
     async def empty_topic(self, request: Request) -> Answer:
-        self._topic(request, checked=True).empty()
+        topic = self._topic(request, checked=True)
+        topic.empty()
+        await self._broker.keep(topic)
         return None
 
     async def pause_topic(self, request: Request) -> Answer:
-        self._topic(request, checked=False).pause(paused=True)
+        topic = self._topic(request, checked=False)
+        topic.pause(paused=True)
+        await self._broker.keep(topic)
         return None
 
     async def unpause_topic(self, request: Request) -> Answer:
         topic = self._topic(request, checked=False)
         topic.pause(paused=False)
         self._broker.touched(topic)
+        await self._broker.keep(topic)
         return None
 
     def _topic(self, request: Request, *, checked: bool) -> Topic:
@@ -279,11 +284,13 @@ class Api:
         topic, name = self._channel_name(request)
         topic.channel(name)
         self._broker.touched(topic)
+        await self._broker.keep(topic)
         return None
 
     async def delete_channel(self, request: Request) -> Answer:
         topic, channel = self._channel(request)
         self._broker.delete_channel(topic, channel.name)
+        await self._broker.keep(topic)
         return None
 
     async def empty_channel(self, request: Request) -> Answer:

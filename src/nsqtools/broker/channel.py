@@ -1,8 +1,21 @@
 """A channel: a cursor into its topic's log, and what was handed out and not acknowledged.
 
-Rules. (1) Every message before the cursor is in exactly one place: in flight, waiting again
-(`_again`), deferred, or done; done is not stored. (2) Whatever changes that is journaled. (3) Messages
-are delivered in runs: a slice of a block, one lease, one write.
+Rules. (1) Every message before the cursor is in exactly one place: in flight (`broker/flight.py`),
+waiting again or deferred (`broker/waiting.py`), or done; done is not stored. Deferred messages join
+these as soon as the topic hands them over; should the cursor not be there yet, it passes over their
+range (a *void*) when it is. (2) Whatever changes that is journaled. (3) Messages are delivered in runs:
+a slice of a block, one lease, one write. (4) What stands still costs nothing: no work grows with what
+waits, is deferred, void or in flight, nor with the consumers that are not served.
+
+The order. What a restart or a lost connection takes back comes before all that is new, in the order of
+the log; but for a message that was lost with its consumer several times, which may be what ends them.
+That one, what was requeued, what timed out and what is no longer deferred go to the tail, as nsqd puts
+them behind what its queue holds in memory: they come when the cursor has passed what the topic had
+handed over by then, but no more than `TAIL_MESSAGES` of it, so that a deep backlog does not starve them.
+As each of them is behind messages that are new, they do not starve those either.
+
+Ready consumers stand in a ring: who is served goes to its end, who can take no more leaves it. So a
+consumer has to say when it can take more: `ready`.
 
 Where nsqd leaves what a lost connection held until it times out, a channel here takes it back at once:
 nobody is left who could acknowledge it.
@@ -10,35 +23,44 @@ nobody is left who could acknowledge it.
 
 from __future__ import annotations
 
-import heapq
 import logging
 import random
-from collections import deque
-from typing import TYPE_CHECKING, Protocol
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Protocol, cast
 
-from nsqtools.broker.block import Block, with_attempts
+from nsqtools.broker.block import with_attempts
+from nsqtools.broker.cursor import Cursor
 from nsqtools.broker.flight import Flight, Holder, Lease, ids_of
 from nsqtools.broker.journal import ChannelState, Pending
+from nsqtools.broker.ranges import Ranges
+from nsqtools.broker.reading import NotAtHand
+from nsqtools.broker.waiting import Carried, Waiting
 from nsqtools.clock import SystemClock
 from nsqtools.errors import StorageError
 from nsqtools.observe.log import Repeated, get_log
 from nsqtools.wire.names import is_ephemeral
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from nsqtools.broker.journal import Journal
-    from nsqtools.broker.log import TopicLog
+    from nsqtools.broker.block import Block
+    from nsqtools.broker.cursor import Feed
+    from nsqtools.broker.journal import Journal, Rewrite
 
 log = logging.getLogger("nsqtools.broker.channel")
 
 # A message handed out this often shows the highest count that the wire can hold.
 _ATTEMPTS_MAX = 65535
-# Stragglers are carried over from a segment when they are no more than this.
-CARRY_MESSAGES_MAX = 1000
-CARRY_BYTES_MAX = 4 << 20
-# Messages that wait again may be anywhere: for one of them little is read.
-LOOK_UP_BYTES = 64 << 10
+# Copies of stragglers that a channel keeps, so that the log can go.
+CARRY_MESSAGES_MAX = 10_000
+CARRY_BYTES_MAX = 16 << 20
+# What goes to the tail waits for this many others at most, as many as nsqd's queue has in memory.
+TAIL_MESSAGES = 10_000
+# So often a message that was lost with its consumer comes before all that is new.
+LOST_FIRST_MAX = 3
+# Messages that wait again are joined to runs of this size, or to one message.
+RUN_BYTES_MAX = 1 << 20
+_NO_BOUND = 1 << 62
 
 
 class Subscriber(Holder, Protocol):
@@ -57,23 +79,6 @@ class Subscriber(Holder, Protocol):
         """Close the connection: its channel is gone."""
 
 
-class Feed(Protocol):
-    """What a channel needs of its topic."""
-
-    name: str
-
-    @property
-    def log(self) -> TopicLog:
-        """Where the messages are."""
-
-    @property
-    def pumped(self) -> int:
-        """Messages before this number are the channels' to deliver."""
-
-    def now_s(self) -> float:
-        """Monotonic time."""
-
-
 class Channel:
     """See the module. All methods run on the broker's loop and return without waiting."""
 
@@ -90,8 +95,7 @@ class Channel:
         self.name = name
         self.ephemeral = is_ephemeral(name)
         self.paused = state.paused
-        self.cursor = state.cursor
-        self.subscribers: list[Subscriber] = []
+        self.subscribers: dict[Subscriber, None] = {}
         self.message_count = 0
         self.delivered_count = 0
         self.requeue_count = 0
@@ -101,15 +105,14 @@ class Channel:
         self._journal = journal
         self._depth_max = depth_max
         self._max_msg_timeout_s = max_msg_timeout_s
-        self._block: Block | None = None
-        self._looked_up: Block | None = None
-        self._turn = 0
+        self._cursor = Cursor(feed, state.cursor, state.voids, self.deliver)
+        self._ready: OrderedDict[Subscriber, None] = OrderedDict()
         self._flight = Flight()
-        self._again: deque[int] = deque()
-        self._deferred: list[tuple[int, int]] = []
-        self._attempts: dict[int, int] = {}
-        self._voids = deque(state.voids)
-        self._carried = state.carried
+        self._carried = Carried(state.carried)
+        self._waiting = Waiting(self._carried)
+        # What was handed over from here on has been looked at for what is deferred.
+        self._seen_from = feed.pumped
+        self._wants_scan = False
         self._trouble = Repeated(
             get_log("broker"), "messages cannot be read, their channel waits", clock=SystemClock()
         )
@@ -118,38 +121,39 @@ class Channel:
     # What there is
 
     @property
+    def cursor(self) -> int:
+        """Messages before this number are in flight, waiting again, deferred, or done."""
+        return self._cursor.position
+
+    @property
     def in_flight(self) -> int:
         return len(self._flight)
 
     @property
     def deferred(self) -> int:
-        return len(self._deferred)
+        return self._waiting.deferred
 
     @property
     def depth(self) -> int:
         """Messages that wait; neither in flight nor deferred (spec: tcp-protocol, part 7)."""
-        return self._ahead() + len(self._again)
+        return self._cursor.ahead_count + self._waiting.again
 
     @property
     def backend_depth(self) -> int:
         """Those of `depth` that are on disk only."""
-        memory_start = self._feed.log.memory_start
-        return self._count(self.cursor, min(memory_start, self._feed.pumped))
+        return self._cursor.on_disk_count
 
     def floor(self) -> int:
         """The lowest message that the log must keep for this channel."""
-        lowest = [self.cursor]
-        held = (n for n in self._pending_numbers() if n not in self._carried)
-        lowest.append(min(held, default=self.cursor))
-        return min(lowest)
+        held = (self._flight.lowest(self._carried), self._waiting.lowest())
+        return min([self.cursor, *(number for number in held if number is not None)])
 
     def state(self) -> ChannelState:
         """What a journal's snapshot holds."""
-        pending = {n: Pending(self._attempts.get(n, 0)) for n in self._again}
-        pending.update((n, Pending(self._attempts.get(n, 0), due)) for due, n in self._deferred)
+        pending = {n: Pending(attempts, due) for n, attempts, due in self._waiting.pending()}
         pending.update((n, Pending(attempts)) for n, attempts in self._flight.attempts())
         return ChannelState(
-            self.cursor, self.paused, pending, dict(self._carried), list(self._voids)
+            self.cursor, self.paused, pending, self._carried.frames(), Ranges(self._cursor.voids)
         )
 
     # Messages come and go
@@ -157,16 +161,21 @@ class Channel:
     def pumped(self, first: int, end: int) -> None:
         """The topic hands over messages `first` to `end` (exclusive)."""
         self.message_count += self._feed.log.count(first, end)
-        if self._depth_max is not None:
-            self._drop_excess(end, self._depth_max)
+        self._defer_pumped(first, end)
         self.deliver()
+        if self._depth_max is not None:
+            self._drop_excess(first, end, self._depth_max)
 
     def void(self, first: int, end: int) -> None:
         """Messages `first` to `end` are never to be delivered here."""
-        if first < end:
-            self._voids.append((first, end))
-            if self._journal is not None:
-                self._journal.voided(first, end)
+        if self._journal is not None and first < end:
+            self._journal.voided(first, end)
+        self._cursor.void(first, end)
+
+    def ready(self, subscriber: Subscriber) -> None:
+        """What the consumer can take has changed; hand out what may be handed out now."""
+        self._wake(subscriber)
+        self.deliver()
 
     def deliver(self) -> None:
         """Hand out what may be handed out now.
@@ -177,30 +186,21 @@ class Channel:
         try:
             self._deliver_ready()
         except StorageError as failure:
+            self._wants_scan = True
             self._trouble.failed(failure, topic=self._feed.name, channel=self.name)
+        except NotAtHand:
+            return  # the reader calls this again
         else:
             if self._trouble.is_failing and self.delivered_count > delivered:
                 self._trouble.recovered("messages can be read again")
 
-    def _deliver_ready(self) -> None:
-        while not self.paused:
-            ready = [subscriber for subscriber in self.subscribers if subscriber.budget() > 0]
-            if not ready:
-                return
-            if self._again:
-                self._deliver_again(ready)
-            elif not self._deliver_next(ready):
-                return
-
     def finish(self, holder: Subscriber, ids: bytes) -> list[tuple[bytes, str]]:
         """FIN for a run of ids; the ids that were refused, with the reason."""
         settled = self._flight.settle(holder, ids)
-        for kept in (self._attempts, self._carried):
-            if kept:
-                for number in settled:
-                    kept.pop(number, None)
+        self._carried.settle(settled)
         if self._journal is not None:
             self._journal.finished(settled.runs, settled.numbers)
+        self._wake(holder)
         return settled.refused
 
     def requeue(self, holder: Subscriber, message_id: bytes, due_ns: int) -> str | None:
@@ -208,9 +208,13 @@ class Channel:
         number = self._flight.find(holder, message_id)
         if isinstance(number, str):
             return number
-        lease = self._flight.end(number)
+        attempts = self._flight.end(number).attempts
         self.requeue_count += 1
-        self._queue([(number, lease.attempts, due_ns)])
+        if due_ns:
+            self._defer([(number, attempts, due_ns)])
+        else:
+            self._put_last([(number, attempts)])
+        self._wake(holder)
         return None
 
     def touch(self, holder: Subscriber, message_id: bytes, now_s: float) -> str | None:
@@ -221,25 +225,42 @@ class Channel:
         self._flight.touch(number, now_s, holder.msg_timeout_s, self._max_msg_timeout_s)
         return None
 
-    def scan(self, now_s: float, now_ns: int) -> None:
-        """Take back what has timed out, and what is no longer deferred."""
+    def scan(self, now_s: float, now_ns: int) -> bool:
+        """Take back what has timed out and what is no longer deferred, and hand it out; also what
+        could not be read before. Whether there may be something to be written now."""
+        due_ns = self._waiting.next_due_ns
+        is_due = due_ns is not None and due_ns <= now_ns
+        if not (is_due or self._wants_scan or self._flight.next_deadline_s <= now_s):
+            return False
+        self._wants_scan = False
         over = self._flight.expired(now_s)
-        self.timeout_count += sum(len(lease.numbers) for lease in over)
-        self._take_back(over)
-        due = []
-        while self._deferred and self._deferred[0][0] <= now_ns:
-            due.append(heapq.heappop(self._deferred)[1])
-        if due:
-            self._queue([(number, self._attempts.get(number, 0), 0) for number in due])
+        for lease in over:
+            self.timeout_count += len(lease.numbers)
+            # Who holds messages of a channel is subscribed to it.
+            self._wake(cast("Subscriber", lease.holder))
+        self._put_last(sorted((n, lease.attempts) for lease in over for n in lease.numbers))
+        self._put_last(self._waiting.due(now_ns))
+        self.deliver()
+        return True
 
     def subscribe(self, subscriber: Subscriber) -> None:
-        self.subscribers.append(subscriber)
+        self.subscribers[subscriber] = None
+        self._wake(subscriber)
 
     def unsubscribe(self, subscriber: Subscriber) -> None:
-        """The consumer is gone; what it held waits again."""
-        if subscriber in self.subscribers:
-            self.subscribers.remove(subscriber)
-        self._take_back(self._flight.release(subscriber))
+        """The consumer is gone; what it held waits again.
+
+        In the order of the log, which leases are not in: so it is read in stretches.
+        """
+        self.subscribers.pop(subscriber, None)
+        self._ready.pop(subscriber, None)
+        leases = self._flight.release(subscriber)
+        lost = sorted((n, lease.attempts) for lease in leases for n in lease.numbers)
+        for number, attempts in lost:
+            if attempts <= LOST_FIRST_MAX:
+                self._waiting.put_first(number, attempts)
+        self._put_last([entry for entry in lost if entry[1] > LOST_FIRST_MAX])
+        self._journal_queued([(*entry, 0) for entry in lost if entry[1] <= LOST_FIRST_MAX])
 
     # Administration
 
@@ -251,15 +272,13 @@ class Channel:
     def empty(self) -> None:
         """Drop everything: waiting, in flight and deferred (spec: tcp-protocol, part 7)."""
         self._flight.clear()
-        self._again.clear()
-        self._deferred.clear()
-        self._attempts.clear()
+        self._waiting.clear()
         self._carried.clear()
-        self._voids.clear()
-        self.cursor = self._feed.pumped
-        self._block = None
+        self._cursor.move_to(self._feed.pumped)
         if self._journal is not None:
             self._journal.emptied(self.cursor)
+        for subscriber in self.subscribers:
+            self._wake(subscriber)
 
     def disconnect(self) -> None:
         for subscriber in list(self.subscribers):
@@ -270,122 +289,252 @@ class Channel:
         """Whether the journal has something to write."""
         return self._journal is not None and self._journal.wants_flush
 
+    @property
+    def wants_rewrite(self) -> bool:
+        """Whether the journal is to be replaced by a shorter one."""
+        return self._journal is not None and self._journal.wants_rewrite
+
+    def rewrite(self) -> Rewrite:
+        """Begin that; it must be wanted."""
+        if self._journal is None:
+            raise RuntimeError("an ephemeral channel has no journal")
+        return self._journal.rewrite(self.state())
+
     def flush(self) -> None:
         """Write the journal; raises StorageError."""
         if self._journal is not None:
             self._journal.flush()
-            if self._journal.wants_snapshot:
-                self._journal.create(self.state())
+
+    def sync(self) -> None:
+        """Bring the journal to the disk; for a thread. Raises StorageError."""
+        if self._journal is not None:
+            self._journal.sync()
 
     def close(self) -> None:
         if self._journal is not None:
-            self._journal.create(self.state())
-            self._journal.close()
+            self._journal.close(self.state())
 
     def remove(self) -> None:
         if self._journal is not None:
             self._journal.remove()
 
-    def carry_over(self, end: int) -> bool:
-        """Keep copies of the few messages that hold the log before `end`; False if they are many.
+    # Letting go of the log
+
+    def stragglers(self, end: int, messages_max: int = CARRY_MESSAGES_MAX) -> list[int] | None:
+        """The messages before `end` that this channel needs of the log, in order.
+
+        None when they, with the copies that it has, are more than `messages_max`. They may only
+        become fewer: none before `end` is needed anew, once the topic has handed it over.
+        """
+        room = messages_max - len(self._carried)
+        waiting = self._waiting.below(end, room)
+        held = self._flight.below(end, self._carried, room)
+        ahead = self._cursor.ahead(end, room)
+        if waiting is None or held is None or ahead is None:
+            return None
+        return sorted(waiting + held + ahead) if len(waiting + held + ahead) <= room else None
+
+    def carry(
+        self,
+        frames: Mapping[int, bytes | None],
+        end: int,
+        due_ns: Mapping[int, int] | None = None,
+        *,
+        bytes_max: int = CARRY_BYTES_MAX,
+    ) -> bool:
+        """Keep copies of the stragglers before `end`, so that the log can go up to there.
+
+        `frames` is what was found of them; None is not in the log any more, and is lost when its turn
+        comes. `due_ns` has the times of those that are in a deferred block. Nothing is done, and False
+        is given, when it would not help: a straggler is missing, the copies are too large, or times
+        are not known and may matter.
+        """
+        needed = self.stragglers(end, len(frames) + len(self._carried))
+        if needed is None or not frames.keys() >= set(needed):
+            return False
+        copies = {number: frames[number] or b"" for number in needed}
+        if self._carried.size_bytes + sum(map(len, copies.values())) > bytes_max:
+            return False
+        ahead = self._cursor.ahead(end, len(needed)) or []
+        if ahead and due_ns is None and self.cursor < self._seen_from:
+            return False
+        self._bring_in(ahead, min(end, self._feed.pumped), due_ns or {})
+        for number, frame in copies.items():
+            self._carried.add(number, frame)
+            if self._journal is not None:
+                self._journal.carried(number, frame)
+        self._wants_scan = True
+        return True
+
+    def carry_over(self, end: int, *, bounded: bool = True) -> bool:
+        """Find the stragglers before `end` in the log and `carry` them, however many unless `bounded`.
 
         Raises StorageError when they cannot be read.
         """
-        held = [n for n in self._pending_numbers() if n < end and n not in self._carried]
-        if self.cursor < end or len(held) > CARRY_MESSAGES_MAX:
-            return False
-        frames = {number: self._frame(number) for number in held}
-        if sum(len(frame) for frame in frames.values() if frame) > CARRY_BYTES_MAX:
-            return False
-        for number, frame in frames.items():
-            if frame is not None:
-                self._carried[number] = frame
-                if self._journal is not None:
-                    self._journal.carried(number, frame)
-        return True
+        bytes_max = CARRY_BYTES_MAX if bounded else _NO_BOUND
+        numbers = self.stragglers(end, CARRY_MESSAGES_MAX if bounded else _NO_BOUND)
+        frames: dict[int, bytes | None] = {}
+        due_ns: dict[int, int] = {}
+        room = bytes_max - self._carried.size_bytes
+        for number in numbers or ():
+            block = self._cursor.find(number)
+            frame = None if block is None else block.slice(number, number + 1)
+            frames[number] = frame
+            if block is not None and block.due_ns:
+                due_ns[number] = block.due_ns
+            room -= len(frame or b"")
+            if room < 0:
+                return False
+        return numbers is not None and self.carry(frames, end, due_ns, bytes_max=bytes_max)
 
-    # Inside
+    def _bring_in(self, ahead: list[int], end: int, due_ns: Mapping[int, int]) -> None:
+        """The cursor goes to `end`; what lies ahead of it until there waits behind it."""
+        if self.cursor >= end:
+            return
+        entries = [(number, 0, due_ns.get(number, 0)) for number in ahead]
+        for number, attempts, due in entries:
+            if due:
+                self._waiting.defer(number, attempts, due)
+            else:
+                self._waiting.put_first(number, attempts)
+        self._journal_queued(entries)
+        if self._journal is not None:
+            self._journal.passed(self.cursor, end)
+        self._cursor.move_to(end)
+
+    # Where messages wait
 
     def _restore(self, state: ChannelState) -> None:
         for number, pending in sorted(state.pending.items()):
-            if pending.attempts:
-                self._attempts[number] = pending.attempts
             if pending.due_ns:
-                self._deferred.append((pending.due_ns, number))
+                self._waiting.defer(number, pending.attempts, pending.due_ns)
             else:
-                self._again.append(number)
-        heapq.heapify(self._deferred)
+                self._waiting.put_first(number, pending.attempts)
 
-    def _pending_numbers(self) -> Iterable[int]:
-        yield from self._flight.numbers()
-        yield from self._again
-        yield from (number for _, number in self._deferred)
+    def _put_last(self, entries: list[tuple[int, int]]) -> None:
+        position = min(self._feed.pumped, self.cursor + TAIL_MESSAGES)
+        for number, attempts in entries:
+            self._waiting.put_last(number, attempts, position)
+        self._journal_queued([(*entry, 0) for entry in entries])
 
-    def _ahead(self) -> int:
-        ahead = self._count(self.cursor, self._feed.pumped)
-        return ahead - sum(self._count(max(first, self.cursor), end) for first, end in self._voids)
+    def _defer(self, entries: list[tuple[int, int, int]]) -> None:
+        for entry in entries:
+            self._waiting.defer(*entry)
+        self._journal_queued(entries)
 
-    def _count(self, first: int, end: int) -> int:
-        return self._feed.log.count(first, end) if first < end else 0
+    def _journal_queued(self, entries: list[tuple[int, int, int]]) -> None:
+        if entries and self._journal is not None:
+            self._journal.queued(entries)
 
-    def _drop_excess(self, end: int, depth_max: int) -> None:
+    def _defer_pumped(self, first: int, end: int) -> None:
+        """What is deferred is so from now on; what is not in memory is met by the cursor."""
+        memory_start = self._feed.log.memory_start
+        block = self._feed.log.in_memory(max(first, memory_start))
+        while block is not None and block.first < end:
+            if block.due_ns:
+                self._defer_run(max(first, block.first), min(end, block.end), block.due_ns)
+            block = block.next
+        if memory_start > first:
+            self._seen_from = end
+
+    def _defer_run(self, first: int, end: int, due_ns: int) -> None:
+        """Messages `first` to `end` are deferred; what a bounded channel cannot hold is dropped."""
+        room = end - first if self._depth_max is None else max(0, self._depth_max - self.deferred)
+        if self._depth_max is not None and end - first > room:
+            self.dropped_count += end - first - room
+            self.void(first + room, end)
+            end = first + room
+        if first < end:
+            # Messages that are queued are before the cursor, but for those in a void.
+            if first > self.cursor:
+                self.void(first, end)
+            self._defer([(number, 0, due_ns) for number in range(first, end)])
+            self._cursor.move_to(max(self.cursor, end if first <= self.cursor else 0))
+
+    def _drop_excess(self, first: int, end: int, depth_max: int) -> None:
         """An ephemeral channel holds no more than mem-queue-size: the newest are dropped."""
-        excess = min(self._ahead() - depth_max, end - self.cursor)
-        if excess > 0:
-            self.dropped_count += excess
-            self.void(end - excess, end)
+        newest = self._cursor.newest(first, end, self.depth - depth_max)
+        for start, stop, count in list(newest):
+            self.dropped_count += count
+            self.void(start, stop)
 
-    def _deliver_again(self, ready: Sequence[Subscriber]) -> None:
+    # Delivery
+
+    def _wake(self, subscriber: Subscriber) -> None:
+        if subscriber.budget() > 0:
+            self._ready[subscriber] = None
+        else:
+            self._ready.pop(subscriber, None)
+
+    def _deliver_ready(self) -> None:
+        while self._ready and not self.paused:
+            subscriber = next(iter(self._ready))
+            if subscriber.budget() <= 0:
+                del self._ready[subscriber]
+            elif self._waiting.head(self.cursor) is not None:
+                self._deliver_again(subscriber, self.cursor)
+            elif not self._deliver_next(subscriber):
+                if not self._waiting.again:
+                    return
+                # Nothing is before them any more.
+                self._deliver_again(subscriber, self._feed.pumped)
+
+    def _deliver_again(self, subscriber: Subscriber, cursor: int) -> None:
         """Deliver messages that wait again: a run of those that were tried as often as the first."""
-        subscriber = self._next_of(ready)
-        room = min(subscriber.budget(), -(-len(self._again) // len(ready)))
-        tried = self._attempts.get(self._again[0], 0)
-        attempts = min(tried + 1, _ATTEMPTS_MAX)
+        waiting = self._waiting
+        room = min(subscriber.budget(), -(-waiting.again // len(self._ready)))
+        tried = -1
         numbers: list[int] = []
         frames: list[bytes] = []
-        while room and self._again and self._attempts.get(self._again[0], 0) == tried:
-            number = self._again[0]
+        room_bytes = RUN_BYTES_MAX
+        while len(numbers) < room and (head := waiting.head(cursor)) is not None:
+            number = head[0]
+            if numbers and head[1] != tried:
+                break
             try:
-                frame = self._carried.get(number) or self._frame(number)
-            except StorageError:
+                frame = self._frame(number)
+            except (StorageError, NotAtHand):
                 if not numbers:
                     raise
                 break  # what was read goes out; the next round meets the error again
-            self._again.popleft()
+            if numbers and frame is not None and len(frame) > room_bytes:
+                break
+            waiting.take()
             if frame is None:
                 self._lose(number)
                 continue
-            self._attempts[number] = attempts
+            tried = head[1]
             numbers.append(number)
-            frames.append(with_attempts(frame, attempts))
-            room -= 1
-        if not self._again:
-            self._looked_up = None
+            frames.append(with_attempts(frame, min(tried + 1, _ATTEMPTS_MAX)))
+            room_bytes -= len(frame)
+        if not waiting.again:
+            self._cursor.found_all()
         if numbers:
+            attempts = min(tried + 1, _ATTEMPTS_MAX)
             self._hand_out(subscriber, numbers, ids_of(numbers), b"".join(frames), attempts)
 
     def _lose(self, number: int) -> None:
         """A message that should be in the log is not: the log was damaged."""
         log.error("a message that waited again is not in the log id=%016x", number)
         self.dropped_count += 1
+        self._carried.forget(number)
         if self._journal is not None:
             self._journal.finished([], [number])
 
-    def _deliver_next(self, ready: Sequence[Subscriber]) -> bool:
+    def _deliver_next(self, subscriber: Subscriber) -> bool:
         """Deliver a run from the cursor; False when there is nothing, or it is not at hand."""
-        block = self._block_at_cursor()
+        block = self._cursor.block()
         if block is None:
             return False
         first, end = self.cursor, min(block.end, self._feed.pumped)
-        if self._voids and self._voids[0][0] > first:
-            end = min(end, self._voids[0][0])
+        if self._cursor.voids:
+            end = min(end, self._cursor.voids.lowest[0])
         if block.due_ns:
             self._defer_run(first, end, block.due_ns)
             return True
-        subscriber = self._next_of(ready)
-        share = -(-(end - first) // len(ready))
+        share = -(-(end - first) // len(self._ready))
         end = min(end, first + min(subscriber.budget(), share))
-        self._advance(end)
+        self._cursor.move_to(end)
         if subscriber.sample_rate:
             self._deliver_sampled(subscriber, block, first, end)
             return True
@@ -400,9 +549,9 @@ class Channel:
         rate = subscriber.sample_rate
         chosen = [n for n in range(first, end) if random.randrange(100) < rate]  # noqa: S311
         self.dropped_count += end - first - len(chosen)
+        self._journal_queued([(number, 1, 0) for number in chosen])
         if self._journal is not None:
             self._journal.passed(first, end)
-            self._journal.queued([(number, 1, 0) for number in chosen])
         if chosen:
             frames = b"".join([block.slice(number, number + 1) for number in chosen])
             self._hand_out(subscriber, chosen, ids_of(chosen), frames)
@@ -426,72 +575,14 @@ class Channel:
         self._flight.take(lease)
         self.delivered_count += len(numbers)
         subscriber.deliver(frames, len(numbers))
-
-    def _defer_run(self, first: int, end: int, due_ns: int) -> None:
-        self._advance(end)
-        self._queue([(number, 0, due_ns) for number in range(first, end)])
-
-    def _next_of(self, ready: Sequence[Subscriber]) -> Subscriber:
-        self._turn += 1
-        return ready[self._turn % len(ready)]
-
-    def _advance(self, end: int) -> None:
-        self.cursor = end
-        if self._block is not None and self._block.end <= end:
-            self._block = self._block.next
-
-    def _block_at_cursor(self) -> Block | None:
-        """The block that the cursor is in, from memory, else from disk; None when there is none."""
-        self._pass_voids()
-        if self.cursor >= self._feed.pumped:
-            return None
-        block = self._block
-        if block is None or not block.first <= self.cursor < block.end:
-            block = self._feed.log.in_memory(self.cursor) or self._feed.log.read(self.cursor)
-            self._block = block
-        if block is not None and self.cursor < block.first:
-            self.cursor = block.first  # a gap between two runs of the broker
-        return block if self.cursor < self._feed.pumped else None
-
-    def _pass_voids(self) -> None:
-        while self._voids and self._voids[0][0] <= self.cursor:
-            first, end = self._voids.popleft()
-            if end > self.cursor:
-                self.cursor, self._block = end, None
-                if self._journal is not None:
-                    self._journal.passed(first, end)
+        if subscriber.budget() > 0:
+            self._ready.move_to_end(subscriber)
+        else:
+            self._ready.pop(subscriber, None)
 
     def _frame(self, number: int) -> bytes | None:
-        block = self._feed.log.in_memory(number) or self._look_up(number)
-        if block is None or not block.first <= number < block.end:
-            return None
-        return block.slice(number, number + 1)
-
-    def _look_up(self, number: int) -> Block | None:
-        """From disk; what was read is kept while more of it may be wanted."""
-        block = self._looked_up
-        if block is not None and block.first <= number:
-            while block is not None and block.end <= number:
-                block = block.next
-            if block is not None and block.first <= number:
-                self._looked_up = block
-                return block
-        self._looked_up = self._feed.log.read(number, LOOK_UP_BYTES)
-        return self._looked_up
-
-    def _take_back(self, leases: list[Lease]) -> None:
-        """In the order of the log, which leases are not in: so it is read in stretches."""
-        entries = [(number, lease.attempts, 0) for lease in leases for number in lease.numbers]
-        if entries:
-            self._queue(sorted(entries))
-
-    def _queue(self, entries: list[tuple[int, int, int]]) -> None:
-        for number, attempts, due_ns in entries:
-            if attempts:
-                self._attempts[number] = attempts
-            if due_ns:
-                heapq.heappush(self._deferred, (due_ns, number))
-            else:
-                self._again.append(number)
-        if self._journal is not None:
-            self._journal.queued(entries)
+        frame = self._carried.get(number)
+        if frame is not None:
+            return frame or None
+        block = self._cursor.find(number)
+        return None if block is None else block.slice(number, number + 1)

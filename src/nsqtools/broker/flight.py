@@ -2,8 +2,12 @@
 
 Theory of operation. A run of messages handed out together is one `Lease`, and most consumers answer in
 the order in which they were served. So nothing is kept for a single message: the ids of a FIN run are
-compared with the ids of the consumer's oldest leases, a memcmp for a whole run. When answers come out
-of order, the consumer's leases are *scattered* into a dictionary by message, and looked up there.
+compared with the ids of the consumer's oldest leases, a memcmp for a whole run. An answer out of order
+*scatters* the lease that it is for into a dictionary by message, and is looked up there.
+
+Which lease that is, is found by bisection: runs of the log are handed out in its order. The others,
+of messages that come again, are scattered when one is looked for; each once. Leases that are over stay
+in the heaps until they come to the top, or are more than the living.
 
 Times are seconds of the caller's monotonic clock.
 """
@@ -11,21 +15,23 @@ Times are seconds of the caller's monotonic clock.
 from __future__ import annotations
 
 import heapq
+import math
 import struct
 from binascii import Error as BadHex
 from binascii import hexlify, unhexlify
-from collections import deque
+from bisect import bisect_right
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from nsqtools.wire.messages import ID_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Container, Iterator, Sequence
 
 NOT_IN_FLIGHT = "ID not in flight"
 NOT_OWNED = "client does not own message"
-# A heap of leases is made anew when this many, and more than half, are settled.
+# Leases that are over are cleared away when so many, and twice the living, were taken since.
 _STALE_MIN = 1024
 
 
@@ -47,6 +53,7 @@ class Lease:
         "deadline_s",
         "delivered_s",
         "done",
+        "first",
         "held",
         "holder",
         "ids",
@@ -65,6 +72,7 @@ class Lease:
     ) -> None:
         self.holder = holder
         self.numbers = numbers
+        self.first = numbers[0]
         self.ids = ids
         self.attempts = attempts
         self.delivered_s = now_s
@@ -84,6 +92,19 @@ class Lease:
             return number in self.held
         # Nearly always a range, in which looking for a number costs nothing.
         return self.remaining > 0 and number in self.numbers[self.done :]
+
+    def lowest(self, kept: Container[int]) -> int | None:
+        """The lowest message that is still held and not among `kept`."""
+        if self.held is None and self.done < len(self.numbers) and self.is_run:
+            number = self.numbers[self.done]
+            if number not in kept:
+                return number
+        return min((one for one in self.open_numbers() if one not in kept), default=None)
+
+    @property
+    def is_run(self) -> bool:
+        """Whether it was handed out as a run of the log, in its order."""
+        return isinstance(self.numbers, range)
 
     def open_numbers(self) -> Sequence[int]:
         """The messages that are still held, in order."""
@@ -123,33 +144,83 @@ class Flight:
     """The messages in flight on one channel."""
 
     def __init__(self) -> None:
-        self._in_order: dict[Holder, deque[Lease]] = {}
+        # The leases of each consumer that are in order, and those that are scattered.
+        self._in_order: dict[Holder, OrderedDict[Lease, None]] = {}
+        self._out_of_order: dict[Holder, set[Lease]] = {}
         self._scattered: dict[int, Lease] = {}
-        self._heap: list[Lease] = []
+        self._by_deadline: list[Lease] = []
+        self._by_number: list[tuple[int, Lease]] = []
+        self._runs: list[Lease] = []
+        self._others: list[Lease] = []
+        self._living = 0
+        self._taken = 0
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def next_deadline_s(self) -> float:
+        """No lease ends before this."""
+        return self._by_deadline[0].deadline_s if self._by_deadline else math.inf
+
     def numbers(self) -> Iterator[int]:
         """Every message in flight."""
-        for lease in self._heap:
+        for lease in self._by_deadline:
             yield from lease.open_numbers()
 
     def attempts(self) -> Iterator[tuple[int, int]]:
         """Every message in flight, with its attempts."""
-        for lease in self._heap:
+        for lease in self._by_deadline:
             for number in lease.open_numbers():
                 yield number, lease.attempts
 
+    def lowest(self, kept: Container[int]) -> int | None:
+        """The lowest message in flight that is not among `kept`, which it stays in once it is."""
+        while self._by_number:
+            number, lease = self._by_number[0]
+            lowest = lease.lowest(kept)
+            if lowest is None:
+                heapq.heappop(self._by_number)
+            elif lowest != number:
+                heapq.heapreplace(self._by_number, (lowest, lease))
+            else:
+                return number
+        return None
+
+    def below(self, end: int, kept: Container[int], count_max: int) -> list[int] | None:
+        """Those before `end` that are not among `kept`; None when they are too many."""
+        found: list[int] = []
+        seen: list[tuple[int, Lease]] = []
+        while (lowest := self.lowest(kept)) is not None and lowest < end:
+            if len(found) > count_max:
+                break
+            seen.append(heapq.heappop(self._by_number))
+            numbers = seen[-1][1].open_numbers()
+            found += [number for number in numbers if number < end and number not in kept]
+        for entry in seen:
+            heapq.heappush(self._by_number, entry)
+        return None if len(found) > count_max else found
+
     def take(self, lease: Lease) -> None:
         """Begin a lease; its holder has that many more in flight."""
-        queue = self._in_order.get(lease.holder)
-        if queue is None:
-            queue = self._in_order[lease.holder] = deque()
-        queue.append(lease)
+        theirs = self._in_order.get(lease.holder)
+        if theirs is None:
+            theirs = self._in_order[lease.holder] = OrderedDict()
+        theirs[lease] = None
         self._add(lease.holder, len(lease.numbers))
-        heapq.heappush(self._heap, lease)
+        self._living += 1
+        lowest = lease.first
+        if lease.is_run and (not self._runs or self._runs[-1].first < lowest):
+            self._runs.append(lease)
+        else:
+            self._others.append(lease)
+            lowest = min(lease.numbers)
+        heapq.heappush(self._by_number, (lowest, lease))
+        heapq.heappush(self._by_deadline, lease)
+        self._taken += 1
+        if self._taken > _STALE_MIN + 2 * self._living:
+            self._clear_away()
 
     def settle(self, holder: Holder, ids: bytes) -> Settled:
         """End the leases of a run of ids (16 bytes each)."""
@@ -168,21 +239,22 @@ class Flight:
     def find(self, holder: Holder, message_id: bytes) -> int | str:
         """The number of a message that `holder` holds, or why it does not."""
         number = number_of(message_id)
-        if number is None:
+        lease = None if number is None else self._lease_of(number)
+        if number is None or lease is None:
             return NOT_IN_FLIGHT
-        if number not in self._scattered:
-            self._scatter(holder)
-        lease = self._scattered.get(number)
-        if lease is None:
-            held = any(lease.holds(number) for lease in self._heap)
-            return NOT_OWNED if held else NOT_IN_FLIGHT
-        return number if lease.holder is holder else NOT_OWNED
+        if lease.holder is not holder:
+            return NOT_OWNED
+        if lease.held is None:
+            self._scatter(lease)
+        return number
 
     def end(self, number: int) -> Lease:
         """End the lease of one message that `find` has found."""
         lease = self._scattered.pop(number)
         if lease.held is not None:
             lease.held.discard(number)
+            if not lease.held:
+                self._over(lease)
         self._add(lease.holder, -1)
         return lease
 
@@ -204,79 +276,101 @@ class Flight:
     def expired(self, now_s: float) -> list[Lease]:
         """Leases whose time is over, ended; `numbers` is narrowed to what was still held."""
         over = []
-        while self._heap and (self._heap[0].deadline_s <= now_s or not self._heap[0].remaining):
-            lease = heapq.heappop(self._heap)
+        heap = self._by_deadline
+        while heap and (heap[0].deadline_s <= now_s or not heap[0].remaining):
+            lease = heapq.heappop(heap)
             if lease.remaining:
                 over.append(self._end_all(lease))
-        self._drop_stale()
         return over
 
     def release(self, holder: Holder) -> list[Lease]:
         """End every lease of a consumer that is gone."""
-        theirs = [lease for lease in self._heap if lease.holder is holder and lease.remaining]
+        theirs = [*self._in_order.get(holder, ()), *self._out_of_order.get(holder, ())]
+        ended = [self._end_all(lease) for lease in theirs]
         self._in_order.pop(holder, None)
-        return [self._end_all(lease) for lease in theirs]
+        self._out_of_order.pop(holder, None)
+        return ended
 
     def clear(self) -> None:
-        for lease in self._heap:
-            self._end_all(lease)
+        for lease in self._by_deadline:
+            if lease.remaining:
+                self._end_all(lease)
         self._in_order.clear()
-        self._scattered.clear()
-        self._heap.clear()
+        self._out_of_order.clear()
+        self._clear_away()
 
     def _settle_in_order(self, holder: Holder, ids: bytes, settled: Settled) -> int:
         """Settle what is answered in the order of delivery; gives where that ends."""
-        queue = self._in_order.get(holder)
+        theirs = self._in_order.get(holder)
         position = 0
-        while queue and position < len(ids):
-            lease = queue[0]
+        while theirs and position < len(ids):
+            lease = next(iter(theirs))
             start = lease.done * ID_BYTES
             answered = ids[position : position + len(lease.ids) - start]
-            if lease.held is not None or not lease.remaining:
-                queue.popleft()
-                continue
             if not lease.ids.startswith(answered, start):
                 break
             count = len(answered) // ID_BYTES
             _add_run(settled, lease.numbers[lease.done : lease.done + count])
             lease.done += count
             if lease.done == len(lease.numbers):
-                queue.popleft()
+                self._over(lease)
             position += len(answered)
         self._add(holder, -(position // ID_BYTES))
         return position
 
-    def _scatter(self, holder: Holder) -> None:
-        """Answers come out of order: what this consumer holds is looked up by message now."""
-        queue = self._in_order.pop(holder, None)
-        for lease in queue or ():
-            if lease.held is None:
-                lease.held = set(lease.open_numbers())
-                self._scattered.update(dict.fromkeys(lease.held, lease))
+    def _lease_of(self, number: int) -> Lease | None:
+        lease = self._scattered.get(number)
+        if lease is not None:
+            return lease
+        at = bisect_right(self._runs, number, key=lambda run: run.first) - 1
+        if at >= 0 and self._runs[at].holds(number):
+            return self._runs[at]
+        others, self._others = self._others, []
+        for other in others:
+            if other.held is None and other.remaining:
+                self._scatter(other)
+        return self._scattered.get(number)
+
+    def _scatter(self, lease: Lease) -> None:
+        """Its messages are looked up one by one from now on."""
+        del self._in_order[lease.holder][lease]
+        self._out_of_order.setdefault(lease.holder, set()).add(lease)
+        lease.held = set(lease.open_numbers())
+        self._scattered.update(dict.fromkeys(lease.held, lease))
 
     def _end_all(self, lease: Lease) -> Lease:
         lease.numbers = lease.open_numbers()
-        if lease.held is not None:
-            for number in lease.held:
-                del self._scattered[number]
+        for number in lease.held or ():
+            del self._scattered[number]
         self._add(lease.holder, -len(lease.numbers))
-        lease.done, lease.held = len(lease.numbers), None
-        # A consumer that never answers must not gather leases that are over.
-        queue = self._in_order.get(lease.holder)
-        while queue and not queue[0].remaining:
-            queue.popleft()
+        self._over(lease)
         return lease
+
+    def _over(self, lease: Lease) -> None:
+        """Nothing of it is held any more; what it is found by goes later."""
+        if lease.held is None:
+            del self._in_order[lease.holder][lease]
+        else:
+            theirs = self._out_of_order[lease.holder]
+            theirs.discard(lease)
+            if not theirs:
+                del self._out_of_order[lease.holder]
+        lease.done, lease.held, lease.ids = len(lease.numbers), None, b""
+        self._living -= 1
 
     def _add(self, holder: Holder, count: int) -> None:
         holder.in_flight += count
         self._count += count
 
-    def _drop_stale(self) -> None:
-        if len(self._heap) > _STALE_MIN:
-            live = [lease for lease in self._heap if lease.remaining]
-            if len(live) * 2 < len(self._heap):
-                self._heap = live
-                heapq.heapify(self._heap)
+    def _clear_away(self) -> None:
+        """Forget the leases that are over."""
+        self._taken = 0
+        self._by_deadline = [lease for lease in self._by_deadline if lease.remaining]
+        self._by_number = [entry for entry in self._by_number if entry[1].remaining]
+        self._runs = [lease for lease in self._runs if lease.remaining]
+        self._others = [lease for lease in self._others if lease.remaining]
+        heapq.heapify(self._by_deadline)
+        heapq.heapify(self._by_number)
 
 
 def _add_run(settled: Settled, numbers: Sequence[int]) -> None:

@@ -5,8 +5,8 @@ One file a channel, `<channel>.channel`: 8 bytes magic "NSQTCHN\\x01", then reco
     u8 kind | u32 length | u32 crc32 of kind and data | data
 
 The first record is a snapshot, with N and C records behind it for what it cannot hold; the others
-change it, in order. Opening replays them and cuts a torn tail. When the file has grown past a limit it
-is replaced by one that holds a fresh snapshot.
+change it, in order. Opening replays them and cuts a torn tail. When the file has outgrown its snapshot
+it is replaced by one that holds a fresh one.
 
     S  u64 cursor, u8 paused, u32 n, n x (u64 number, u16 attempts, u64 due_ns)
     D  u64 first, u64 end            handed out: the cursor is at `end` now
@@ -23,12 +23,14 @@ Writes are buffered and go out at the end of a turn of the loop, together. A pro
 before that has not answered for them in any way that a client could see.
 
 A record means nothing without those before it: a hand-out that is missing would make the next one
-say that its messages were acknowledged. So after a write that failed nothing is added any more, until
-a fresh snapshot has replaced the file.
+say that its messages were acknowledged. So after a write that failed nothing is kept any more, until
+a fresh snapshot has replaced the file. That is also how a file that has grown is made short: the loop
+gives the state, a thread writes it down, and what is added meanwhile goes to both files (`Rewrite`).
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from dataclasses import dataclass, field
@@ -37,10 +39,14 @@ from typing import TYPE_CHECKING
 from zlib import crc32
 
 from nsqtools import durable
+from nsqtools.broker.files import AppendFile
+from nsqtools.broker.ranges import Ranges
 from nsqtools.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+
+    from nsqtools.broker.files import OpenFiles
 
 MAGIC = b"NSQTCHN\x01"
 COMPACT_BYTES = 4 << 20
@@ -68,58 +74,74 @@ class ChannelState:
     paused: bool = False
     pending: dict[int, Pending] = field(default_factory=dict)
     carried: dict[int, bytes] = field(default_factory=dict)
-    voids: list[tuple[int, int]] = field(default_factory=list)
+    voids: Ranges = field(default_factory=Ranges)
 
 
 class Journal:
-    """The journal of one channel of a topic on disk. Methods that write raise StorageError."""
+    """The journal of one channel of a topic on disk. Methods that write raise StorageError.
 
-    def __init__(self, path: Path) -> None:
+    All of it is the loop's, but for `sync`, which is the syncing thread's.
+    """
+
+    def __init__(self, path: Path, files: OpenFiles) -> None:
         self.path = path
-        self._fd = -1
-        self._size_bytes = 0
+        self._files = files
+        self._file: AppendFile | None = None
+        self._heir: AppendFile | None = None
+        self._snapshot_bytes = 0
         self._buffer: list[bytes] = []
-        self._is_broken = False
+        # What was written since the snapshot of a rewrite was taken, until the rewrite is a file.
+        self._tail: list[bytes] | None = None
+        self._rewrite: Rewrite | None = None
 
     @property
-    def wants_snapshot(self) -> bool:
-        """Whether `create` is due: the file is long, or a write to it has failed."""
-        return self._is_broken or self._size_bytes > COMPACT_BYTES
+    def is_broken(self) -> bool:
+        """Whether a write has failed: nothing is kept until a rewrite is in place."""
+        return self._file is None or self._file.doubtful
+
+    @property
+    def wants_rewrite(self) -> bool:
+        """Whether a rewrite is due: the file has outgrown its snapshot, or a write to it has failed."""
+        if self._rewrite is not None:
+            return False
+        if self._file is None or self._file.doubtful:
+            return True
+        grown_bytes = self._file.size_bytes - self._snapshot_bytes
+        return grown_bytes > max(COMPACT_BYTES, self._snapshot_bytes)
 
     @property
     def wants_flush(self) -> bool:
         """Whether there is anything to write."""
-        return bool(self._buffer) or self.wants_snapshot
+        return bool(self._buffer)
 
     def create(self, state: ChannelState) -> None:
-        """Begin the file anew with a snapshot, durably; also how it is compacted."""
+        """Begin the file of a new channel; `sync` makes it durable."""
         raw = MAGIC + b"".join(_snapshot(state))
-        durable.replace_file(self.path, raw)
-        self._buffer.clear()
-        self._open(len(raw))
-        self._is_broken = False
+        durable.unlink(self.path)
+        self._file = AppendFile.create(self.path, self._files, raw)
+        self._snapshot_bytes = len(raw)
 
     def load(self) -> tuple[ChannelState, int]:
         """Replay the file, cut its torn tail, go on behind it; also gives how much was cut.
 
         What is no journal is kept beside it (`.bad`) and says nothing. Raises StorageError.
         """
-        try:
+        with durable.storage("read", self.path):
             raw = self.path.read_bytes()
-        except OSError as cause:
-            raise StorageError("read", self.path, cause) from cause
         state = ChannelState(0)
-        size = len(MAGIC) if raw.startswith(MAGIC) else 0
-        if not size:
+        if not raw.startswith(MAGIC):
             durable.replace_file(Path(f"{self.path}.bad"), raw)
-            self._is_broken = True
-        for kind, data, end in _records(raw) if size else ():
+            return state, len(raw)
+        size = len(MAGIC)
+        for kind, data, end in _records(raw):
             _apply(state, kind, data)
             size = end
+            if kind == b"S":
+                self._snapshot_bytes = end
         if size < len(raw):
             with durable.storage("truncate", self.path):
                 os.truncate(self.path, size)
-        self._open(size)
+        self._file = AppendFile(self.path, self._files, size)
         return state, len(raw) - size
 
     def delivered(self, first: int, end: int) -> None:
@@ -152,44 +174,136 @@ class Journal:
         self._add(b"C", _U64.pack(number) + frame)
 
     def flush(self) -> None:
-        """Write what was added. Raises StorageError; then a snapshot is wanted."""
+        """Write what was added. Raises StorageError; then a rewrite is wanted."""
         if not self._buffer:
             return
         data = b"".join(self._buffer)
         self._buffer.clear()
+        if self._tail is not None:
+            self._tail.append(data)
         try:
-            written = os.write(self._fd, data)
-            if written < len(data):
-                written += os.write(self._fd, memoryview(data)[written:])
-        except OSError as cause:
-            # Half a record that stays is cut by the next opening.
-            self._is_broken = True
-            raise StorageError("write", self.path, cause) from cause
-        self._size_bytes += written
+            for file in (self._file, self._heir):
+                if file is not None:
+                    file.append([data])
+        except StorageError:
+            self._break()
+            raise
 
-    def close(self) -> None:
-        if self._fd >= 0:
+    def sync(self) -> None:
+        """Bring to the disk what was written before the call."""
+        file = self._file
+        if file is not None:
+            file.sync()
+
+    def rewrite(self, state: ChannelState) -> Rewrite:
+        """Begin to replace the file by one that says the same in fewer words; see `Rewrite`."""
+        self._buffer.clear()  # the state has it
+        self._tail = []
+        self._rewrite = Rewrite(self, state)
+        return self._rewrite
+
+    def close(self, state: ChannelState) -> None:
+        """Write the rest and have it synced and closed; `state` is for a file that is broken."""
+        if self.is_broken:
+            durable.replace_file(self.path, MAGIC + b"".join(_snapshot(state)))
+            self._buffer.clear()
+        else:
             self.flush()
-            os.close(self._fd)
-            self._fd = -1
+        self._let_go()
 
     def remove(self) -> None:
+        """The channel is deleted."""
         self._buffer.clear()
-        self.close()
-        self.path.unlink(missing_ok=True)
+        for file in (self._file, self._heir):
+            if file is not None:
+                file.discard()
+        durable.unlink(self.path)
+
+    # Inside
 
     def _add(self, kind: bytes, data: bytes) -> None:
-        if not self._is_broken:
+        # Without those before it a record means nothing; a rewrite in the making takes it.
+        if not self.is_broken or self._tail is not None:
             self._buffer.append(_record(kind, data))
 
-    def _open(self, size_bytes: int) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-        try:
-            self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND)
-        except OSError as cause:
-            raise StorageError("open", self.path, cause) from cause
-        self._size_bytes = size_bytes
+    def _break(self) -> None:
+        self._let_go()
+        if self._rewrite is not None:
+            self._rewrite.give_up()
+
+    def _let_go(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            file.let_go()
+
+
+class Rewrite:
+    """How a journal is replaced, in steps: `write` and `place` wait for the disk and are a thread's, the
+    others are the loop's and come behind them. Each raises StorageError; then `give_up`.
+
+    What is written meanwhile goes into the old file, from `follow` on into both.
+    """
+
+    def __init__(self, journal: Journal, state: ChannelState) -> None:
+        self._journal = journal
+        self._state = state
+        self._path = durable.temporary_name(journal.path.parent)
+        self._size_bytes = 0
+
+    @property
+    def is_given_up(self) -> bool:
+        return self._journal._rewrite is not self
+
+    def write(self) -> None:
+        """A file with the snapshot, which is durable."""
+        raw = MAGIC + b"".join(_snapshot(self._state))
+        self._size_bytes = len(raw)
+        durable.write_anew(self._path, raw)
+
+    def follow(self) -> None:
+        """From now on what is added goes into the new file, too."""
+        journal = self._journal
+        tail, journal._tail = journal._tail, None
+        if self.is_given_up:
+            raise _given_up(journal.path)
+        heir = AppendFile(self._path, journal._files, self._size_bytes)
+        heir.append(tail or [b""])
+        journal._heir = heir
+
+    def place(self) -> None:
+        """The new file gets the name of the old one."""
+        if self.is_given_up:
+            raise _given_up(self._journal.path)
+        durable.put_in_place(self._path, self._journal.path)
+
+    def settle(self) -> None:
+        """The new file is the journal."""
+        journal = self._journal
+        heir = journal._heir
+        if self.is_given_up or heir is None:
+            raise _given_up(journal.path)
+        if journal._file is not None:
+            journal._file.discard()
+        heir.path = journal.path
+        journal._file, journal._heir, journal._rewrite = heir, None, None
+        journal._snapshot_bytes = self._size_bytes
+
+    def give_up(self) -> None:
+        """Go on with the old file; where that is broken, another rewrite is wanted."""
+        journal = self._journal
+        if not self.is_given_up:
+            heir = journal._heir
+            journal._heir = journal._tail = journal._rewrite = None
+            if heir is not None:
+                heir.discard()
+
+    def clean_up(self) -> None:
+        """For a thread, behind `give_up`: nothing is left of it."""
+        durable.unlink(self._path)
+
+
+def _given_up(path: Path) -> StorageError:
+    return StorageError("rewrite", path, OSError(errno.EIO, "a write failed meanwhile"))
 
 
 def _record(kind: bytes, data: bytes) -> bytes:
@@ -239,10 +353,10 @@ def _apply(state: ChannelState, kind: bytes, data: bytes) -> None:
     elif kind == b"Q":
         _queue(state, data)
     elif kind == b"N":
-        state.voids.append(_RUN.unpack(data))
+        state.voids.add(*_RUN.unpack(data))
     elif kind == b"V":
         state.cursor = max(state.cursor, _RUN.unpack(data)[1])
-        state.voids = [void for void in state.voids if void[1] > state.cursor]
+        state.voids.drop_before(state.cursor)
     elif kind == b"E":
         state.cursor = _U64.unpack(data)[0]
         pending.clear()
@@ -264,7 +378,8 @@ def _forget(state: ChannelState, number: int) -> None:
 def _queue(state: ChannelState, data: bytes) -> None:
     for number, attempts, due_ns in _ENTRY.iter_unpack(data):
         state.pending[number] = Pending(attempts, due_ns)
-        state.cursor = max(state.cursor, number + 1)
+        if number >= state.cursor and number not in state.voids:
+            state.cursor = number + 1
 
 
 def _restore(state: ChannelState, data: bytes) -> None:
@@ -275,4 +390,4 @@ def _restore(state: ChannelState, data: bytes) -> None:
         for number, attempts, due_ns in _ENTRY.iter_unpack(data[_SNAPSHOT.size :])
     }
     state.carried = {}
-    state.voids = []
+    state.voids = Ranges()

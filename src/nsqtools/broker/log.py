@@ -5,42 +5,53 @@ a new segment at `max(last + 1, unix_ms << 20)`: a number grows by less than 2^2
 the clock is always ahead of it. The newest messages stay in memory as a chain of blocks
 (`broker/memory.py`); a reader that is behind gets chains read from disk instead.
 
-`append` writes before it returns. What reaches the platter, and when, is `sync`.
+`append` writes before it returns; `sync` brings that to the platter, and `confirm` says that it is so.
+What a sync failed for is never relied on: `roll_back` forgets it, or a new segment is begun and the old
+one is written anew (`segment.renew`), before the next sync is good again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
-import os
 from bisect import bisect_right
 from itertools import pairwise
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from nsqtools import durable
+from nsqtools.broker import recovery
 from nsqtools.broker.block import BadBlock, Block
+from nsqtools.broker.files import AppendFile
 from nsqtools.broker.memory import Memory, MemoryBudget
 from nsqtools.broker.segment import (
-    HEADER_SIZE_BYTES,
+    INDEX_SUFFIX,
     READ_BYTES,
+    SEGMENT_SUFFIX,
     Segment,
-    parse_header,
     read_blocks,
-    scan,
+    renew,
 )
 from nsqtools.errors import StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from nsqtools.broker.files import OpenFiles
 
 log = logging.getLogger("nsqtools.broker.log")
 
-SEGMENT_SUFFIX = ".log"
-INDEX_SUFFIX = ".index"
 NUMBERS_PER_MS_BITS = 20
-_NO_BOUND = 1 << 62
+# For single messages, which may be anywhere, little is read at a time.
+LOOK_UP_BYTES = 64 << 10
+_NO_BOUND = 1 << 64
+
+
+class Found(NamedTuple):
+    """Frames of messages, None for what is not there any more; the times of those that are deferred."""
+
+    frames: dict[int, bytes | None]
+    due_ns: dict[int, int]
 
 
 class TopicLog(Protocol):
@@ -64,10 +75,12 @@ class TopicLog(Protocol):
     def in_memory(self, number: int) -> Block | None:
         """The block in memory that holds `number`."""
 
-    def read(self, number: int, size_bytes: int = READ_BYTES) -> Block | None:
+    def read(
+        self, number: int, size_bytes: int = READ_BYTES, before: int = _NO_BOUND
+    ) -> Block | None:
         """From disk: the block that holds `number`, or the first one behind it, and its followers.
 
-        About `size_bytes` are read at a time.
+        About `size_bytes` are read at a time, and no block that begins at `before` or behind it.
         """
 
     def following(self, number: int) -> int:
@@ -107,7 +120,9 @@ class MemoryLog:
     def in_memory(self, number: int) -> Block | None:
         return self._memory.find(number)
 
-    def read(self, number: int, size_bytes: int = READ_BYTES) -> Block | None:
+    def read(
+        self, number: int, size_bytes: int = READ_BYTES, before: int = _NO_BOUND
+    ) -> Block | None:
         return self._memory.find(number)
 
     def following(self, number: int) -> int:
@@ -124,7 +139,8 @@ class MemoryLog:
 class DiskLog:
     """The log of a topic in its folder.
 
-    `defer` runs a function in the one thread that syncs and closes files, in order.
+    `files` bounds what is open; `defer` runs a function in the one thread that syncs and closes files,
+    in order. `sync` is that thread's, everything else the loop's.
     """
 
     def __init__(
@@ -134,21 +150,28 @@ class DiskLog:
         memory: Memory,
         segment_size_max_bytes: int,
         now_ms: int,
+        files: OpenFiles,
         defer: Callable[[Callable[[], None]], object],
     ) -> None:
         self._folder = folder
         self._memory = memory
         self._segment_size_max = segment_size_max_bytes
+        self._files = files
         self._defer = defer
-        self._segments = _recover(folder)
-        last = self._segments[-1] if self._segments else None
-        first = now_ms << NUMBERS_PER_MS_BITS
-        self._ordinal = 0
-        if last is not None:
-            first = max(first, last.end)
-            self._ordinal = last.ordinal + last.end - last.first
-        self._fd = -1
-        self._new_segment(first)
+        self._segments = recovery.recover(folder)
+        self._unsealed = [
+            (segment, AppendFile(segment.path, files, segment.size_bytes))
+            for segment in self._segments
+            if not segment.is_sealed
+        ]
+        self._gone: list[Path] = []
+        # How many names were made in the folder, and how many of them are on the disk.
+        self._named = self._named_durably = 0
+        self._next = now_ms << NUMBERS_PER_MS_BITS
+        if self._segments:
+            self._next = max(self._next, self._segments[-1].end)
+        self._file = self._begin_segment(self._next)
+        self._confirmed = (self._segments[-1], self._segments[-1].size_bytes, self._next)
 
     @property
     def start(self) -> int:
@@ -156,7 +179,12 @@ class DiskLog:
 
     @property
     def end(self) -> int:
-        return self._segments[-1].end
+        return self._next
+
+    @property
+    def confirmed_end(self) -> int:
+        """Messages before this number are on the disk, as far as `confirm` was told."""
+        return self._confirmed[2]
 
     @property
     def memory_start(self) -> int:
@@ -172,40 +200,70 @@ class DiskLog:
         """Where the oldest sealed segment ends; None when only the written one is left."""
         return self._segments[0].end if len(self._segments) > 1 else None
 
+    @property
+    def wants_sync(self) -> bool:
+        """Whether there is anything that is not on the disk."""
+        return bool(self._unsealed) or not self._file.is_synced or self._named > self._named_durably
+
     def append(self, block: Block) -> None:
         segment = self._segments[-1]
-        if segment.size_bytes >= self._segment_size_max:
-            self._roll()
+        if segment.size_bytes >= self._segment_size_max or not self._is_writable(segment):
+            self._roll(block.first)
             segment = self._segments[-1]
-        if self._fd < 0:
-            self._fd = self._reopen(segment)
         header = block.header()
-        self._write(segment, [header, block.frames])
+        self._file.append([header, block.frames])
         segment.note(block.first, segment.size_bytes)
         segment.size_bytes += len(header) + len(block.frames)
-        segment.end = block.end
+        segment.end = self._next = block.end
         self._memory.append(block)
 
     def in_memory(self, number: int) -> Block | None:
         return self._memory.find(number)
 
-    def read(self, number: int, size_bytes: int = READ_BYTES) -> Block | None:
+    def read(
+        self, number: int, size_bytes: int = READ_BYTES, before: int = _NO_BOUND
+    ) -> Block | None:
         segment = self._segment_of(number)
-        if segment is None:
+        if segment is None or segment.first >= before:
             return None
         position = segment.position_before(number)
         while position < segment.size_bytes:
             found = read_blocks(segment.path, position, segment.size_bytes, size_bytes)
             if isinstance(found, BadBlock):
                 _give_up(segment, found, segment.end - number)
-                return self.read(segment.end, size_bytes)
-            chain = [block for block, _, _ in found if block.end > number]
+                return self.read(segment.end, size_bytes, before)
+            chain = [block for block, _, _ in found if number < block.end and block.first < before]
             for block, follower in pairwise(chain):
                 block.next = follower
             if chain:
                 return chain[0]
             position = found[-1][2]
-        return self.read(segment.end, size_bytes) if segment is not self._segments[-1] else None
+        if segment is self._segments[-1]:
+            return None
+        return self.read(segment.end, size_bytes, before)
+
+    def find(self, numbers: Sequence[int], bytes_max: int) -> Found | None:
+        """Messages, ascending, from disk; None where they are larger than `bytes_max` together.
+
+        For any thread. Raises StorageError.
+        """
+        found = Found({}, {})
+        block: Block | None = None
+        for number in numbers:
+            while block is not None and block.end <= number:
+                block = block.next
+            if block is None or number < block.first:
+                block = self.read(number, LOOK_UP_BYTES)
+            if block is None or number < block.first:
+                found.frames[number] = None
+                continue
+            frame = found.frames[number] = block.slice(number, number + 1)
+            if block.due_ns:
+                found.due_ns[number] = block.due_ns
+            bytes_max -= len(frame)
+            if bytes_max < 0:
+                return None
+        return found
 
     def following(self, number: int) -> int:
         segment = self._segment_of(number)
@@ -214,30 +272,115 @@ class DiskLog:
     def count(self, first: int, end: int) -> int:
         return self._ordinal_of(end) - self._ordinal_of(first)
 
-    def trim(self, floor: int) -> None:
-        while len(self._segments) > 1 and self._segments[0].end <= floor:
-            segment = self._segments.pop(0)
-            self._defer(lambda path=segment.path: _remove(path))  # type: ignore[misc]
+    # What is on the disk
 
     def sync(self) -> None:
-        """Bring what was appended to the platter; called in the syncing thread."""
-        fd = self._fd
-        if fd >= 0:
-            try:
-                os.fdatasync(fd)
-            except OSError as cause:
-                raise StorageError("fsync", self._segments[-1].path, cause) from cause
+        """Bring to the disk what was appended before the call, and seal what is complete.
+
+        For the syncing thread. Raises StorageError; then nothing is good that was not so before, and
+        the next segment is begun with the next message.
+        """
+        file = self._file
+        try:
+            self._sync_folder()
+        except StorageError:
+            file.doubtful = True  # with another file its folder is written to again
+            raise
+        for unsealed in list(self._unsealed):
+            self._seal(*unsealed)
+            with contextlib.suppress(ValueError):  # rolled back meanwhile
+                self._unsealed.remove(unsealed)
+        file.sync()
+
+    def name_changed(self) -> None:
+        """A name was made in the folder, or taken away: the next sync makes that durable."""
+        self._named += 1
+
+    def confirm(self) -> None:
+        """A sync of everything has succeeded, and nothing was appended since it began."""
+        last = self._segments[-1]
+        self._confirmed = (last, last.size_bytes, self._next)
+
+    def roll_back(self) -> None:
+        """Take back what was appended since `confirm`: nobody was told that it is there.
+
+        Its numbers are not used again. On the disk it goes with the next sync; a kill before that may
+        let it come back.
+        """
+        last, size_bytes, end = self._confirmed
+        files = {segment.path: file for segment, file in self._unsealed}
+        while self._segments[-1] is not last:
+            self._gone.append(self._segments.pop().path)
+        if self._file.path != last.path:
+            self._file.discard()
+            self._file = files.get(last.path) or AppendFile(last.path, self._files, last.size_bytes)
+            known = set(self._segments[:-1])
+            self._unsealed[:] = [pair for pair in self._unsealed if pair[0] in known]
+        self._file.doubtful |= last.is_sealed
+        last.is_sealed = False
+        last.cut(size_bytes, end)
+        self._memory.drop_from(end)
+        if self._gone:
+            self._defer(self._remove_gone)
+
+    def leave_doubtful(self) -> None:
+        """Begin a new segment where the written one cannot be relied on, so that the next sync can
+        write that one anew. Raises StorageError."""
+        if not self._is_writable(self._segments[-1]):
+            self._roll(self._next)
+
+    def trim(self, floor: int) -> None:
+        """Forget what lies before `floor`; what is not sealed yet stays."""
+        unsealed = {segment.path for segment, _ in self._unsealed}
+        while len(self._segments) > 1 and self._segments[0].end <= floor:
+            if self._segments[0].path in unsealed:
+                break
+            self._gone.append(self._segments.pop(0).path)
+        if self._gone:
+            self._defer(self._remove_gone)
 
     def close(self) -> None:
-        """Hand the open file to the syncing thread to be synced and closed."""
-        self._seal()
+        """Nothing is appended any more; the next sync seals everything."""
+        self._file.let_go()
+        self._unsealed.append((self._segments[-1], self._file))
 
     def discard(self) -> None:
-        """Close the open file and forget everything: the folder is about to be removed."""
+        """Close everything and forget it: the folder is about to be removed."""
         self._memory.drop_before(self.end)
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            self._defer(lambda: os.close(fd))
+        self._file.discard()
+
+    # Inside
+
+    def _is_writable(self, segment: Segment) -> bool:
+        return not self._file.doubtful and self._file.size_bytes == segment.size_bytes
+
+    def _sync_folder(self) -> None:
+        named = self._named
+        if named > self._named_durably:
+            durable.fsync_directory(self._folder)
+            self._named_durably = named
+
+    def _seal(self, segment: Segment, file: AppendFile) -> None:
+        if segment.end == segment.first:
+            recovery.remove(segment.path)
+            segment.is_sealed = True
+            return
+        if file.doubtful or file.size_bytes != segment.size_bytes:
+            bad = renew(segment)
+            if bad is not None:
+                _give_up(segment, bad, segment.end - segment.first)
+        else:
+            file.sync()
+        segment.is_sealed = True
+        try:
+            durable.replace_file(segment.path.with_suffix(INDEX_SUFFIX), segment.index_bytes())
+        except StorageError as cause:  # it is only a help
+            log.error("a log segment has no index path=%s error=%s", segment.path, cause)
+
+    def _remove_gone(self) -> None:
+        for path in list(self._gone):
+            recovery.remove(path)
+            self._gone.remove(path)
 
     def _segment_of(self, number: int) -> Segment | None:
         """The segment that holds `number`, or the first one behind it that holds anything."""
@@ -254,60 +397,32 @@ class DiskLog:
         segment = self._segments[at]
         return segment.ordinal + min(number, segment.end) - segment.first
 
-    def _roll(self) -> None:
-        last = self._segments[-1]
-        self._ordinal = last.ordinal + last.end - last.first
-        old_fd = self._fd
-        self._new_segment(last.end)
-        self._defer(lambda: _seal(last, old_fd))
+    def _roll(self, first: int) -> None:
+        """Go on in a new segment. Raises StorageError, and is as before."""
+        last, file = self._segments[-1], self._file
+        is_empty = last.end == last.first
+        if is_empty:
+            durable.unlink(last.path)  # the next one may get its name
+        self._file = self._begin_segment(first)
+        if is_empty:
+            file.discard()
+            self._segments.remove(last)
+        else:
+            file.let_go()
+            self._unsealed.append((last, file))
+        if is_empty and self._confirmed[0] is last:
+            new = self._segments[-1]
+            self._confirmed = (new, new.size_bytes, self._confirmed[2])
 
-    def _seal(self) -> None:
-        fd, self._fd = self._fd, -1
-        segment = self._segments[-1]
-        if fd >= 0:
-            self._defer(lambda: _seal(segment, fd))
-
-    def _new_segment(self, first: int) -> None:
+    def _begin_segment(self, first: int) -> AppendFile:
+        last = self._segments[-1] if self._segments else None
+        ordinal = last.ordinal + last.end - last.first if last is not None else 0
         path = self._folder / f"{first:020d}{SEGMENT_SUFFIX}"
-        segment = Segment(path=path, first=first, ordinal=self._ordinal, end=first)
-        try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
-        except OSError as cause:
-            raise StorageError("create", path, cause) from cause
-        try:
-            _write_all(fd, [segment.header()])
-        except OSError as cause:
-            os.close(fd)
-            path.unlink(missing_ok=True)
-            raise StorageError("write", path, cause) from cause
-        self._fd = fd
+        segment = Segment(path=path, first=first, ordinal=ordinal, end=first)
+        self._named += 1
+        file = AppendFile.create(path, self._files, segment.header())
         self._segments.append(segment)
-        self._defer(lambda: durable.fsync_directory(self._folder))
-
-    def _write(self, segment: Segment, parts: list[bytes]) -> None:
-        try:
-            _write_all(self._fd, parts)
-        except OSError as cause:
-            self._cut(segment)
-            raise StorageError("write", segment.path, cause) from cause
-
-    def _cut(self, segment: Segment) -> None:
-        """Take back half a write; when even that fails, the file is reopened before the next one."""
-        try:
-            os.ftruncate(self._fd, segment.size_bytes)
-        except OSError as cause:
-            log.error("cannot take back a failed write path=%s error=%s", segment.path, cause)
-            with contextlib.suppress(OSError):
-                os.close(self._fd)
-            self._fd = -1
-
-    def _reopen(self, segment: Segment) -> int:
-        try:
-            fd = os.open(segment.path, os.O_WRONLY | os.O_APPEND)
-            os.ftruncate(fd, segment.size_bytes)
-        except OSError as cause:
-            raise StorageError("reopen", segment.path, cause) from cause
-        return fd
+        return file
 
 
 def _give_up(segment: Segment, bad: BadBlock, messages: int) -> None:
@@ -319,95 +434,3 @@ def _give_up(segment: Segment, bad: BadBlock, messages: int) -> None:
         bad.reason,
         messages,
     )
-
-
-def _write_all(fd: int, parts: list[bytes]) -> None:
-    """Write everything; a short write is gone on with, so that its reason comes out."""
-    total = sum(map(len, parts))
-    written = os.writev(fd, parts)
-    if written < total:
-        rest = memoryview(b"".join(parts))[written:]
-        while rest:
-            count = os.write(fd, rest)
-            if count == 0:
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
-            rest = rest[count:]
-
-
-def _seal(segment: Segment, fd: int) -> None:
-    try:
-        try:
-            os.fdatasync(fd)
-        finally:
-            os.close(fd)
-        durable.replace_file(segment.path.with_suffix(INDEX_SUFFIX), segment.index_bytes())
-    except (OSError, StorageError) as cause:
-        log.error("sealing a log segment failed path=%s error=%s", segment.path, cause)
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-        path.with_suffix(INDEX_SUFFIX).unlink(missing_ok=True)
-    except OSError as cause:
-        log.error("cannot remove a log segment path=%s error=%s", path, cause)
-
-
-def _recover(folder: Path) -> list[Segment]:
-    """The segments of a folder, in order; a torn tail is cut, and that is said."""
-    segments: list[Segment] = []
-    for path in sorted(folder.glob(f"*{SEGMENT_SUFFIX}")):
-        segment = _open_segment(path)
-        if segment is not None and segment.end > segment.first:
-            segments.append(segment)
-        elif segment is not None:
-            _remove(path)
-    return segments
-
-
-def _open_segment(path: Path) -> Segment | None:
-    try:
-        with path.open("rb") as file:
-            head = parse_header(file.read(HEADER_SIZE_BYTES))
-        size_bytes = path.stat().st_size
-        index = path.with_suffix(INDEX_SUFFIX)
-        raw_index = index.read_bytes() if index.exists() else b""
-    except OSError as cause:
-        raise StorageError("read", path, cause) from cause
-    if head is None:
-        _put_aside(path, size_bytes)
-        return None
-    segment = Segment(path=path, first=head[0], ordinal=head[1], end=head[0], size_bytes=size_bytes)
-    if not segment.load_index(raw_index):
-        bad = scan(segment)
-        if bad is not None:
-            _cut_tail(segment, size_bytes, bad)
-    return segment
-
-
-def _put_aside(path: Path, size_bytes: int) -> None:
-    """A file that does not begin as a segment: the torn creation of one, or damaged."""
-    if size_bytes <= HEADER_SIZE_BYTES:
-        _remove(path)
-        return
-    aside = path.with_suffix(".bad")
-    log.error("a log segment has no header and is set aside path=%s as=%s", path, aside)
-    path.rename(aside)
-
-
-def _cut_tail(segment: Segment, size_bytes: int, bad: BadBlock) -> None:
-    """Keep the damaged part beside the log, then cut it off."""
-    log.warning(
-        "a log segment is cut to its last whole block path=%s offset=%d cut_bytes=%d reason=%r",
-        segment.path,
-        bad.position,
-        size_bytes - segment.size_bytes,
-        bad.reason,
-    )
-    try:
-        with segment.path.open("rb") as file:
-            file.seek(segment.size_bytes)
-            durable.replace_file(Path(f"{segment.path}.bad"), file.read())
-        os.truncate(segment.path, segment.size_bytes)
-    except OSError as cause:
-        raise StorageError("truncate", segment.path, cause) from cause

@@ -69,6 +69,16 @@ class Memory:
         while self._head < len(self._blocks) and self._blocks[self._head].end <= floor:
             self.drop_first()
 
+    def drop_from(self, number: int) -> None:
+        """Forget the blocks that begin with `number` or behind it."""
+        while self._head < len(self._blocks) and self._blocks[-1].first >= number:
+            block = self._blocks.pop()
+            self._messages -= len(block)
+            self._budget.remove(block)
+            block.end = block.first  # who holds it already finds nothing in it
+        if self._head < len(self._blocks):
+            self._blocks[-1].next = None
+
     def find(self, number: int) -> Block | None:
         at = bisect_right(self._blocks, number, lo=self._head, key=lambda block: block.first) - 1
         if at < self._head or number >= self._blocks[at].end:

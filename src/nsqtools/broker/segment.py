@@ -12,14 +12,16 @@ fit, it is made anew from the segment.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 from array import array
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 from zlib import crc32
 
+from nsqtools import durable
 from nsqtools.broker.block import HEADER_BYTES, BadBlock, Block, Short, parse_block
 from nsqtools.errors import StorageError
 
@@ -30,15 +32,21 @@ MAGIC = b"NSQTLOG\x01"
 _HEADER = struct.Struct(">8sQQ")
 _CRC = struct.Struct(">I")
 HEADER_SIZE_BYTES = _HEADER.size + _CRC.size
+SEGMENT_SUFFIX = ".log"
+INDEX_SUFFIX = ".index"
+INDEX_BYTES_MAX = 64 << 20
 INDEX_STEP_BYTES = 64 << 10
 READ_BYTES = 1 << 20
 # A block is one group commit: everything that publishers sent within one turn of the loop.
 BLOCK_LENGTH_MAX_BYTES = 1 << 30
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Segment:
-    """What is known of one file of the log; `end` and `size_bytes` grow while it is written."""
+    """What is known of one file of the log; `end` and `size_bytes` grow while it is written.
+
+    Once `is_sealed` nothing is added to it, it is on the disk, and has its index.
+    """
 
     path: Path
     first: int
@@ -47,6 +55,7 @@ class Segment:
     size_bytes: int = HEADER_SIZE_BYTES
     firsts: array[int] = field(default_factory=lambda: array("Q"))
     positions: array[int] = field(default_factory=lambda: array("Q"))
+    is_sealed: bool = False
 
     def header(self) -> bytes:
         raw = _HEADER.pack(MAGIC, self.first, self.ordinal)
@@ -57,6 +66,13 @@ class Segment:
         if not self.positions or position - self.positions[-1] >= INDEX_STEP_BYTES:
             self.firsts.append(first)
             self.positions.append(position)
+
+    def cut(self, size_bytes: int, end: int) -> None:
+        """Forget what was added behind this size and number."""
+        self.size_bytes, self.end = size_bytes, end
+        while self.positions and self.positions[-1] >= size_bytes:
+            self.firsts.pop()
+            self.positions.pop()
 
     def position_before(self, number: int) -> int:
         """A position from which reading forward finds message `number`."""
@@ -100,7 +116,7 @@ def scan(segment: Segment) -> BadBlock | None:
     Returns where and why the sound part ends, or None when all of it is sound. Raises StorageError
     when the disk refuses; that says nothing about the data.
     """
-    size = segment.path.stat().st_size
+    size = durable.size_of(segment.path)
     segment.firsts, segment.positions = array("Q"), array("Q")
     segment.size_bytes, segment.end = HEADER_SIZE_BYTES, segment.first
     while segment.size_bytes < size:
@@ -113,6 +129,35 @@ def scan(segment: Segment) -> BadBlock | None:
             segment.note(block.first, position)
             segment.size_bytes, segment.end = end, block.end
     return None
+
+
+def renew(segment: Segment) -> BadBlock | None:
+    """Write the file of a segment anew, as long as the segment is, durably, in the place of the old one.
+
+    For one whose fsync has failed: what of it is on the disk is not known, but it can be read still.
+    Every block of the copy is checked; returns where the sound part of it ends, or None where that is
+    all. Raises StorageError; then the old one stands.
+    """
+    temporary = durable.temporary_name(segment.path.parent)
+    fd = durable.create(temporary, 0o600)
+    try:
+        position = 0
+        while position < segment.size_bytes:
+            data = _read(segment.path, position, min(READ_BYTES, segment.size_bytes - position))
+            if not data:
+                break
+            durable.write_at(fd, data, position, temporary)
+            position += len(data)
+        durable.sync_data(fd, temporary)
+        bad = scan(replace(segment, path=temporary))
+        durable.put_in_place(temporary, segment.path)
+    except BaseException:
+        with contextlib.suppress(StorageError):
+            durable.unlink(temporary)
+        raise
+    finally:
+        durable.close(fd)
+    return bad
 
 
 def read_blocks(

@@ -1,21 +1,17 @@
-"""The broker: topics in a folder, TCP and HTTP servers, timers; `async with Broker(options)`.
+"""The broker: topics in a folder, TCP and HTTP servers; `async with Broker(options)`.
 
-One turn of the loop is one group commit. Sessions and HTTP handlers put messages and settle them; at
-the end of the turn (`call_soon`) every topic that was touched is written once, publishers are answered,
-channels deliver, and journals are written. With `--durable` the log is fsynced in between, in the one
-thread that syncs files, while the next group gathers.
-
-Writes go to the page cache on the loop: they take microseconds, a hand-over to a thread takes longer
-than they do. What may wait for the disk (fsync, closing, removing files) is that thread's.
+What is written when is `commits`; what happens by itself, and not at once, is `upkeep`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import random
+import resource
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -23,14 +19,16 @@ from typing import TYPE_CHECKING, Self
 
 from nsqtools import durable
 from nsqtools.broker.budget import BODIES_BYTES_MAX, BodyBudget
-from nsqtools.broker.log import DiskLog
+from nsqtools.broker.commits import Commits
+from nsqtools.broker.files import OpenFiles
 from nsqtools.broker.memory import MemoryBudget
+from nsqtools.broker.reading import Reading, Share
 from nsqtools.broker.registrar import Registrar
 from nsqtools.broker.session import RECEIVE_BUFFER_BYTES, Session
 from nsqtools.broker.topic import TOPIC_SUFFIX, Topic, sweep
-from nsqtools.clock import SystemClock
+from nsqtools.broker.troubles import PUBLISH, Troubles
+from nsqtools.broker.upkeep import Upkeep
 from nsqtools.errors import ConnectionFailed, StorageError
-from nsqtools.observe.log import Repeated, get_log
 from nsqtools.wire.identify import ServerLimits
 from nsqtools.wire.limits import CommandLimits
 from nsqtools.wire.lookup import PeerInfo
@@ -41,15 +39,20 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from nsqtools.broker.block import Block
     from nsqtools.broker.channel import Channel
     from nsqtools.broker.options import NsqdOptions
+    from nsqtools.broker.reading import Found, Read
 
 log = logging.getLogger("nsqtools.broker")
 
 # nsqd's version that this broker behaves like (spec: nsqd-http); clients read it.
 NSQD_VERSION = "1.3.0"
-SCAN_INTERVAL_S = 0.1
-TRIM_INTERVAL_S = 1.0
+# Of the descriptors that the process may have, files of topics and channels take no more than this
+# part; connections, and what is open for a moment, need the rest.
+_OPEN_FILES_SHARE = 4
+READERS = 2
+SWEEP_INTERVAL_S = 1.0
 # How long a client may take what was sent to it before its connection is cut.
 CLOSE_SESSIONS_S = 1.0
 
@@ -67,7 +70,7 @@ class Broker:
         self.topics: dict[str, Topic] = {}
         self.sessions: set[Session] = set()
         self.start_time_s = int(time.time())
-        self.health = "OK"
+        self.troubles = Troubles()
         self.receive_buffer = memoryview(bytearray(RECEIVE_BUFFER_BYTES))
         self.bodies = BodyBudget(BODIES_BYTES_MAX, time.monotonic)
         self.max_channel_consumers = options.max_channel_consumers
@@ -78,28 +81,25 @@ class Broker:
         self.http_port = -1
         self._budget = MemoryBudget(options.mem_queue_bytes)
         self._data_path: Path = options.data_path
-        self._touched: set[Topic] = set()
-        self._flushing = False
-        self._syncing = False
-        self._closing = False
         self._deserted = asyncio.Event()
         self._deserted.set()
         self._lock: contextlib.ExitStack = contextlib.ExitStack()
         self._exits = contextlib.AsyncExitStack()
         self._syncer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nsqd-sync")
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nsqd-upkeep")
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="nsqd-read")
+        self._files = OpenFiles(_open_files_max(), self._defer)
+        self._reading = Reading(self._read, Share(), self.touched)
         self._precreating: set[asyncio.Task[None]] = set()
-        self._answering: asyncio.Task[None] | None = None
-        self._journal_trouble = Repeated(
-            get_log("broker"), "a channel's journal was not written", clock=SystemClock()
-        )
-        self._trim_trouble = Repeated(
-            get_log("broker"), "the log keeps what no channel needs", clock=SystemClock()
-        )
-        self._last_trim_s = 0.0
-        self._last_sync_s = 0.0
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
+        self._commits = Commits(
+            durable=self.options.durable,
+            sync_every=self.options.sync_every,
+            syncer=self._syncer,
+            troubles=self.troubles,
+        )
         try:
             await self._start()
         except BaseException:
@@ -124,6 +124,11 @@ class Broker:
         return time.time_ns()
 
     @property
+    def health(self) -> str:
+        """What /ping says: `OK`, or `NOK - ` and why."""
+        return self.troubles.health
+
+    @property
     def tcp_address(self) -> str:
         """Where a local client connects."""
         return f"127.0.0.1:{self.tcp_port}"
@@ -136,8 +141,11 @@ class Broker:
         """The topic of that name, made when it is missing. Raises StorageError."""
         topic = self.topics.get(name)
         if topic is None:
-            topic = self._open_topic(name)
-            topic.save_state()
+            try:
+                topic = self._open_topic(name)
+            except StorageError as failure:
+                self.troubles.failed(PUBLISH, "", failure, self._data_path)
+                raise
             log.info("TOPIC(%s): created", name)
             self._precreate(topic)
             self._changed(name)
@@ -145,10 +153,13 @@ class Broker:
 
     def delete_topic(self, name: str) -> None:
         topic = self.topics.pop(name)
-        self._touched.discard(topic)
+        self._commits.forget(topic)
+        self.troubles.forget(name)
         log.info("TOPIC(%s): deleting", name)
-        topic.remove()
-        self._changed(name)
+        try:
+            topic.remove()
+        finally:
+            self._changed(name)
 
     def delete_channel(self, topic: Topic, name: str) -> None:
         """Delete a channel; an ephemeral topic goes with its last one (spec: part 7)."""
@@ -163,10 +174,30 @@ class Broker:
         self.touched(topic)
 
     def touched(self, topic: Topic) -> None:
-        self._touched.add(topic)
-        if not self._flushing and not self._closing:
-            self._flushing = True
-            self._loop.call_soon(self._flush)
+        self._commits.touched(topic)
+
+    async def keep(self, topic: Topic) -> None:
+        """Return when everything of the topic is on the disk. Raises StorageError."""
+        if not await self._commits.sync(topic) and not topic.exiting:
+            raise StorageError("keep", topic.folder or "", OSError(errno.EIO, self.health))
+
+    def _read(self, read: Read, done: Callable[[Found], None]) -> None:
+        """Read in a thread; `done` on the loop."""
+
+        def finished(future: asyncio.Future[Block | None]) -> None:
+            failure = future.exception()
+            if failure is None:
+                done(future.result())
+            elif isinstance(failure, StorageError):
+                done(failure)
+            else:
+                log.error("unexpected error while reading the log", exc_info=failure)
+                done(StorageError("read", self._data_path, OSError(errno.EIO, str(failure))))
+
+        self._loop.run_in_executor(self._readers, read).add_done_callback(finished)
+
+    def _defer(self, function: Callable[[], object]) -> None:
+        self._syncer.submit(_logged, function)
 
     def release(self, topic: Topic, channel: Channel) -> None:
         """A consumer has left; what is ephemeral goes with its last (spec: part 7)."""
@@ -194,115 +225,37 @@ class Broker:
             for channel in topic.channels.values():
                 yield topic.name, channel.name
 
-    # The turn of the loop
-
-    def _flush(self) -> None:
-        self._flushing = False
-        if self._syncing:
-            # Publishes wait for the disk; what was settled meanwhile is kept all the same.
-            self._flush_journals(self._touched)
-            return
-        topics, self._touched = self._touched, set()
-        answers = [pair for topic in topics if topic.waiting for pair in topic.commit()]
-        failed = [reason for _, reason in answers if reason is not None]
-        if answers:
-            self.health = f"NOK - {failed[0]}" if failed else "OK"
-        if self.options.durable and answers:
-            self._syncing = True
-            self._answering = self._loop.create_task(self._answer_when_durable(topics, answers))
-        else:
-            self._finish_turn(topics, answers)
-
-    async def _answer_when_durable(
-        self,
-        topics: set[Topic],
-        answers: list[tuple[Callable[[str | None], None], str | None]],
-    ) -> None:
-        reason = await self._loop.run_in_executor(self._syncer, _sync_all, list(topics))
-        self._syncing = False
-        if reason is not None:
-            self.health = f"NOK - {reason}"
-            answers = [(answer, reason) for answer, _ in answers]
-        self._finish_turn(topics, answers)
-        if self._touched:
-            self.touched(next(iter(self._touched)))
-
-    def _finish_turn(
-        self,
-        topics: set[Topic],
-        answers: list[tuple[Callable[[str | None], None], str | None]],
-    ) -> None:
-        # What was settled before a publish is kept before the publish is answered.
-        self._flush_journals(topics)
-        for answer, reason in answers:
-            answer(reason)
-        for topic in topics:
-            topic.pump()
-            if topic.unsynced_count >= self.options.sync_every:
-                self._sync(topic)
-        self._flush_journals(topics)
-
-    def _flush_journals(self, topics: set[Topic]) -> None:
-        for topic in topics:
-            try:
-                topic.flush()
-            except StorageError as failure:
-                self._journal_trouble.failed(failure, topic=topic.name)
-                self.health = f"NOK - {failure}"
-
-    def _sync(self, topic: Topic) -> None:
-        topic.unsynced_count = 0
-        if isinstance(topic.log, DiskLog):
-            self._defer(lambda: _sync_all([topic]))
-
-    def _defer(self, function: Callable[[], object]) -> None:
-        self._syncer.submit(_logged, function)
-
-    async def _tick(self) -> None:
-        """The queue scan, syncs that are due, and letting go of the log."""
-        while True:
-            await asyncio.sleep(SCAN_INTERVAL_S)
-            now_s = self.now_s()
-            for topic in list(self.topics.values()):
-                if topic.scan(now_s, self.now_ns()):
-                    self.touched(topic)
-            if now_s - self._last_sync_s >= self.options.sync_timeout_s:
-                self._last_sync_s = now_s
-                for topic in self.topics.values():
-                    if topic.unsynced_count:
-                        self._sync(topic)
-            if now_s - self._last_trim_s >= TRIM_INTERVAL_S:
-                self._last_trim_s = now_s
-                self._trim()
-                self.bodies.sweep()
-
-    def _trim(self) -> None:
-        failed = False
-        for topic in self.topics.values():
-            try:
-                topic.trim()
-            except StorageError as failure:
-                self._trim_trouble.failed(failure, topic=topic.name)
-                failed = True
-        if not failed:
-            self._trim_trouble.recovered("logs are let go of again")
-
     # Start and stop
 
     async def _start(self) -> None:
         _require_folder(self._data_path)
         self._lock.enter_context(durable.lock(self._data_path))
         self._defer(lambda: sweep(self._data_path))
-        for folder in sorted(self._data_path.glob(f"*{TOPIC_SUFFIX}")):
-            name = folder.name.removesuffix(TOPIC_SUFFIX)
-            if is_valid_name(name):
-                self._open_topic(name)
+        for entry in durable.names_in(self._data_path):
+            name = entry.removesuffix(TOPIC_SUFFIX)
+            if name != entry and is_valid_name(name):
+                self._commits.touched(self._open_topic(name))
         if self.options.http_address:
             await self._listen_http(self.options.http_address)
         await self._listen()
         self._register()
-        tick = self._loop.create_task(self._tick())
-        self._exits.push_async_callback(_cancel, tick)
+        upkeep = Upkeep(
+            self.topics,
+            self._commits,
+            self.troubles,
+            self._worker,
+            sync_timeout_s=self.options.sync_timeout_s,
+            now_ns=self.now_ns,
+        )
+        keeping = self._loop.create_task(upkeep.run())
+        self._exits.push_async_callback(_cancel, keeping)
+        sweeping = self._loop.create_task(self._sweep_bodies())
+        self._exits.push_async_callback(_cancel, sweeping)
+
+    async def _sweep_bodies(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_INTERVAL_S)
+            self.bodies.sweep()
 
     def _register(self) -> None:
         """Keep nsqlookupds informed; the ports that they are told are known now."""
@@ -349,23 +302,21 @@ class Broker:
         self._exits.push_async_callback(_close_server, server)
 
     async def _stop(self) -> None:
+        """Raises StorageError for what the disk refused."""
         await self._exits.aclose()
         for task in list(self._precreating):
             await _cancel(task)
-        if self._answering is not None:
-            await self._answering
+        await self._commits.idle()
         await self._close_sessions()
-        self._flush()
-        if self._answering is not None:
-            await self._answering
-        self._closing = True
-        for topic in self.topics.values():
-            try:
-                topic.close()
-            except StorageError as failure:
-                log.error("TOPIC(%s): not closed cleanly error=%s", topic.name, failure)
-        await self._loop.run_in_executor(None, self._syncer.shutdown)
+        await self._commits.close()
+        failures = [failure for topic in self.topics.values() for failure in _closed(topic)]
+        run = self._loop.run_in_executor
+        failures += await run(self._syncer, _sync_all, list(self.topics.values()))
+        for executor in (self._worker, self._readers, self._syncer):
+            await run(None, executor.shutdown)
         self._lock.close()
+        if failures:
+            raise failures[0]
 
     async def _close_sessions(self) -> None:
         """Clients just see the end of the connection; what they held is theirs no more."""
@@ -386,9 +337,11 @@ class Broker:
             self.options,
             now_ns=self.now_ns,
             now_s=self.now_s,
+            files=self._files,
             defer=self._defer,
             changed=self._changed,
             budget=self._budget,
+            reading=self._reading,
         )
         self.topics[name] = topic
         return topic
@@ -441,6 +394,11 @@ def _server_limits(options: NsqdOptions) -> ServerLimits:
     )
 
 
+def _open_files_max() -> int:
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return min(4096, max(16, soft // _OPEN_FILES_SHARE)) if soft > 0 else 4096
+
+
 def _require_folder(path: Path) -> None:
     try:
         if not path.is_dir():
@@ -449,16 +407,26 @@ def _require_folder(path: Path) -> None:
         raise StorageError("open data path", path, cause) from cause
 
 
-def _sync_all(topics: list[Topic]) -> str | None:
-    """Bring the topics' logs to the platter; why not, if it failed."""
+def _closed(topic: Topic) -> list[StorageError]:
+    """Close it; what the disk refused."""
     try:
-        for topic in topics:
-            if isinstance(topic.log, DiskLog):
-                topic.log.sync()
+        topic.close()
     except StorageError as failure:
-        log.error("fsync failed error=%s", failure)
-        return str(failure)
-    return None
+        log.error("TOPIC(%s): not closed cleanly error=%s", topic.name, failure)
+        return [failure]
+    return []
+
+
+def _sync_all(topics: list[Topic]) -> list[StorageError]:
+    """Bring topics to the disk; what it refused."""
+    failures = []
+    for topic in topics:
+        try:
+            topic.sync()
+        except StorageError as failure:
+            log.error("TOPIC(%s): not closed cleanly error=%s", topic.name, failure)
+            failures.append(failure)
+    return failures
 
 
 def _logged(function: Callable[[], object]) -> None:

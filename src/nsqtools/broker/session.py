@@ -174,7 +174,7 @@ class Session(Connection):
     def resume_writing(self) -> None:
         self._writable = True
         if self.channel is not None and self.topic is not None:
-            self.channel.deliver()
+            self.channel.ready(self)
             self._server.touched(self.topic)
         self._run()
 
@@ -268,7 +268,7 @@ class Session(Connection):
                 self._publish("PUB" if delay_ms is None else "DPUB", topic, [body], delay_ms or 0)
             case command.Rdy(count):
                 self.ready_count = count
-                self._channel().deliver()
+                self._channel().ready(self)
             case command.Req(message_id, delay_ms):
                 self._requeue(message_id, delay_ms)
             case command.Touch(message_id):

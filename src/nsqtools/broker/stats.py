@@ -21,7 +21,7 @@ from nsqtools.observe.process import resident_bytes
 from nsqtools.options import render_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from nsqtools.broker.channel import Channel, Subscriber
     from nsqtools.broker.server import Broker
@@ -115,7 +115,7 @@ def channel_stats(channel: Channel, query: StatsQuery) -> Json:
     return result
 
 
-def _clients(subscribers: Sequence[Subscriber], topic: str) -> list[Json]:
+def _clients(subscribers: Iterable[Subscriber], topic: str) -> list[Json]:
     return [client_stats(one, topic) for one in subscribers if isinstance(one, Session)]
 
 

@@ -22,6 +22,8 @@ from nsqtools.broker.channel import Channel
 from nsqtools.broker.journal import ChannelState, Journal
 from nsqtools.broker.log import DiskLog, MemoryLog
 from nsqtools.broker.memory import Memory
+from nsqtools.broker.reading import Reader, at_once
+from nsqtools.broker.segment import READ_BYTES
 from nsqtools.errors import StorageError
 from nsqtools.wire.names import is_ephemeral, is_valid_name
 
@@ -29,10 +31,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from nsqtools.broker.files import OpenFiles
     from nsqtools.broker.memory import MemoryBudget
     from nsqtools.broker.options import NsqdOptions
+    from nsqtools.broker.reading import Read, Reading
 
     Answer = Callable[[str | None], None]
+    # Each with why it failed, or None.
+    Answers = list[tuple[Answer, str | None]]
 
 log = logging.getLogger("nsqtools.broker.topic")
 
@@ -48,11 +54,11 @@ RUN_MESSAGES_MAX = 16384
 
 
 class Topic:
-    """See the module. All methods run on the broker's loop.
+    """See the module. All methods run on the broker's loop, but for `sync`.
 
-    `now_ns` gives wall time in nanoseconds, `now_s` monotonic seconds; `defer` runs a function in the
-    thread that syncs files; `changed` is told when a channel appears or goes; `budget` bounds what all
-    topics keep in memory.
+    `now_ns` gives wall time in nanoseconds, `now_s` monotonic seconds; `files` bounds what is open;
+    `defer` runs a function in the thread that syncs files; `changed` is told when a channel appears or
+    goes; `budget` bounds what all topics keep in memory, `reading` is how they are read from disk.
     """
 
     def __init__(
@@ -63,9 +69,11 @@ class Topic:
         *,
         now_ns: Callable[[], int],
         now_s: Callable[[], float],
+        files: OpenFiles,
         defer: Callable[[Callable[[], None]], object],
         changed: Callable[[str], None],
         budget: MemoryBudget,
+        reading: Reading,
     ) -> None:
         self.name = name
         self.folder = folder
@@ -81,10 +89,17 @@ class Topic:
         self.now_s = now_s
         self._options = options
         self._now_ns = now_ns
+        self._files = files
         self._defer = defer
         self._changed = changed
         self._budget = budget
+        self._reading = reading
         self._waiting: list[tuple[list[bytes], int, Answer]] = []
+        self._uncounted: list[tuple[int, int]] = []
+        # What is not on the disk: the folder's name, the state, journals of new channels.
+        self._is_placed = False
+        self._unsaved: bytes | None = None
+        self._new_journals: list[Journal] = []
         self.log: DiskLog | MemoryLog
         if folder is None:
             self.log = MemoryLog(now_ns() // 1_000_000)
@@ -97,7 +112,14 @@ class Topic:
     @property
     def depth(self) -> int:
         """Messages that wait in the topic itself, for a channel or for the end of a pause."""
-        return self.log.count(self.pumped, self.log.end)
+        return self.log.count(self.pumped, self.committed)
+
+    @property
+    def committed(self) -> int:
+        """Messages before this number are as safe as was promised, and may be delivered."""
+        if self._options.durable and isinstance(self.log, DiskLog):
+            return self.log.confirmed_end
+        return self.log.end
 
     @property
     def backend_depth(self) -> int:
@@ -117,10 +139,10 @@ class Topic:
     def waiting(self) -> bool:
         return bool(self._waiting)
 
-    def commit(self) -> list[tuple[Answer, str | None]]:
+    def commit(self) -> Answers:
         """Write what was put; gives the answers, which are due now or after a sync."""
         waiting, self._waiting = self._waiting, []
-        answers: list[tuple[Answer, str | None]] = []
+        answers: Answers = []
         run: list[bytes] = []
         run_answers: list[Answer] = []
         run_bytes = 0
@@ -141,12 +163,14 @@ class Topic:
 
     def pump(self) -> None:
         """Hand what waits to the channels, unless there is none or the topic is paused."""
-        first, end = self.pumped, self.log.end
+        first, end = self.pumped, self.committed
         if self.paused or self._holds or not self.channels or first == end:
             return
         self.pumped = end
         for channel in list(self.channels.values()):
             channel.pumped(first, end)
+        if isinstance(self.log, MemoryLog):
+            self._bound(self.log)
 
     def hold(self) -> None:
         """Keep what is published in the topic until `release`."""
@@ -165,8 +189,10 @@ class Topic:
         if channel is None:
             state = ChannelState(self.pumped)
             journal = self._journal(name)
-            if journal is not None:
+            if journal is not None and isinstance(self.log, DiskLog):
                 journal.create(state)
+                self._new_journals.append(journal)
+                self.log.name_changed()
             channel = self._add(name, state, journal)
             log.info("TOPIC(%s): new channel(%s)", self.name, name)
             self._changed(self.name)
@@ -177,56 +203,103 @@ class Topic:
         channel = self.channels.pop(name)
         channel.disconnect()
         channel.remove()
-        if not self.channels:
-            self.save_state()
+        if isinstance(self.log, DiskLog):
+            self.log.name_changed()
+        self._save_state()
         log.info("TOPIC(%s): deleting channel(%s)", self.name, name)
         self._changed(self.name)
+
+    def reader(
+        self, told: Callable[[], None], *, size_max_bytes: int = READ_BYTES, ahead: bool = True
+    ) -> Reader:
+        """What reads the log from disk for a channel, which may have something to write then."""
+
+        def begin(number: int, size_bytes: int) -> Read:
+            end = self.committed
+            return lambda: self.log.read(number, size_bytes, end)
+
+        def told_and_kept() -> None:
+            if not self.exiting:
+                told()
+                self._reading.touched(self)
+
+        threads = self._reading.threads if isinstance(self.log, DiskLog) else at_once
+        share = self._reading.share
+        return Reader(
+            begin, threads, share, told_and_kept, size_max_bytes=size_max_bytes, ahead=ahead
+        )
 
     # Administration
 
     def pause(self, *, paused: bool) -> None:
         self.paused = paused
-        self.save_state()
+        self._save_state()
         self.pump()
 
     def empty(self) -> None:
         """Drop what waits in the topic; the channels keep theirs. Raises StorageError."""
-        first, self.pumped = self.pumped, self.log.end
+        first, self.pumped = self.pumped, self.committed
         for channel in self.channels.values():
             channel.void(first, self.pumped)
         # The channels first: what they were not told to pass over would be theirs to deliver.
         self.flush()
-        self.save_state()
+        self._save_state()
 
-    def save_state(self) -> None:
-        """Keep what the channels' journals do not know. Raises StorageError."""
-        if self.folder is not None:
-            held = self.paused or not self.channels
-            state = {"version": 1, "paused": self.paused, "pumped": self.pumped if held else None}
-            durable.replace_file(self.folder / STATE_FILE, json.dumps(state).encode())
+    # What is on the disk
+
+    @property
+    def wants_sync(self) -> bool:
+        """Whether there is anything that is not on the disk."""
+        if not isinstance(self.log, DiskLog):
+            return False
+        return self.log.wants_sync or bool(self._new_journals) or self._unsaved is not None
+
+    def sync(self) -> None:
+        """Bring everything to the disk. For the syncing thread; raises StorageError."""
+        if not isinstance(self.log, DiskLog) or self.folder is None:
+            return
+        if not self._is_placed:
+            durable.fsync_directory(self.folder.parent)
+            self._is_placed = True
+        for journal in list(self._new_journals):
+            journal.sync()
+            self._new_journals.remove(journal)
+        unsaved = self._unsaved
+        if unsaved is not None:
+            durable.replace_file(self.folder / STATE_FILE, unsaved)
+            if self._unsaved is unsaved:
+                self._unsaved = None
+        self.log.sync()
+
+    def confirm(self) -> None:
+        """A sync of all that was committed has succeeded."""
+        self._uncounted.clear()
+        if isinstance(self.log, DiskLog):
+            self.log.confirm()
+
+    def roll_back(self) -> None:
+        """A sync has failed: what was committed since the last `confirm` is taken back."""
+        for messages, size_bytes in self._uncounted:
+            self.message_count -= messages
+            self.message_bytes -= size_bytes
+        self._uncounted.clear()
+        if isinstance(self.log, DiskLog):
+            self.log.roll_back()
+
+    def leave_doubtful(self) -> None:
+        """Let the next sync write anew what an earlier one failed for. Raises StorageError."""
+        if isinstance(self.log, DiskLog) and not self.exiting:
+            self.log.leave_doubtful()
 
     def scan(self, now_s: float, now_ns: int) -> bool:
         """Take back what has timed out, and deliver what is due; whether there is now something to
         be written."""
-        for channel in self.channels.values():
-            channel.scan(now_s, now_ns)
-            channel.deliver()
-        return any(channel.wants_flush for channel in self.channels.values())
+        found = [channel.scan(now_s, now_ns) for channel in self.channels.values()]
+        return any(found)
 
-    def trim(self) -> None:
-        """Let go of the log that no channel needs; a few stragglers do not hold it."""
-        if not self.channels:
-            self.log.trim(self.pumped)
-            return
-        channels = self.channels.values()
-        if isinstance(self.log, DiskLog):
-            end = self.log.first_segment_end
-            if end is None:
-                return
-            for channel in channels:
-                if channel.floor() < end:
-                    channel.carry_over(end)
-        self.log.trim(min(self.pumped, *(channel.floor() for channel in channels)))
+    def floor(self) -> int:
+        """The first message that is still needed."""
+        return min([self.pumped, *(channel.floor() for channel in self.channels.values())])
 
     def flush(self) -> None:
         """Write the channels' journals. Raises StorageError."""
@@ -234,17 +307,17 @@ class Topic:
             channel.flush()
 
     def close(self) -> None:
-        """Stop: nothing is taken any more, and everything is handed to the disk.
+        """Stop: nothing is taken any more; one more `sync` brings everything to the disk.
 
         Raises StorageError for what the disk refused.
         """
         self.exiting = True
         self._refuse_waiting()
+        self._save_state()
         with contextlib.ExitStack() as all_of_it:
             # Each of these is done, even when one before it has failed.
             if isinstance(self.log, DiskLog):
                 all_of_it.callback(self.log.close)
-                all_of_it.callback(self.save_state)
             for channel in self.channels.values():
                 channel.disconnect()
                 all_of_it.callback(channel.close)
@@ -257,29 +330,54 @@ class Topic:
         """
         self.exiting = True
         self._refuse_waiting()
+        gone = None
+        if self.folder is not None and isinstance(self.log, DiskLog):
+            gone = self.folder.with_name(f"{self.folder.name}.{self.log.end}{DELETED_SUFFIX}")
+            with durable.storage("rename", self.folder):
+                self.folder.rename(gone)
+            self.log.discard()
         for name in list(self.channels):
             channel = self.channels.pop(name)
             channel.disconnect()
             channel.remove()
-        if self.folder is not None and isinstance(self.log, DiskLog):
-            self.log.discard()
-            gone = self.folder.with_name(f"{self.folder.name}.{self.log.end}{DELETED_SUFFIX}")
-            with durable.storage("rename", self.folder):
-                self.folder.rename(gone)
+        if gone is not None:
             self._defer(lambda: _remove_folder(gone))
 
     # Inside
 
+    def _bound(self, log: MemoryLog) -> None:
+        """A log in memory is no longer than twice what waits or is held, with what may wait: beyond
+        that the channels keep copies of what they need. So each message is copied once at most."""
+        room = self._options.mem_queue_size
+        if log.count(log.start, log.end) <= 2 * room:
+            return
+        log.trim(self.floor())
+        channels = self.channels.values()
+        held = sum(channel.depth + channel.in_flight + channel.deferred for channel in channels)
+        if log.count(log.start, log.end) > 2 * (room + held):
+            for channel in channels:
+                channel.carry_over(self.pumped, bounded=False)
+            log.trim(self.floor())
+
     def _open_log(self, folder: Path) -> DiskLog:
         options = self._options
-        durable.make_directories(folder)
+        if not folder.is_dir():
+            with durable.storage("make directory", folder):
+                folder.mkdir(0o770)
         return DiskLog(
             folder,
             memory=Memory(max(1, options.mem_queue_size), self._budget),
             segment_size_max_bytes=options.max_bytes_per_file,
             now_ms=self._now_ns() // 1_000_000,
+            files=self._files,
             defer=self._defer,
         )
+
+    def _save_state(self) -> None:
+        """Keep what the channels' journals do not know, with the next sync."""
+        held = self.paused or not self.channels
+        state = {"version": 1, "paused": self.paused, "pumped": self.pumped if held else None}
+        self._unsaved = json.dumps(state).encode()
 
     def _refuse_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []
@@ -287,10 +385,10 @@ class Topic:
             answer(EXITING)
 
     def _load_state(self, folder: Path) -> None:
-        for path in sorted(folder.glob(f"*{CHANNEL_SUFFIX}")):
-            name = path.name.removesuffix(CHANNEL_SUFFIX)
-            if is_valid_name(name):
-                self._load_channel(name, path)
+        for entry in durable.names_in(folder):
+            name = entry.removesuffix(CHANNEL_SUFFIX)
+            if name != entry and is_valid_name(name):
+                self._load_channel(name, folder / entry)
         state = _read_state(folder / STATE_FILE)
         self.paused = bool(state.get("paused"))
         pumped = state.get("pumped")
@@ -301,7 +399,7 @@ class Topic:
             self.pumped = self.log.end
 
     def _load_channel(self, name: str, path: Path) -> None:
-        journal = Journal(path)
+        journal = Journal(path, self._files)
         state, cut_bytes = journal.load()
         if cut_bytes:
             log.warning("a channel's journal was cut path=%s cut_bytes=%d", path, cut_bytes)
@@ -324,14 +422,14 @@ class Topic:
     def _journal(self, name: str) -> Journal | None:
         if self.folder is None or is_ephemeral(name):
             return None
-        return Journal(self.folder / f"{name}{CHANNEL_SUFFIX}")
+        return Journal(self.folder / f"{name}{CHANNEL_SUFFIX}", self._files)
 
     def _commit_run(
         self,
         bodies: list[bytes],
         answers: list[Answer],
         delay_ms: int,
-        out: list[tuple[Answer, str | None]],
+        out: Answers,
     ) -> None:
         if not bodies:
             return
@@ -352,16 +450,20 @@ class Topic:
         except StorageError as failure:
             log.error("TOPIC(%s): failed to write messages error=%s", self.name, failure)
             return str(failure)
+        size_bytes = sum(map(len, bodies))
         self.message_count += len(bodies)
-        self.message_bytes += sum(map(len, bodies))
+        self.message_bytes += size_bytes
         self.unsynced_count += len(kept)
+        if self._options.durable:
+            self._uncounted.append((len(bodies), size_bytes))
         return None
 
 
 def sweep(data_path: Path) -> None:
     """Remove what is left of topics whose deletion was cut short. Raises StorageError."""
-    for folder in data_path.glob(f"*{TOPIC_SUFFIX}.*{DELETED_SUFFIX}"):
-        _remove_folder(folder)
+    for name in durable.names_in(data_path):
+        if name.endswith(DELETED_SUFFIX) and f"{TOPIC_SUFFIX}." in name:
+            _remove_folder(data_path / name)
 
 
 def _remove_folder(folder: Path) -> None:

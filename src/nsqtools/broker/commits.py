@@ -1,0 +1,200 @@
+"""One turn of the loop is one group commit.
+
+Sessions and HTTP handlers put messages and settle them; at the end of the turn (`call_soon`) every
+topic that was touched is written once, publishers are answered, channels deliver, and journals are
+written. With `--durable` the topics are synced in between, in the one thread that syncs files, while
+the next group gathers; where that fails the group is rolled back and its publishers are told, each for
+its own topic.
+
+Writes go to the page cache on the loop: they take microseconds, a hand-over to a thread takes longer
+than they do. What waits for the disk is the thread's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from nsqtools.broker.troubles import JOURNAL, PUBLISH, SYNC
+from nsqtools.errors import StorageError
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from nsqtools.broker.topic import Answers, Topic
+    from nsqtools.broker.troubles import Troubles
+
+Group = list[tuple["Topic", "Answers"]]
+
+
+class Commits:
+    """The commits of all topics. All methods run on the loop; `syncer` is one thread."""
+
+    def __init__(
+        self, *, durable: bool, sync_every: int, syncer: Executor, troubles: Troubles
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._durable = durable
+        self._sync_every = sync_every
+        self._syncer = syncer
+        self._troubles = troubles
+        self._touched: set[Topic] = set()
+        self._unsynced: set[Topic] = set()
+        self._is_due = False
+        self._closed = False
+        self._group: asyncio.Task[None] | None = None
+        self._syncs: dict[Topic, asyncio.Task[bool]] = {}
+
+    def touched(self, topic: Topic) -> None:
+        """Something was put or settled: commit at the end of this turn."""
+        self._touched.add(topic)
+        if not self._is_due and not self._closed:
+            self._is_due = True
+            self._loop.call_soon(self.commit)
+
+    def forget(self, topic: Topic) -> None:
+        """The topic is deleted."""
+        self._touched.discard(topic)
+        self._unsynced.discard(topic)
+
+    def commit(self) -> None:
+        """Write what was put, and answer; with `--durable` once that is synced."""
+        self._is_due = False
+        if self._group is not None or (self._durable and self._syncs):
+            # Publishes wait for the disk; what was settled meanwhile is kept all the same.
+            self._flush_journals(self._touched)
+            return
+        topics, self._touched = self._touched, set()
+        group = [(topic, topic.commit() if topic.waiting else []) for topic in topics]
+        if self._durable and any(answers or topic.wants_sync for topic, answers in group):
+            self._group = self._loop.create_task(self._answer_when_durable(group))
+        else:
+            self._finish(group)
+
+    def sync_due(self) -> None:
+        """Have what is not on the disk brought there, in the background."""
+        for topic in list(self._unsynced):
+            if topic.exiting or not topic.wants_sync:
+                self._unsynced.discard(topic)
+            else:
+                self._begin_sync(topic)
+
+    async def sync(self, topic: Topic) -> bool:
+        """Bring what there is of a topic now to the disk; whether that succeeded."""
+        under_way = self._syncs.get(topic)
+        if under_way is not None:  # it may have begun before the last change
+            await asyncio.wait([under_way])
+        return await asyncio.shield(self._begin_sync(topic))
+
+    async def idle(self) -> None:
+        """Wait until no commit and no sync is under way."""
+        while self._group is not None or self._syncs:
+            under_way = [*self._syncs.values(), *([self._group] if self._group is not None else [])]
+            await asyncio.wait(under_way)
+
+    async def close(self) -> None:
+        """The last commit; nothing is taken any more."""
+        await self.idle()
+        self.commit()
+        await self.idle()
+        self._closed = True
+
+    # Inside
+
+    async def _answer_when_durable(self, group: Group) -> None:
+        try:
+            failures = await self._loop.run_in_executor(
+                self._syncer, _sync_each, [topic for topic, _ in group]
+            )
+        finally:
+            self._group = None
+        self._finish([self._settle(*one, failures.get(one[0])) for one in group])
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """What has gathered while the disk was waited for is due."""
+        if self._touched:
+            self.touched(next(iter(self._touched)))
+
+    def _settle(
+        self, topic: Topic, answers: Answers, failure: StorageError | None
+    ) -> tuple[Topic, Answers]:
+        """What a sync has said counts for the topic's part of the group."""
+        if failure is None:
+            topic.confirm()
+            self._troubles.recovered(SYNC, topic.name)
+            return topic, answers
+        topic.roll_back()
+        if not topic.exiting:
+            self._troubles.failed(SYNC, topic.name, failure)
+        return topic, [(answer, reason or str(failure)) for answer, reason in answers]
+
+    def _finish(self, group: Group) -> None:
+        topics = {topic for topic, _ in group}
+        # What was settled before a publish is kept before the publish is answered.
+        self._flush_journals(topics)
+        for topic, answers in group:
+            for answer, reason in answers:
+                answer(reason)
+            if answers:
+                self._tell(topic, answers)
+        self._unsynced |= topics
+        for topic in topics:
+            topic.pump()
+            if topic.unsynced_count >= self._sync_every:
+                self._begin_sync(topic)
+        self._flush_journals(topics)
+
+    def _tell(self, topic: Topic, answers: Answers) -> None:
+        failed = [reason for _, reason in answers if reason is not None]
+        if not failed:
+            self._troubles.recovered(PUBLISH, topic.name)
+        elif not topic.exiting:
+            self._troubles.failed(PUBLISH, topic.name, failed[0], topic.folder)
+
+    def _flush_journals(self, topics: set[Topic]) -> None:
+        for topic in topics:
+            try:
+                topic.flush()
+            except StorageError as failure:
+                self._troubles.failed(JOURNAL, topic.name, failure)
+
+    def _begin_sync(self, topic: Topic) -> asyncio.Task[bool]:
+        task = self._syncs.get(topic)
+        if task is None:
+            task = self._syncs[topic] = self._loop.create_task(self._sync(topic))
+        return task
+
+    async def _sync(self, topic: Topic) -> bool:
+        """A sync for which no publisher waits; whether it succeeded."""
+        if self._group is not None:  # only with --durable: one of both at a time
+            await asyncio.wait([self._group])
+        topic.unsynced_count = 0
+        failure = None
+        try:
+            topic.leave_doubtful()
+            failures = await self._loop.run_in_executor(self._syncer, _sync_each, [topic])
+            failure = failures.get(topic)
+        except StorageError as raised:
+            failure = raised
+        finally:
+            del self._syncs[topic]
+        if self._durable:
+            self._settle(topic, [], failure)
+            self._go_on()
+        elif failure is None:
+            self._troubles.recovered(SYNC, topic.name)
+        elif not topic.exiting:
+            self._troubles.failed(SYNC, topic.name, failure)
+        return failure is None
+
+
+def _sync_each(topics: list[Topic]) -> dict[Topic, StorageError]:
+    """Bring topics to the disk; those that failed, and why."""
+    failures = {}
+    for topic in topics:
+        try:
+            topic.sync()
+        except StorageError as failure:
+            failures[topic] = failure
+    return failures

@@ -1,0 +1,105 @@
+"""What a topic's folder holds of its log, found at the start.
+
+A torn tail is cut and kept aside, an error of the disk ends the opening: it says nothing about the
+data. What a kill has left behind (temporary files, an index without a segment) is removed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nsqtools import durable
+from nsqtools.broker.segment import (
+    HEADER_SIZE_BYTES,
+    INDEX_BYTES_MAX,
+    INDEX_SUFFIX,
+    SEGMENT_SUFFIX,
+    Segment,
+    parse_header,
+    scan,
+)
+
+if TYPE_CHECKING:
+    from nsqtools.broker.block import BadBlock
+
+log = logging.getLogger("nsqtools.broker.log")
+
+
+def recover(folder: Path) -> list[Segment]:
+    """The segments of a folder, in order; a torn tail is cut, and that is said. Raises StorageError."""
+    segments: list[Segment] = []
+    names = durable.names_in(folder)
+    for name in names:
+        path = folder / name
+        if name.endswith(SEGMENT_SUFFIX):
+            segment = _open_segment(path)
+            if segment is not None and segment.end > segment.first:
+                segments.append(segment)
+            elif segment is not None:
+                remove(path)
+        elif durable.is_temporary(name) or _is_orphan(name, names):
+            durable.unlink(path)
+    return segments
+
+
+def remove(path: Path) -> None:
+    """Remove a segment and its index. Raises StorageError; then the segment is there, or neither."""
+    durable.unlink(path.with_suffix(INDEX_SUFFIX))
+    durable.unlink(path)
+
+
+def _is_orphan(name: str, names: list[str]) -> bool:
+    stem = name.removesuffix(INDEX_SUFFIX)
+    return stem != name and f"{stem}{SEGMENT_SUFFIX}" not in names
+
+
+def _open_segment(path: Path) -> Segment | None:
+    with durable.storage("read", path), path.open("rb") as file:
+        head = parse_header(file.read(HEADER_SIZE_BYTES))
+        found = os.fstat(file.fileno())
+    size_bytes = found.st_size
+    index = path.with_suffix(INDEX_SUFFIX)
+    try:
+        raw_index = durable.read_small(index, INDEX_BYTES_MAX)
+    except FileNotFoundError:
+        raw_index = b""
+    if head is None:
+        _put_aside(path, size_bytes)
+        return None
+    segment = Segment(path=path, first=head[0], ordinal=head[1], end=head[0], size_bytes=size_bytes)
+    segment.is_sealed = segment.load_index(raw_index)
+    if not segment.is_sealed:
+        bad = scan(segment)
+        if bad is not None:
+            _cut_tail(segment, size_bytes, bad)
+    return segment
+
+
+def _put_aside(path: Path, size_bytes: int) -> None:
+    """A file that does not begin as a segment: the torn creation of one, or damaged."""
+    if size_bytes <= HEADER_SIZE_BYTES:
+        remove(path)
+        return
+    aside = path.with_suffix(".bad")
+    log.error("a log segment has no header and is set aside path=%s as=%s", path, aside)
+    durable.put_in_place(path, aside)
+
+
+def _cut_tail(segment: Segment, size_bytes: int, bad: BadBlock) -> None:
+    """Keep the damaged part beside the log, then cut it off."""
+    log.warning(
+        "a log segment is cut to its last whole block path=%s offset=%d cut_bytes=%d reason=%r",
+        segment.path,
+        bad.position,
+        size_bytes - segment.size_bytes,
+        bad.reason,
+    )
+    with durable.storage("read", segment.path), segment.path.open("rb") as file:
+        file.seek(segment.size_bytes)
+        tail = file.read()
+    durable.replace_file(Path(f"{segment.path}.bad"), tail)
+    with durable.storage("truncate", segment.path):
+        os.truncate(segment.path, segment.size_bytes)

@@ -1,0 +1,150 @@
+"""What the broker does by itself: time-outs and deferrals, syncs that are due, and short files.
+
+Theory of operation. A tick takes back what has timed out and delivers what is due. In between, one
+thing at a time and with its waits for the disk in a thread: journals that have outgrown their snapshot
+are rewritten, and segments that no channel needs are removed. A few stragglers do not hold a segment:
+their channels take copies of them, which are on the disk before the segment goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING, TypeVar
+
+from nsqtools import durable
+from nsqtools.broker.channel import CARRY_BYTES_MAX
+from nsqtools.broker.log import DiskLog
+from nsqtools.broker.troubles import JOURNAL, UPKEEP
+from nsqtools.errors import StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from concurrent.futures import Executor
+
+    from nsqtools.broker.channel import Channel
+    from nsqtools.broker.commits import Commits
+    from nsqtools.broker.topic import Topic
+    from nsqtools.broker.troubles import Troubles
+
+T = TypeVar("T")
+
+log = logging.getLogger("nsqtools.broker")
+
+SCAN_INTERVAL_S = 0.1
+PASS_INTERVAL_S = 1.0
+
+
+class Upkeep:
+    """The tasks of one broker; `worker` is a thread of its own, for what nobody waits for."""
+
+    def __init__(
+        self,
+        topics: Mapping[str, Topic],
+        commits: Commits,
+        troubles: Troubles,
+        worker: Executor,
+        *,
+        sync_timeout_s: float,
+        now_ns: Callable[[], int],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._topics = topics
+        self._commits = commits
+        self._troubles = troubles
+        self._worker = worker
+        self._sync_timeout_s = sync_timeout_s
+        self._now_ns = now_ns
+
+    async def run(self) -> None:
+        """Go on until cancelled, whatever fails on the way."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._forever(self._tick, SCAN_INTERVAL_S))
+            tasks.create_task(self._forever(self._sync_due, self._sync_timeout_s))
+            tasks.create_task(self._forever(self._pass, PASS_INTERVAL_S))
+
+    async def _forever(self, step: Callable[[], object], interval_s: float) -> None:
+        while True:
+            await asyncio.sleep(interval_s)
+            try:
+                going = step()
+                if asyncio.iscoroutine(going):
+                    await going
+            except Exception:
+                # A mistake of ours in one round; without the next one messages would never time out.
+                log.exception("unexpected error in the broker's upkeep")
+
+    def _tick(self) -> None:
+        now_s, now_ns = self._loop.time(), self._now_ns()
+        for topic in list(self._topics.values()):
+            if topic.scan(now_s, now_ns):
+                self._commits.touched(topic)
+
+    def _sync_due(self) -> None:
+        self._commits.sync_due()
+
+    async def _pass(self) -> None:
+        for kind, name, folder in self._troubles.to_probe():
+            with contextlib.suppress(StorageError):
+                await self._in_thread(lambda folder=folder: durable.check_writable(folder))  # type: ignore[misc]
+                self._troubles.recovered(kind, name)
+        for topic in list(self._topics.values()):
+            if not topic.exiting:
+                await self._keep_short(topic)
+
+    async def _keep_short(self, topic: Topic) -> None:
+        kind = JOURNAL
+        try:
+            for channel in list(topic.channels.values()):
+                if channel.wants_rewrite:
+                    await self._rewrite(channel)
+            self._troubles.recovered(JOURNAL, topic.name)
+            kind = UPKEEP
+            await self._trim(topic)
+            self._troubles.recovered(UPKEEP, topic.name)
+        except StorageError as failure:
+            if not topic.exiting:
+                self._troubles.failed(kind, topic.name, failure)
+
+    async def _rewrite(self, channel: Channel) -> None:
+        rewrite = channel.rewrite()
+        try:
+            await self._in_thread(rewrite.write)
+            rewrite.follow()
+            await self._in_thread(rewrite.place)
+            rewrite.settle()
+        except BaseException:
+            rewrite.give_up()
+            await asyncio.shield(self._in_thread(rewrite.clean_up))
+            raise
+
+    async def _trim(self, topic: Topic) -> None:
+        """Let go of the log that no channel needs; a few stragglers do not hold it."""
+        if isinstance(topic.log, DiskLog):
+            end = topic.log.first_segment_end
+            if end is None:
+                return
+            carried = [await self._carry_over(topic.log, one, end) for one in _behind(topic, end)]
+            if any(carried):
+                topic.flush()
+                # A copy is on the disk before the original goes.
+                for channel in list(topic.channels.values()):
+                    await self._in_thread(channel.sync)
+        if not topic.exiting:
+            topic.log.trim(topic.floor())
+
+    async def _carry_over(self, disk: DiskLog, channel: Channel, end: int) -> bool:
+        """Give a channel copies of what it still needs before `end`; False where that is too much."""
+        numbers = channel.stragglers(end)
+        if numbers is None:
+            return False
+        found = await self._in_thread(lambda: disk.find(numbers, CARRY_BYTES_MAX))
+        return found is not None and channel.carry(found.frames, end, found.due_ns)
+
+    async def _in_thread(self, function: Callable[[], T]) -> T:
+        return await self._loop.run_in_executor(self._worker, function)
+
+
+def _behind(topic: Topic, end: int) -> list[Channel]:
+    return [channel for channel in topic.channels.values() if channel.floor() < end]
