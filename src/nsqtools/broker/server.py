@@ -23,7 +23,7 @@ from nsqtools.broker.commits import Commits
 from nsqtools.broker.files import OpenFiles
 from nsqtools.broker.memory import MemoryBudget
 from nsqtools.broker.reading import Reading, Share
-from nsqtools.broker.registrar import Registrar
+from nsqtools.broker.registrar import Registrar, RegistrarTiming
 from nsqtools.broker.session import RECEIVE_BUFFER_BYTES, Session
 from nsqtools.broker.topic import TOPIC_SUFFIX, Topic, sweep
 from nsqtools.broker.troubles import PUBLISH, Troubles
@@ -271,6 +271,10 @@ class Broker:
             ),
             self.registrations,
             rng=random.Random(),  # noqa: S311 - jitter
+            timing=RegistrarTiming(
+                http_connect_timeout_s=options.http_client_connect_timeout_s,
+                http_request_timeout_s=options.http_client_request_timeout_s,
+            ),
         )
         registering = self._loop.create_task(self.registrar.run())
         self._exits.push_async_callback(_cancel, registering)
