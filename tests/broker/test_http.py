@@ -538,6 +538,49 @@ async def test_requests_are_logged_but_not_publishes(
     assert lines[0].startswith("404 GET /nothing?a=b (127.0.0.1:")
 
 
+FOREIGN = [
+    {"Origin": "http://evil.example"},
+    {"Origin": "null"},
+    {"Origin": "http://x:80"},
+    {"Origin": ""},
+    {"Origin": "chrome-extension://x"},
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "same-site"},
+    {"Origin": "http://evil.example", "Sec-Fetch-Site": "same-origin"},
+]
+OWN = [
+    {},
+    {"Origin": "http://x"},
+    {"Origin": "https://X", "Sec-Fetch-Site": "same-origin"},
+    {"Sec-Fetch-Site": "none"},
+    {"Sec-Fetch-Site": "same-origin"},
+]
+
+
+async def test_a_web_page_of_another_site_cannot_change_anything(
+    embedded: EmbeddedNsqd,
+) -> None:
+    await embedded.start()
+    try:
+        for headers in OWN:
+            answer = await request(embedded, "POST", "/pub?topic=t", b"x", headers)
+            assert (headers, answer.status) == (headers, 200)
+        for headers in FOREIGN:
+            for method, target in (
+                ("POST", "/topic/delete?topic=t"),
+                ("POST", "/TOPIC/delete?topic=t"),
+                ("POST", "/pub?topic=t"),
+                ("PUT", "/config/log_level"),
+            ):
+                answer = await request(embedded, method, target, b"error", headers)
+                assert (headers, target, answer.status) == (headers, target, 403)
+                assert answer.message.startswith("FORBIDDEN")
+            assert (await request(embedded, "GET", "/stats", b"", headers)).status == 200
+        assert (await topic_stats(embedded, "t"))["message_count"] == len(OWN)
+    finally:
+        await embedded.stop()
+
+
 # Pure parts
 
 

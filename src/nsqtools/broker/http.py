@@ -38,7 +38,7 @@ from nsqtools.options import join_address, render_duration
 from nsqtools.wire.gojson import go_json
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from nsqtools.broker.budget import BodyBudget
     from nsqtools.broker.server import Broker
@@ -65,6 +65,7 @@ JSON = "application/json; charset=utf-8"
 HTML = "text/html; charset=utf-8"
 # Paths of the hot requests, which are not logged.
 _UNLOGGED = ("/pub", "/mpub")
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
 
@@ -132,6 +133,8 @@ class HttpApi:
         return response
 
     async def _respond(self, request: web.BaseRequest, path: str, query: str) -> web.Response:
+        if is_foreign(request.method, request.headers):
+            return _error(403, "FORBIDDEN: web pages of other sites may not change anything")
         found = find_route(request.method, path)
         if isinstance(found, Redirect):
             return _redirect(request.method, found, query)
@@ -253,6 +256,24 @@ class _Body:
                 await self._may_read.wait()
         except TimeoutError as error:
             raise HttpError(503, "OVERLOADED", close=True) from error
+
+
+# Browsers
+
+
+def is_foreign(method: str, headers: Mapping[str, str]) -> bool:
+    """Whether a web page of another site has made a browser send what would change something.
+
+    Browsers say where a page comes from, in one header or the other; nothing else sends them.
+    """
+    if method in _SAFE_METHODS:
+        return False
+    origin = headers.get("Origin")
+    if origin is not None:
+        scheme, _, host = origin.partition("://")
+        is_own = scheme in ("http", "https") and host.lower() == headers.get("Host", "").lower()
+        return not is_own
+    return headers.get("Sec-Fetch-Site", "none").lower() not in ("none", "same-origin")
 
 
 # Routing

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from nsqtools.broker.channel import Channel
     from nsqtools.broker.server import Broker
+    from nsqtools.broker.topic import Topic
     from nsqtools.observe.counters import Counter, Family, Gauge, Registry
     from nsqtools.observe.health import Health
 
@@ -24,6 +25,12 @@ class BrokerMetrics:
         self._bytes = registry.counter(
             "nsqtools_topic_bodies_bytes_total", "their bodies since the start", "topic"
         )
+        self._dropped = registry.counter(
+            "nsqtools_topic_dropped_messages_total",
+            "messages that an ephemeral topic (no_room), or channels (ephemeral, sampling) dropped",
+            "topic",
+            "reason",
+        )
         self._channels = {
             name: registry.gauge(f"nsqtools_channel_{name}", text, "topic", "channel")
             for name, text in (
@@ -39,14 +46,21 @@ class BrokerMetrics:
     def _refresh(self) -> None:
         self._sessions.labels().set(len(self._broker.sessions))
         families: list[Family[Counter] | Family[Gauge]]
-        families = [self._published, self._bytes, *self._channels.values()]
+        families = [self._published, self._bytes, self._dropped, *self._channels.values()]
         for family in families:
             family.clear()
         for topic in self._broker.topics.values():
             self._published.labels(topic=topic.name).value += topic.message_count
             self._bytes.labels(topic=topic.name).value += topic.message_bytes
+            self._count_dropped(topic)
             for channel in topic.channels.values():
                 self._read(topic.name, channel)
+
+    def _count_dropped(self, topic: Topic) -> None:
+        of_channels = sum(channel.dropped_count for channel in topic.channels.values())
+        for reason, dropped in (("no_room", topic.dropped_count), ("of_channel", of_channels)):
+            if dropped:
+                self._dropped.labels(topic=topic.name, reason=reason).value += dropped
 
     def _read(self, topic: str, channel: Channel) -> None:
         values = {

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import errno
 import logging
-import os
 import random
 import resource
 import socket
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Self
 from nsqtools import durable
 from nsqtools.broker.budget import BODIES_BYTES_MAX, BodyBudget
 from nsqtools.broker.commits import Commits
+from nsqtools.broker.data_path import require_data_path
 from nsqtools.broker.files import OpenFiles
 from nsqtools.broker.memory import MemoryBudget
 from nsqtools.broker.reading import Reading, Share
@@ -228,7 +228,7 @@ class Broker:
     # Start and stop
 
     async def _start(self) -> None:
-        _require_folder(self._data_path)
+        require_data_path(self._data_path)
         self._lock.enter_context(durable.lock(self._data_path))
         self._defer(lambda: sweep(self._data_path))
         for entry in durable.names_in(self._data_path):
@@ -403,14 +403,6 @@ def _open_files_max() -> int:
     return min(4096, max(16, soft // _OPEN_FILES_SHARE)) if soft > 0 else 4096
 
 
-def _require_folder(path: Path) -> None:
-    try:
-        if not path.is_dir():
-            raise NotADirectoryError(20, os.strerror(20), str(path))
-    except OSError as cause:
-        raise StorageError("open data path", path, cause) from cause
-
-
 def _closed(topic: Topic) -> list[StorageError]:
     """Close it; what the disk refused."""
     try:
@@ -446,5 +438,5 @@ async def _close_server(server: asyncio.AbstractServer) -> None:
 
 async def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+    # Whoever waits here may be cancelled, too, and that is not this task's end.
+    await asyncio.gather(task, return_exceptions=True)
