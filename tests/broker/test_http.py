@@ -421,11 +421,9 @@ async def test_a_slow_client_is_cut_off(
         await embedded.stop()
 
 
-async def test_connections_are_bounded(
-    embedded: EmbeddedNsqd, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(http, "CONNECTIONS_MAX", 2)
+async def test_connections_are_bounded(embedded: EmbeddedNsqd) -> None:
     await embedded.start()
+    embedded.broker.admission.http_max = 2
     try:
         host, _, port = embedded.http_address.rpartition(":")
         held = [await asyncio.open_connection(host, int(port)) for _ in range(2)]

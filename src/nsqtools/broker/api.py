@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from nsqtools.broker.channel import Channel
-    from nsqtools.broker.server import Broker
     from nsqtools.broker.topic import Topic
+    from nsqtools.broker.view import BrokerView
     from nsqtools.wire.mpub import Batch
 
 log = logging.getLogger("nsqtools.broker.http")
@@ -112,7 +112,7 @@ def _unescape(text: str) -> str:
 class Api:
     """The endpoints of one broker."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: BrokerView) -> None:
         self._broker = broker
 
     # What the broker is

@@ -17,7 +17,7 @@ from nsqtools.observe.log import set_level
 from nsqtools.options import LOG_LEVEL, Duration, options_of
 
 if TYPE_CHECKING:
-    from nsqtools.broker.server import Broker
+    from nsqtools.broker.view import BrokerView
     from nsqtools.options import Option
 
 LOOKUPD_KEY = "nsqlookupd_tcp_addresses"
@@ -29,7 +29,7 @@ def nanoseconds(seconds: float) -> int:
     return round(seconds * 1_000_000_000)
 
 
-def value_of(broker: Broker, key: str) -> object:
+def value_of(broker: BrokerView, key: str) -> object:
     """What GET answers. Raises KeyError for an option that does not exist."""
     if key == LOOKUPD_KEY and broker.registrar is not None:
         return broker.registrar.addresses
@@ -41,7 +41,7 @@ def value_of(broker: Broker, key: str) -> object:
     raise KeyError(key)
 
 
-def change(broker: Broker, key: str, body: bytes) -> None:
+def change(broker: BrokerView, key: str, body: bytes) -> None:
     """What PUT does; nothing of it outlives the process.
 
     Raises KeyError for an option that cannot be changed, ValueError for a value that is none.
@@ -56,7 +56,7 @@ def change(broker: Broker, key: str, body: bytes) -> None:
         raise KeyError(key)
 
 
-def _change_lookupds(broker: Broker, body: bytes) -> None:
+def _change_lookupds(broker: BrokerView, body: bytes) -> None:
     try:
         addresses = json.loads(body)
     except RecursionError as error:

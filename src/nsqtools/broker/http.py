@@ -31,9 +31,7 @@ from nsqtools.broker.api import (
     Json,
     Request,
 )
-from nsqtools.clock import SystemClock
-from nsqtools.errors import ConnectionFailed, StorageError
-from nsqtools.observe.log import Repeated, get_log
+from nsqtools.errors import StorageError
 from nsqtools.options import join_address, render_duration
 from nsqtools.wire.gojson import go_json
 
@@ -41,12 +39,11 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from nsqtools.broker.budget import BodyBudget
-    from nsqtools.broker.server import Broker
+    from nsqtools.broker.view import BrokerView
 
 log = logging.getLogger("nsqtools.broker.http")
 
 # nsqd has none of these limits; each is far above what an honest client needs.
-CONNECTIONS_MAX = 1024
 # How long a request waits for its part of the budget of all bodies.
 BODY_WAIT_S = 10.0
 LINE_MAX_BYTES = 8190
@@ -71,42 +68,25 @@ _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
 
 
 class HttpApi:
-    """The HTTP listener of one broker."""
+    """The HTTP side of one broker; made on its loop."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: BrokerView) -> None:
         self._api = Api(broker)
         self._bodies = broker.bodies
-        self._server: _Server | None = None
-        self._listener: asyncio.AbstractServer | None = None
-
-    async def start(self, address: str) -> int:
-        """Listen on `host:port`, or on the path of a socket; returns the port, -1 for a path.
-
-        Raises ConnectionFailed when that is not possible.
-        """
-        loop = asyncio.get_running_loop()
         self._server = _Server(self._handle)
-        host, _, port = address.rpartition(":")
-        try:
-            if "/" in address:
-                self._listener = await loop.create_unix_server(self._server, address)
-                log.info("HTTP: listening on %s", address)
-                return -1
-            listener = await loop.create_server(self._server, host.strip("[]") or None, int(port))
-        except OSError as cause:
-            raise ConnectionFailed(address, f"cannot listen: {cause.strerror or cause}") from cause
-        self._listener = listener
-        bound: int = listener.sockets[0].getsockname()[1]
-        log.info("HTTP: listening on %s:%d", host, bound)
-        return bound
+
+    @property
+    def connection_count(self) -> int:
+        return len(self._server.connections)
+
+    def connection(self) -> asyncio.BaseProtocol:
+        """The protocol of a new connection."""
+        return self._server()
 
     async def stop(self) -> None:
-        """Take no more connections and end those there are; a request under way gets a moment."""
-        if self._listener is not None:
-            self._listener.close()
-        if self._server is not None:
-            self._server.pre_shutdown()
-            await self._server.shutdown(STOP_TIMEOUT_S)
+        """End the connections that there are; a request under way gets a moment."""
+        self._server.pre_shutdown()
+        await self._server.shutdown(STOP_TIMEOUT_S)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; on time, or its connection is cut."""
@@ -164,7 +144,7 @@ class HttpApi:
 
 
 class _Server(web.Server):
-    """aiohttp's connections, bounded in number."""
+    """aiohttp's connections, with limits to what each of them may take."""
 
     def __init__(self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]) -> None:
         super().__init__(
@@ -178,15 +158,6 @@ class _Server(web.Server):
             max_headers=HEADERS_MAX,
             auto_decompress=False,
         )
-        self._refused = Repeated(
-            get_log("broker.http"), "too many http connections", clock=SystemClock()
-        )
-
-    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
-        super().connection_made(handler, transport)
-        if len(self.connections) > CONNECTIONS_MAX:
-            self._refused.failed(f"more than {CONNECTIONS_MAX}")
-            transport.abort()
 
 
 def _silent_log() -> logging.Logger:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nsqtools.broker.channel import Channel
-    from nsqtools.broker.server import Broker
     from nsqtools.broker.topic import Topic
+    from nsqtools.broker.view import BrokerView
     from nsqtools.observe.counters import Counter, Family, Gauge, Registry
     from nsqtools.observe.health import Health
 
@@ -17,7 +17,7 @@ _PART = "publishing"
 class BrokerMetrics:
     """Registers the metrics of a broker. What is deleted is no longer shown."""
 
-    def __init__(self, broker: Broker, registry: Registry) -> None:
+    def __init__(self, broker: BrokerView, registry: Registry) -> None:
         self._broker = broker
         self._published = registry.counter(
             "nsqtools_topic_messages_published_total", "messages since the start", "topic"
@@ -41,10 +41,20 @@ class BrokerMetrics:
             )
         }
         self._sessions = registry.gauge("nsqtools_broker_connections_count", "TCP connections")
+        self._sessions_max = registry.gauge(
+            "nsqtools_broker_connections_max_count", "TCP connections that there may be"
+        )
+        self._refused = registry.counter(
+            "nsqtools_broker_connections_refused_total",
+            "connections that were closed at once: there were too many",
+        )
         registry.before_snapshot(self._refresh)
 
     def _refresh(self) -> None:
         self._sessions.labels().set(len(self._broker.sessions))
+        admission = self._broker.admission
+        self._sessions_max.labels().set(admission.tcp_max)
+        self._refused.labels().value = admission.refused_count
         families: list[Family[Counter] | Family[Gauge]]
         families = [self._published, self._bytes, self._dropped, *self._channels.values()]
         for family in families:
@@ -74,7 +84,7 @@ class BrokerMetrics:
             self._channels[name].labels(topic=topic, channel=channel.name).add(value)
 
 
-def tell_health(broker: Broker, health: Health) -> None:
+def tell_health(broker: BrokerView, health: Health) -> None:
     """What /ping says, as the health of a part."""
     if broker.health == "OK":
         health.ok(_PART)

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from nsqtools.broker.channel import Channel, Subscriber
-    from nsqtools.broker.server import Broker
     from nsqtools.broker.topic import Topic
+    from nsqtools.broker.view import BrokerView
 
 Json = dict[str, Any]
 
@@ -43,7 +43,7 @@ class StatsQuery:
     include_mem: bool = True
 
 
-def stats(broker: Broker, query: StatsQuery, version: str) -> Json:
+def stats(broker: BrokerView, query: StatsQuery, version: str) -> Json:
     """The object that GET /stats?format=json answers with."""
     topics, producers = _selected(broker, query)
     result: Json = {
@@ -58,7 +58,7 @@ def stats(broker: Broker, query: StatsQuery, version: str) -> Json:
     return result
 
 
-def _selected(broker: Broker, query: StatsQuery) -> tuple[list[Json] | None, list[Json] | None]:
+def _selected(broker: BrokerView, query: StatsQuery) -> tuple[list[Json] | None, list[Json] | None]:
     """Topics, None when the one that is asked for does not exist, and producers, None for none."""
     if query.topic and query.topic not in broker.topics:
         return None, None
@@ -179,7 +179,7 @@ def memory_stats() -> Json:
 # Text
 
 
-def stats_text(broker: Broker, query: StatsQuery, version: str, now_s: float) -> str:
+def stats_text(broker: BrokerView, query: StatsQuery, version: str, now_s: float) -> str:
     """What GET /stats answers with; `now_s` is wall time in seconds."""
     topics, producers = _selected(broker, query)
     started = dt.datetime.fromtimestamp(broker.start_time_s, dt.UTC)
