@@ -20,10 +20,10 @@ UNANSWERED_BYTES_MAX = 8 << 20
 class Slot:
     """The place of one publish in the order of replies."""
 
-    __slots__ = ("_replies", "is_answered", "name", "reason", "size_bytes")
+    __slots__ = ("_answered", "is_answered", "name", "reason", "size_bytes")
 
-    def __init__(self, replies: Replies, name: str, size_bytes: int) -> None:
-        self._replies = replies
+    def __init__(self, answered: Callable[[Slot], None], name: str, size_bytes: int) -> None:
+        self._answered = answered
         self.name = name
         self.size_bytes = size_bytes
         self.is_answered = False
@@ -33,7 +33,7 @@ class Slot:
         """Written, or why not; to be called once."""
         self.reason = reason
         self.is_answered = True
-        self._replies.answered(self)
+        self._answered(self)
 
 
 class Replies:
@@ -60,12 +60,12 @@ class Replies:
 
     def slot(self, name: str, size_bytes: int) -> Slot:
         """The next place, for a publish of that many bytes."""
-        slot = Slot(self, name, size_bytes)
+        slot = Slot(self._settle, name, size_bytes)
         self._slots.append(slot)
         self.size_bytes += size_bytes
         return slot
 
-    def answered(self, slot: Slot) -> None:
+    def _settle(self, slot: Slot) -> None:
         """Send what is due now."""
         slots = self._slots
         if not slots or slots[0] is not slot:

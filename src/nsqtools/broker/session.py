@@ -186,13 +186,11 @@ class Session(Connection):
 
     def _charge(self) -> None:
         """Tell the budget what is held; what anyone may have is not worth a call."""
-        decoder, replies = self._decoder, self._replies
-        held = decoder.held_bytes + replies.size_bytes
-        if held <= SMALL_READ_BYTES:
-            held = 0
-        if held or self._charged_bytes:
+        held = self._decoder.held_bytes + self._replies.size_bytes
+        if held > SMALL_READ_BYTES or self._charged_bytes:
+            held = held if held > SMALL_READ_BYTES else 0
             self._charged_bytes = held
-            is_ours = bool(replies)
+            is_ours = len(self._replies) > 0
             self._may_read = self._server.bodies.hold(self, held, is_ours=is_ours)
 
     # Subscriber
