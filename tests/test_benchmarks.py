@@ -84,10 +84,11 @@ def test_every_figure_is_taken_and_counts_are_exact(tmp_path: Path) -> None:
     assert rows["lines-zstd"]["peak_bytes"].keys() == {"broker", "archiver"}
     assert 0 < rows["lines-none"]["start_s"] < 5
     assert "many-nsqds / one-nsqd: " in shown
-    assert len(found["targets"]) == 23
+    assert len(found["targets"]) == 24
     assert "\nupload to rclone: " in shown
     assert found["archive"]["archive_bytes"] >= 3_000_000
     assert found["archive"]["read_share"] > 0
+    assert found["archive"]["fetched_bytes"] > 0
     assert "\narchive verify " in shown
     assert all(target["measured"] is not None for target in found["targets"])
 

@@ -19,6 +19,7 @@ from nsqtools.archive.claims import (
     topic_of,
 )
 from nsqtools.archive.destination import FileFacts
+from nsqtools.digest import PartSums
 from nsqtools.errors import ArchiveError, StorageError
 
 if TYPE_CHECKING:
@@ -69,6 +70,19 @@ def test_what_is_claimed_is_read_back(tmp_path: Path) -> None:
     found.remove()
     assert claims(tmp_path) == []
     assert Claim.adopt(claim.path) is None
+
+
+def test_checksums_of_parts_are_not_written_down(tmp_path: Path) -> None:
+    """They may be many; and an older version does not know them."""
+    claim = take(tmp_path)
+    parts = PartSums(part_bytes=4, md5s=("0" * 32,))
+    claim.note_placing(replace(PLACING, facts=replace(FILE, sha256="1" * 64, parts=parts)))
+    claim.close()
+    assert b"parts" not in claim.path.read_bytes()
+    found = Claim.adopt(claim.path)
+    assert found is not None
+    assert found.placing == replace(PLACING, facts=replace(FILE, sha256="1" * 64))
+    found.close()
 
 
 def test_whose_claim_it_is_can_be_read_without_its_lock(

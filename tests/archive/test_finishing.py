@@ -9,15 +9,25 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 from tests.archive.failing_os import FailingOs, FoldersApart
-from tests.archive.helpers import batch_of, claims, close, finish, read_bodies, spec, visible
+from tests.archive.helpers import (
+    PAIRS,
+    batch_of,
+    claims,
+    close,
+    finish,
+    read_bodies,
+    spec,
+    visible,
+)
 from tests.test_publish import NoLinks
 
-from nsqtools import publish
+from nsqtools import durable, publish
 from nsqtools.archive.destination import About, FileFacts, FolderDestination
 from nsqtools.archive.finishing import SEALED_FILES_MAX, Published
 from nsqtools.archive.recovery import recover
 from nsqtools.archive.rotation import RotationPolicy
 from nsqtools.archive.writer import ArchiveWriter
+from nsqtools.digest import Digest
 from nsqtools.errors import StorageError
 
 if TYPE_CHECKING:
@@ -245,3 +255,51 @@ def test_equal_files_of_two_archivers_are_two(tmp_path: Path) -> None:
         for writer in writers:
             assert writer.finish() is not None
     assert len([path for path in output.iterdir() if path.suffix == ".log"]) == 40
+
+
+class PartedDestination(FolderDestination):
+    """A folder that wants to be told the checksums of what it gets."""
+
+    wants_digest = True
+    part_bytes = 64
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.placed: list[FileFacts] = []
+
+    def place(self, source: Path, name: str, facts: FileFacts, about: About | None = None) -> None:
+        self.placed.append(facts)
+        super().place(source, name, facts, about)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("compact", [False, True])
+@pytest.mark.parametrize(("record_format", "compression"), PAIRS)
+def test_checksums_are_those_of_what_is_placed(
+    record_format: str,
+    compression: str,
+    compact: bool,
+    fails: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Taken while it is written, also where a commit has to be made again; nobody reads it for them."""
+    monkeypatch.setattr(durable, "sha256_of", None)
+    destination = PartedDestination(tmp_path)
+    wanted = spec(tmp_path, record_format, compression, compact=compact)
+    writer = ArchiveWriter(wanted, destination=destination)
+    writer.commit([batch_of([b"one"] * 20)])
+    if fails:
+        with monkeypatch.context() as patch:
+            FailingOs(0, only={"pwrite"}).install(patch)
+            with pytest.raises(StorageError):
+                writer.commit([batch_of([b"other"] * 20, 20)])
+    writer.commit([batch_of([b"two"] * 20, 20)])
+    (published,) = close(writer)
+    data = Path(published.location).read_bytes()
+    digest = Digest(destination.part_bytes)
+    digest.update(data)
+    (facts,) = destination.placed
+    assert len(data) > destination.part_bytes
+    assert (facts.sha256, facts.parts) == (digest.sha256, digest.parts)
+    assert (published.compacted_from_bytes is not None) == (compact and compression != "none")

@@ -1,13 +1,15 @@
 """The commands of `nsqtools archive` on one large file of `lines` in zstd, beside the zstd tool.
 
 The file is what a busy topic leaves: commits of 2,500 messages, a message a millisecond. It was just
-written, and is read from memory where that is large enough.
+written, and is read from memory where that is large enough. A minute of it is also fetched from rclone's
+server, with every byte of the answers counted.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import shutil
 import statistics
@@ -21,6 +23,8 @@ from tests.benchmarks import data
 from tests.benchmarks.nsqd import our_program
 from tests.benchmarks.processes import POLL_S, ROOT, BenchError
 from tests.benchmarks.table import Target
+from tests.support.faults import FaultProxy
+from tests.support.stores import ENVIRONMENT, StoreServer
 
 from nsqtools.archive.groups import Group
 from nsqtools.archive.header import encode_header
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 ARCHIVE_BYTES = 2_000_000_000
 QUICK_ARCHIVE_BYTES = 100_000_000
 NAME = "archive"
+BUCKET = "archives"
 COMMIT_MESSAGES = 2500
 SPACING_NS = 1_000_000
 START_NS = 1_769_860_800 * 10**9
@@ -53,6 +58,7 @@ class Measured:
     archive_bytes: int
     content_bytes: int
     read_share: float
+    fetched_bytes: int
     first_line_s: float
     start_s: float
     verify_s: float
@@ -62,12 +68,17 @@ class Measured:
     verify_peak_bytes: int
     cat_peak_bytes: int
 
+    @property
+    def fetched_share(self) -> float:
+        return self.fetched_bytes / self.archive_bytes
+
     def lines(self) -> Iterator[str]:
         """For a person."""
         yield (
             f"{self.archive_bytes / 1e6:,.0f} MB of zstd with {self.content_bytes / 1e6:,.0f} MB of"
             f" lines; Python itself starts in {self.start_s:.3f} s"
         )
+        yield f"archive cat of a minute of the object: {self.fetched_bytes / 1e3:,.0f} kB fetched"
         for name, ours_s, tool, theirs_s, peak in (
             ("archive verify", self.verify_s, "zstd -t", self.zstd_t_s, self.verify_peak_bytes),
             ("archive cat | head -c", self.cat_s, "zstdcat | head -c", self.zstdcat_s,
@@ -86,6 +97,12 @@ class Measured:
                 wanted=f"< {READ_SHARE_MAX:.0%} of the file",
                 measured=f"{self.read_share:.2%}",
                 met=self.read_share < READ_SHARE_MAX,
+            ),
+            Target(
+                what="archive cat of a minute: bytes fetched",
+                wanted=f"< {READ_SHARE_MAX:.0%} of the object",
+                measured=f"{self.fetched_share:.2%}",
+                met=self.fetched_share < READ_SHARE_MAX,
             ),
             Target(
                 what="archive cat of a minute: first line",
@@ -110,14 +127,14 @@ class Measured:
 
 def measure(folder: Path, archive_bytes: int, runs: int) -> Measured:
     """All of it, medians of `runs`, taken in turn. Raises BenchError when a command fails."""
-    path = folder / "archive.log.zst"
+    path = folder / BUCKET / "archive.log.zst"
+    path.parent.mkdir()
     content_bytes, frames = write_archive(path, archive_bytes)
     since_ns = START_NS + frames // 2 * COMMIT_MESSAGES * SPACING_NS
     minute = [
         "cat",
         f"--since={render_time_ns(since_ns)}",
         f"--until={render_time_ns(since_ns + MINUTE_NS)}",
-        str(path),
     ]
     verify, zstd_t, cat, zstdcat = [], [], [], []
     verify_peak = cat_peak = 0
@@ -134,7 +151,8 @@ def measure(folder: Path, archive_bytes: int, runs: int) -> Measured:
         archive_bytes=path.stat().st_size,
         content_bytes=content_bytes,
         read_share=_bytes_read(path, since_ns) / path.stat().st_size,
-        first_line_s=statistics.median(_first_line_s(_ours(*minute)) for _ in range(5)),
+        fetched_bytes=_bytes_fetched(path, minute),
+        first_line_s=statistics.median(_first_line_s(_ours(*minute, str(path))) for _ in range(5)),
         start_s=statistics.median(_first_line_s([*_python(), "print()"]) for _ in range(5)),
         verify_s=statistics.median(verify),
         zstd_t_s=statistics.median(zstd_t) if zstd_t else None,
@@ -144,6 +162,7 @@ def measure(folder: Path, archive_bytes: int, runs: int) -> Measured:
         cat_peak_bytes=cat_peak,
     )
     path.unlink()
+    path.parent.rmdir()
     return found
 
 
@@ -170,6 +189,29 @@ def _group(chunks: Sequence[bytes], number: int) -> Group:
     last_ns = first_ns + (COMMIT_MESSAGES - 1) * SPACING_NS
     content = chunks[number % len(chunks)]
     return Group(content=content, records=COMMIT_MESSAGES, times=lambda: (first_ns, last_ns))
+
+
+def _bytes_fetched(path: Path, minute: Sequence[str]) -> int:
+    """What the answers of a store that has the file have, with their heads, when a minute of it is asked
+    for; what comes has to be what the file gives."""
+    wanted = _output(_ours(*minute, str(path)))
+    os.environ.update(ENVIRONMENT)
+    with (
+        StoreServer("rclone", path.parent.parent) as server,
+        FaultProxy(server.address).serving() as proxy,
+    ):
+        location = f"s3://{path.parent.name}/{path.name}"
+        found = _output(_ours(*minute, f"--endpoint-url={proxy.endpoint_url}", location))
+        if not wanted or found != wanted:
+            raise BenchError(f"{len(found)} bytes came of the object, {len(wanted)} of the file")
+        return proxy.answered_bytes
+
+
+def _output(argv: Sequence[str]) -> bytes:
+    ended = subprocess.run(argv, capture_output=True, cwd=ROOT, check=False)
+    if ended.returncode != 0:
+        raise BenchError(f"{argv!r} ended with {ended.returncode}: {ended.stderr.decode()}")
+    return ended.stdout
 
 
 def _ours(*words: str) -> list[str]:

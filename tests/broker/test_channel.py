@@ -25,6 +25,7 @@ from tests.support.disks import open_files
 
 from nsqtools.broker import channel as channel_module
 from nsqtools.broker import cursor as cursor_module
+from nsqtools.broker import redelivery as redelivery_module
 from nsqtools.broker.block import Block, build_block
 from nsqtools.broker.channel import Channel
 from nsqtools.broker.journal import ChannelState, Journal
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from nsqtools.broker.log import TopicLog
+    from nsqtools.broker.log import Found, TopicLog
 
 NOW_NS = 1_700_000_000_000_000_000
 SECOND_NS = 1_000_000_000
@@ -229,9 +230,46 @@ def test_a_deferred_message_waits_for_its_time() -> None:
     assert not channel.scan(0.0, NOW_NS)
     channel.scan(0.0, NOW_NS + 5 * SECOND_NS - 1)
     assert channel.deferred == 1
-    channel.scan(0.0, NOW_NS + 5 * SECOND_NS)
-    channel.deliver()
+    assert channel.scan(0.0, NOW_NS + 5 * SECOND_NS)
     assert consumer.got[-1] == (b"later", 1)
+
+
+def test_what_is_deferred_is_so_at_once_behind_a_backlog_too() -> None:
+    feed, channel = make()
+    publish(feed, channel, b"1", b"2")
+    publish(feed, channel, b"later", b"later too", due_ns=NOW_NS + SECOND_NS)
+    publish(feed, channel, b"3")
+    assert (channel.depth, channel.deferred) == (3, 2)
+    channel.scan(0.0, NOW_NS + SECOND_NS)
+    assert (channel.depth, channel.deferred) == (5, 0)
+    publish(feed, channel, b"4")
+    consumer = join(channel, 10)
+    bodies = [body for body, _ in consumer.got]
+    assert bodies == [b"1", b"2", b"3", b"later", b"later too", b"4"]
+
+
+def test_what_waits_again_is_joined_to_runs_of_bounded_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(redelivery_module, "RUN_BYTES_MAX", 1100)
+    feed, channel = make()
+    holder = join(channel, 10)
+    bodies = [b"x" * 300] * 7 + [b"y" * 5000] * 2
+    publish(feed, channel, *bodies)
+    channel.unsubscribe(holder)
+    consumer = Consumer(10)
+    sizes: list[int] = []
+    deliver = consumer.deliver
+
+    def measured(frames: bytes, count: int) -> None:
+        sizes.append(len(frames))
+        deliver(frames, count)
+
+    monkeypatch.setattr(consumer, "deliver", measured)
+    channel.subscribe(consumer)
+    channel.deliver()
+    assert consumer.got == [(body, 2) for body in bodies]
+    assert [size <= 1100 for size in sizes] == [True, True, True, False, False]
 
 
 def test_what_is_not_answered_in_time_goes_to_another() -> None:
@@ -286,6 +324,24 @@ def test_a_bounded_channel_drops_the_newest() -> None:
     assert [body for body, _ in consumer.got] == [b"1", b"2", b"3", b"7"]
 
 
+def test_what_a_bounded_channel_drops_is_not_what_a_consumer_can_take() -> None:
+    feed, channel = make(depth_max=2)
+    consumer = join(channel, 5)
+    publish(feed, channel, *[b"%d" % number for number in range(10)])
+    assert [body for body, _ in consumer.got] == [b"0", b"1", b"2", b"3", b"4"]
+    assert (channel.depth, channel.dropped_count) == (2, 3)
+
+
+def test_a_bounded_channel_holds_so_many_deferred_messages_too() -> None:
+    feed, channel = make(depth_max=3)
+    publish(feed, channel, b"1")
+    publish(feed, channel, *[b"later"] * 5, due_ns=NOW_NS + SECOND_NS)
+    publish(feed, channel, b"2", b"3", b"4")
+    assert (channel.depth, channel.deferred, channel.dropped_count) == (3, 3, 3)
+    consumer = join(channel, 10)
+    assert [body for body, _ in consumer.got] == [b"1", b"2", b"3"]
+
+
 def test_a_paused_channel_hands_out_nothing() -> None:
     feed, channel = make()
     consumer = join(channel, 5)
@@ -326,6 +382,125 @@ def test_stragglers_are_carried_over_so_that_the_log_can_go(tmp_path: Path) -> N
     assert channel.finish(consumer, held) == []
     assert channel.state().carried == {}
     log.close()
+
+
+def on_disk(folder: Path, ms: int = 1) -> DiskLog:
+    """A log of small segments that has nothing but the newest block in memory."""
+    return DiskLog(
+        folder,
+        memory=Memory(1, MemoryBudget(1)),
+        segment_size_max_bytes=100,
+        now_ms=ms,
+        files=open_files(),
+        defer=defer_nothing,
+    )
+
+
+def reopened(folder: Path, ms: int) -> tuple[Feed, Channel]:
+    """The channel of a journal in the folder, as a restart makes it."""
+    feed = Feed(on_disk(folder, ms))
+    journal = Journal(folder / "c.channel", open_files())
+    state, _ = journal.load()
+    channel = Channel(
+        "c", feed, state=state, journal=journal, depth_max=None, max_msg_timeout_s=30.0
+    )
+    return feed, channel
+
+
+def test_few_messages_that_nobody_takes_do_not_hold_the_log(tmp_path: Path) -> None:
+    """Those ahead of the cursor, over two runs of the broker, and what of them was deferred."""
+    Journal(tmp_path / "c.channel", open_files()).create(ChannelState(1 << 20))
+    feed, channel = reopened(tmp_path, 1)
+    for number in range(5):
+        publish(feed, channel, b"%d" % number + b"." * 50)
+    publish(feed, channel, b"later", due_ns=NOW_NS + SECOND_NS)
+    channel.flush()
+    feed, channel = reopened(tmp_path, 2)
+    for number in range(5, 8):
+        publish(feed, channel, b"%d" % number + b"." * 50)
+    end = feed.log.end
+    assert (channel.depth, channel.deferred, channel.floor()) == (8, 1, feed.log.start)
+    numbers = channel.stragglers(end, 9)
+    assert numbers is not None
+    assert (len(numbers), numbers) == (9, sorted(numbers))
+    assert channel.stragglers(end, 8) is None
+    assert channel.stragglers(numbers[3], 9) == numbers[:3]
+    assert channel.carry_over(end)
+    assert (channel.depth, channel.deferred, channel.floor()) == (8, 1, end)
+    assert channel.stragglers(end, 9) == []
+    assert channel.stragglers(end, 8) is None, "copies count"
+    assert isinstance(feed.log, DiskLog)
+    feed.log.sync()
+    feed.log.trim(channel.floor())
+    channel.flush()
+    feed, channel = reopened(tmp_path, 3)
+    assert feed.log.start > numbers[-2]
+    channel.scan(0.0, NOW_NS + SECOND_NS)
+    publish(feed, channel, b"new")
+    consumer = join(channel, 10)
+    found = [(body[:5].rstrip(b"."), attempts) for body, attempts in consumer.got]
+    expected = [b"%d" % number for number in range(8)] + [b"later", b"new"]
+    assert found == [(body, 1) for body in expected]
+    channel.finish(consumer, consumer.id_of(*[body for body, _ in consumer.got]))
+    assert channel.state().carried == {}
+
+
+def test_what_changes_while_stragglers_are_read(tmp_path: Path) -> None:
+    feed, channel = make(log=on_disk(tmp_path))
+    consumer = join(channel, 2)
+    for body in (b"1", b"2", b"3", b"4"):
+        publish(feed, channel, body)
+    end = feed.log.end
+    numbers = channel.stragglers(end, 10)
+    assert numbers is not None
+    read = channel._stragglers.find(numbers, 1 << 20)
+    assert read is not None
+    found = read.frames
+    publish(feed, channel, b"5")
+    channel.finish(consumer, consumer.id_of(b"1"))
+    channel.deliver()
+    assert channel.stragglers(end, 10) == numbers[1:]
+    assert not channel.carry({n: found[n] for n in numbers[2:]}, end), "one is missing"
+    assert not channel.carry(found, end, bytes_max=10), "they are too large"
+    assert channel.carry_room_bytes == channel_module.CARRY_BYTES_MAX
+    assert not channel.carry(found, feed.log.end), "of the newest nothing was found"
+    assert channel.carry({**found, numbers[-1]: None}, end)
+    assert (channel.cursor, channel.floor()) == (end, end)
+    kept_bytes = sum(len(found[number] or b"") for number in numbers[1:-1])
+    assert channel.carry_room_bytes == channel_module.CARRY_BYTES_MAX - kept_bytes
+    feed.log.trim(end)
+    consumer.rdy = 10
+    channel.ready(consumer)
+    assert [body for body, _ in consumer.got] == [b"1", b"2", b"3", b"5"]
+    assert (channel.dropped_count, channel.depth) == (1, 0), "it was not in the log any more"
+
+
+def test_times_that_nobody_has_seen_are_not_lost(tmp_path: Path) -> None:
+    """A first channel gets what waited in the topic: too much to look for what is deferred in it."""
+    feed = Feed(on_disk(tmp_path))
+    first, _ = feed.publish(b"later", due_ns=NOW_NS + SECOND_NS)
+    _, end = feed.publish(b"now")
+    feed.pumped = first
+    channel = Channel(
+        "c",
+        feed,
+        state=ChannelState(first),
+        journal=None,
+        depth_max=None,
+        max_msg_timeout_s=30.0,
+    )
+    feed.pumped = end
+    channel.pumped(first, end)
+    assert (channel.depth, channel.deferred) == (2, 0)
+    numbers = channel.stragglers(end)
+    assert numbers is not None
+    found = channel._stragglers.find(numbers, 1 << 20)
+    assert found is not None
+    assert found.due_ns == {first: NOW_NS + SECOND_NS}
+    assert not channel.carry(found.frames, end)
+    assert channel.carry(found.frames, end, found.due_ns)
+    assert (channel.depth, channel.deferred) == (1, 1)
+    assert [body for body, _ in join(channel, 5).got] == [b"now"]
 
 
 def test_a_disk_that_cannot_be_read_keeps_messages_and_is_asked_again(
@@ -405,6 +580,8 @@ class ChannelMachine(RuleBasedStateMachine):
         self.count = 0
         self.time_s = 0.0
         self.ms = 0
+        self.end = 0
+        self.found: Found | None = None
 
     @initialize()
     def start(self) -> None:
@@ -417,6 +594,7 @@ class ChannelMachine(RuleBasedStateMachine):
 
     def open(self) -> None:
         self.ms += 1
+        self.found = None
         self.log = DiskLog(
             self.folder,
             memory=Memory(4, MemoryBudget(1 << 20)),
@@ -503,6 +681,23 @@ class ChannelMachine(RuleBasedStateMachine):
         end = self.log.first_segment_end
         if end is not None and self.channel.floor() < end:
             carry_over(self.channel, self.log)
+        self.channel.flush()
+        self.log.trim(self.channel.floor())
+
+    @rule()
+    def look(self) -> None:
+        """The first half of letting go: what is found now is kept later, or is not needed then."""
+        self.end = self.log.end
+        numbers = self.channel.stragglers(self.end)
+        self.found = None if numbers is None else self.channel._stragglers.find(numbers, 1 << 20)
+
+    @rule()
+    @precondition(lambda self: self.found is not None)
+    def keep(self) -> None:
+        assert self.found is not None
+        assert self.channel.carry(self.found.frames, self.end, self.found.due_ns)
+        assert self.channel.floor() >= self.end
+        self.found = None
         self.channel.flush()
         self.log.trim(self.channel.floor())
 

@@ -129,6 +129,34 @@ def test_a_consumer_that_never_answers_costs_no_memory() -> None:
     assert sum(map(len, flight._in_order.values())) == 0
 
 
+def test_what_is_held_by_others_is_found_without_disturbing_them() -> None:
+    flight, one, two = Flight(), Consumer(), Consumer()
+    flight.take(lease(one, range(3)))
+    flight.take(lease(two, range(3, 6)))
+    flight.take(lease(two, [1_000, 7]))
+    assert flight.find(one, ids(4)) == NOT_OWNED
+    assert flight.find(one, ids(7)) == NOT_OWNED
+    assert flight.find(one, ids(8)) == NOT_IN_FLIGHT
+    settled = flight.settle(two, ids(3, 4, 5))
+    assert (settled.runs, settled.numbers) == ([(3, 6)], [])
+    assert list(flight.settle(two, ids(1_000, 7))) == [1_000, 7]
+
+
+def test_what_the_log_must_keep_for_it() -> None:
+    flight, consumer = Flight(), Consumer()
+    kept: set[int] = set()
+    flight.take(lease(consumer, range(10, 14)))
+    flight.take(lease(consumer, [40, 3, 20]))
+    assert (flight.lowest(kept), flight.below(20, kept, 5)) == (3, [3, 10, 11, 12, 13])
+    assert flight.below(20, kept, 4) is None
+    kept.update((3, 10, 11))
+    assert (flight.lowest(kept), flight.below(13, kept, 5)) == (12, [12])
+    flight.settle(consumer, ids(10, 11, 12, 13))
+    assert flight.lowest(kept) == 20
+    kept.update((20, 40))
+    assert flight.lowest(kept) is None
+
+
 class FlightMachine(RuleBasedStateMachine):
     """Against a dictionary of number -> (holder, deadline)."""
 
@@ -139,6 +167,7 @@ class FlightMachine(RuleBasedStateMachine):
         self.model: dict[int, tuple[Consumer, float]] = {}
         self.next = 0
         self.now_s = 0.0
+        self.kept: set[int] = set()
 
     @rule(who=st.integers(0, 1), count=st.integers(1, 6), timeout_s=st.integers(1, 9))
     def hand_out(self, who: int, count: int, timeout_s: int) -> None:
@@ -189,6 +218,27 @@ class FlightMachine(RuleBasedStateMachine):
         for number in expected:
             del self.model[number]
 
+    @rule(back=st.integers(1, 12))
+    def keep(self, back: int) -> None:
+        if self.next - back in self.model:
+            self.kept.add(self.next - back)
+
+    @rule(back=st.integers(0, 12), count_max=st.integers(0, 6))
+    def below(self, back: int, count_max: int) -> None:
+        found = self.flight.below(self.next - back, self.kept, count_max)
+        needed = sorted(n for n in self.model.keys() - self.kept if n < self.next - back)
+        assert found is None if len(needed) > count_max else sorted(found or []) == needed
+
+    @rule(data=st.data(), who=st.integers(0, 1))
+    def hand_out_again(self, data: st.DataObject, who: int) -> None:
+        """What was settled or is over, in any order."""
+        free = sorted(set(range(self.next)) - self.model.keys() - self.kept)
+        if free:
+            numbers = data.draw(st.lists(st.sampled_from(free), min_size=1, unique=True))
+            consumer = self.consumers[who]
+            self.flight.take(lease(consumer, numbers, 5, now_s=self.now_s))
+            self.model.update(dict.fromkeys(numbers, (consumer, self.now_s + 5)))
+
     @rule(who=st.integers(0, 1))
     def leave(self, who: int) -> None:
         consumer = self.consumers[who]
@@ -201,6 +251,8 @@ class FlightMachine(RuleBasedStateMachine):
     @invariant()
     def agrees(self) -> None:
         assert sorted(self.flight.numbers()) == sorted(self.model)
+        assert len(self.flight) == len(self.model)
+        assert self.flight.lowest(self.kept) == min(self.model.keys() - self.kept, default=None)
         for consumer in self.consumers:
             held = sum(holder is consumer for holder, _ in self.model.values())
             assert consumer.in_flight == held

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.support.disks import open_files
 
 from nsqtools.broker import files as module
+from nsqtools.broker import journal as journal_module
 from nsqtools.broker.journal import MAGIC, ChannelState, Journal, Pending
 from nsqtools.broker.ranges import Ranges
 from nsqtools.errors import StorageError
@@ -25,20 +26,20 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
     made = Journal(tmp_path / "c.channel", open_files())
     made.create(ChannelState(100))
     yield made
-    made.close(ChannelState(0))
+    made.close(ChannelState(0).frozen())
 
 
 def reload(journal: Journal) -> ChannelState:
     journal.flush()
     again = Journal(journal.path, open_files())
     state, cut_bytes = again.load()
-    again.close(state)
+    again.close(state.frozen())
     assert cut_bytes == 0
     return state
 
 
 def rewrite(journal: Journal, state: ChannelState) -> None:
-    made = journal.rewrite(state)
+    made = journal.rewrite(state.frozen())
     made.write()
     made.follow()
     made.place()
@@ -112,7 +113,7 @@ def test_a_compacted_journal_says_the_same(steps: list[Callable[[Journal], None]
         state = reload(journal)
         rewrite(journal, state)
         assert reload(journal) == state
-        journal.close(state)
+        journal.close(state.frozen())
 
 
 def test_a_torn_tail_is_cut_at_every_offset(journal: Journal, tmp_path: Path) -> None:
@@ -133,7 +134,7 @@ def test_a_torn_tail_is_cut_at_every_offset(journal: Journal, tmp_path: Path) ->
         assert cut_bytes == size - sizes[whole]
         torn.delivered(200, 201)
         assert reload(torn).cursor == 201
-        torn.close(state)
+        torn.close(state.frozen())
 
 
 def test_what_stands_behind_damage_is_not_believed(journal: Journal) -> None:
@@ -161,7 +162,7 @@ def test_a_foreign_file_is_set_aside_not_believed(tmp_path: Path) -> None:
     rewrite(journal, ChannelState(7))
     assert reload(journal) == ChannelState(7)
     assert path.read_bytes().startswith(MAGIC)
-    journal.close(ChannelState(0))
+    journal.close(ChannelState(0).frozen())
 
 
 class FullDisk:
@@ -203,7 +204,7 @@ def test_behind_a_write_that_failed_only_a_snapshot_counts(
     journal.flush()
     torn = Journal(journal.path, open_files())
     assert torn.load()[0] == ChannelState(100)
-    torn.close(ChannelState(0))
+    torn.close(ChannelState(0).frozen())
     assert [journal.wants_rewrite] == [True]
     state = ChannelState(102, pending={101: Pending(1)})
     rewrite(journal, state)
@@ -215,3 +216,19 @@ def test_behind_a_write_that_failed_only_a_snapshot_counts(
 def test_a_missing_journal_is_an_error_of_the_disk(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="No such file"):
         Journal(tmp_path / "none.channel", open_files()).load()
+
+
+def test_a_large_snapshot_is_made_again_when_that_pays(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "COMPACT_BYTES", 100)
+    state = ChannelState(2000, pending={number: Pending(1) for number in range(1000, 2000)})
+    rewrite(journal, state)
+    snapshots = 0
+    for _ in range(1000):
+        journal.queued([(1000, 2, 0)])
+        journal.flush()
+        if journal.wants_rewrite:
+            rewrite(journal, state)
+            snapshots += 1
+    assert snapshots == 1

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nsqtools.stores.check import check
+from nsqtools.stores.failures import NO_STORE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,6 +52,23 @@ def test_a_permission_that_is_missing_is_named(
     found = next(one for one in check(store, "t/") if one.step == step)
     assert "403 AccessDenied" in found.problem
     assert permission in found.hint
+
+
+@pytest.mark.parametrize("status", [404, 405])
+def test_what_is_no_store_is_suspected(store: Store, proxy: FaultProxy, status: int) -> None:
+    """A web server, or the console of a store, at a port of its own."""
+    proxy.fail("status", status=status, body=b"<html><h1>No such page</h1></html>", times=100)
+    found = {one.step: one.hint for one in check(store, "t/")}
+    if status == 404:  # a look at the key is answered as it should be
+        assert found["write"] == NO_STORE
+    assert found["list"] == NO_STORE
+
+
+def test_what_has_every_page_is_no_store(store: Store, proxy: FaultProxy) -> None:
+    proxy.fail("status", status=200, body=b"<html>Welcome</html>", times=100)
+    written, *_ = check(store, "t/")
+    assert "was never written" in written.problem
+    assert written.hint == NO_STORE
 
 
 def test_a_bucket_that_is_missing(

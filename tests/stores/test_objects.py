@@ -158,6 +158,24 @@ def test_an_object_that_goes_while_it_is_read(store: Store, stored: bytes) -> No
         store.open("o")
 
 
+ENDLESS = """<ListBucketResult><IsTruncated>true</IsTruncated>
+<NextContinuationToken>again</NextContinuationToken></ListBucketResult>"""
+ENDLESS_UPLOADS = """<ListMultipartUploadsResult><IsTruncated>true</IsTruncated>
+<NextKeyMarker>again</NextKeyMarker></ListMultipartUploadsResult>"""
+
+
+def test_a_list_without_an_end_is_given_up(store: Store, proxy: FaultProxy) -> None:
+    """Of a store that says the same place for where to go on."""
+    proxy.fail("status", "list-type=2", status=200, body=ENDLESS.encode(), times=1000)
+    with pytest.raises(StoreError, match="the same page of the list again") as caught:
+        list(store.list("t/"))
+    assert not caught.value.is_passing
+    assert proxy.count("list-type=2") == 2
+    proxy.fail("status", "?uploads", status=200, body=ENDLESS_UPLOADS.encode(), times=1000)
+    with pytest.raises(StoreError, match="the same page of the list again"):
+        store.abort_orphans("t/", 0, lambda _: True)
+
+
 def test_a_list_is_read_page_by_page(
     store: Store,
     server: StoreServer,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from nsqtools.digest import Digest
 from nsqtools.errors import StorageError, StoreError
 
 if TYPE_CHECKING:
@@ -16,10 +17,12 @@ if TYPE_CHECKING:
     from tests.support.faults import FaultProxy, Kind
     from tests.support.stores import StoreServer
 
+    from nsqtools.digest import PartSums
     from nsqtools.stores.client import Store
 
 SMALL = b"message\n" * 4000
 LARGE = b"".join(b"%d\n" % number for number in range(1_700_000))  # 12.5 MB, three parts of 5 MiB
+PART_BYTES = 5 << 20
 IN_PARTS = ("--part-size=5MiB", "--multipart-threshold=5MiB", "--store-timeout=5s")
 
 
@@ -31,6 +34,13 @@ class Sample:
         self.path.write_bytes(content)
         self.content = content
         self.sha256 = hashlib.sha256(content).hexdigest()
+        self.parts: PartSums | None = None
+
+    def take_parts(self) -> None:
+        """What the writer of a file hands over with it."""
+        digest = Digest(PART_BYTES)
+        digest.update(self.content)
+        self.parts = digest.parts
 
     def put(self, store: Store, key: str = "t/file.zst") -> None:
         store.put(
@@ -40,6 +50,7 @@ class Sample:
             sha256=self.sha256,
             metadata={"topic": "orders", "host": "h\xf6st"},
             content_type="application/zstd",
+            parts=self.parts,
         )
 
     def confirm(self, store: Store, key: str = "t/file.zst") -> None:
@@ -219,6 +230,69 @@ def test_a_part_is_tried_again_by_itself(parted: Store, proxy: FaultProxy, large
     assert proxy.count("PUT", "partNumber=2") == 3
     assert proxy.count("PUT", "partNumber=1") == 1
     large.confirm(parted)
+
+
+def rot(sample: Sample) -> None:
+    """Another bit in the middle of the file, as a disk would have it."""
+    data = bytearray(sample.content)
+    data[len(data) // 2] ^= 1
+    sample.path.write_bytes(data)
+
+
+def test_checksums_of_when_it_was_written_do(
+    parted: Store, proxy: FaultProxy, large: Sample
+) -> None:
+    large.put(parted, "shows-what-the-store-knows")
+    large.take_parts()
+    sent = proxy.count("PUT", "partNumber=")
+    large.put(parted)
+    assert proxy.count("PUT", "partNumber=") == sent + 3
+    large.confirm(parted)
+    assert large.read(parted) == LARGE
+
+
+def test_checksums_of_other_parts_are_taken_anew(parted: Store, large: Sample) -> None:
+    large.put(parted, "shows-what-the-store-knows")
+    digest = Digest(PART_BYTES + 1)
+    digest.update(LARGE)
+    large.parts = digest.parts
+    large.put(parted)
+    assert large.read(parted) == LARGE
+
+
+def test_a_file_that_rotted_since_it_was_written_is_no_object(
+    parted: Store, proxy: FaultProxy, large: Sample
+) -> None:
+    """It is sent, and the answer does not fit: then it is read."""
+    large.put(parted, "shows-what-the-store-knows")
+    large.take_parts()
+    rot(large)
+    sent = proxy.count("PUT", "partNumber=")
+    with pytest.raises(StoreError, match="is not what it was") as caught:
+        large.put(parted)
+    assert not caught.value.is_passing
+    assert proxy.count("PUT", "partNumber=") > sent
+    assert not parted.is_taken("t/file.zst")
+    assert not unfinished(parted)
+
+
+def test_a_store_that_has_shown_nothing_is_sent_what_was_read(parted: Store, large: Sample) -> None:
+    large.take_parts()
+    rot(large)
+    with pytest.raises(StoreError, match="is not what it was"):
+        large.put(parted)
+    assert not parted.is_taken("t/file.zst")
+
+
+def test_a_part_with_known_checksums_that_was_changed_on_the_way_is_noticed(
+    parted: Store, proxy: FaultProxy, large: Sample
+) -> None:
+    large.put(parted, "shows-what-the-store-knows")
+    large.take_parts()
+    proxy.fail("corrupt", "PUT", "partNumber=2")
+    put_in_the_end(large, parted)
+    assert large.read(parted) == LARGE
+    assert not unfinished(parted)
 
 
 def test_an_upload_that_fails_is_aborted(parted: Store, proxy: FaultProxy, large: Sample) -> None:

@@ -217,7 +217,7 @@ class Claim:
     def note_placing(self, placing: Placing | None) -> None:
         """Say where the finished file is about to be placed; durable on return."""
         if placing != self.placing:
-            self._append({"placing": None if placing is None else asdict(placing)})
+            self._append({"placing": None if placing is None else _said_of(placing)})
             self.placing = placing
 
     def _append(self, record: dict[str, Any]) -> None:
@@ -378,6 +378,12 @@ def _facts_of(record: dict[str, Any], path: Path) -> ClaimFacts:
         )
     except KeyError as error:
         raise _damaged(path, f"no {error.args[0]}") from error
+
+
+def _said_of(placing: Placing) -> dict[str, Any]:
+    said = asdict(placing)
+    del said["facts"]["parts"]  # whoever takes the file over reads it for them
+    return said
 
 
 def _placing_of(record: dict[str, Any], path: Path) -> Placing:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from nsqtools.archive.claims import ClaimFacts
     from nsqtools.archive.groups import Container
+    from nsqtools.digest import Digest
 
 # Content in one piece: beyond it compression gains little, and a reader by time reads too much.
 PIECE_BYTES = 1 << 20
@@ -55,10 +56,19 @@ def is_worth_it(compression: str, groups: int, content_bytes: int) -> bool:
     return COMPRESSIONS[compression].read_groups is not None and small
 
 
-def compact(fd: int, path: Path, target: Path, wanted: ClaimFacts, *, records: int) -> int:
+def compact(
+    fd: int,
+    path: Path,
+    target: Path,
+    wanted: ClaimFacts,
+    *,
+    records: int,
+    digest: Digest | None = None,
+) -> int:
     """Rewrite the sealed file into `target`; returns its size, when it is durable and verified.
 
-    Memory is bounded by a piece and a group. Raises `NotCompacted`, whatever the reason.
+    `digest` is told what is written. Memory is bounded by a piece and a group. Raises
+    `NotCompacted`, whatever the reason.
     """
     try:
         durable.unlink(target)  # of an attempt that was cut
@@ -66,7 +76,7 @@ def compact(fd: int, path: Path, target: Path, wanted: ClaimFacts, *, records: i
     except (StorageError, FileExistsError) as error:
         raise NotCompacted(str(error)) from error
     try:
-        return _compact(fd, path, writing, target, wanted, records)
+        return _compact(fd, path, writing, target, wanted, records, digest)
     except (StorageError, Damage) as error:
         with contextlib.suppress(StorageError):
             durable.unlink(target)  # where that fails it goes with the claim
@@ -76,7 +86,13 @@ def compact(fd: int, path: Path, target: Path, wanted: ClaimFacts, *, records: i
 
 
 def _compact(
-    fd: int, path: Path, writing: int, target: Path, wanted: ClaimFacts, records: int
+    fd: int,
+    path: Path,
+    writing: int,
+    target: Path,
+    wanted: ClaimFacts,
+    records: int,
+    digest: Digest | None,
 ) -> int:
     container = _new_container(wanted)
     read_groups = COMPRESSIONS[wanted.compression].read_groups
@@ -85,7 +101,8 @@ def _compact(
     try:
         with os.fdopen(os.dup(fd), "rb", buffering=0) as file:
             file.seek(0)
-            end = write_groups(read_groups(Source(file, path)), container, content, writing, target)
+            groups = read_groups(Source(file, path))
+            end = write_groups(groups, container, content, writing, target, digest)
     except OSError as error:
         raise StorageError("read", path, error) from error
     record_format, compression = find_formats(wanted.record_format, wanted.compression)
@@ -96,23 +113,36 @@ def _compact(
 
 
 def write_groups(
-    groups: Iterator[Group], container: Container, content: Content, writing: int, target: Path
+    groups: Iterator[Group],
+    container: Container,
+    content: Content,
+    writing: int,
+    target: Path,
+    digest: Digest | None = None,
 ) -> int:
     """Write a file of these groups, neighbours joined; returns its size, when it is durable.
 
-    What was in the groups is added to `content`. Raises `StorageError`, and whatever `groups` does.
+    What was in the groups is added to `content`, `digest` is told what is written. Raises
+    `StorageError`, and whatever `groups` does.
     """
     end = 0
     data: bytes | bytearray = container.file_header
-    for piece in _pieces(groups, content):
+
+    def write() -> None:
+        nonlocal end
         durable.write_at(writing, data, end, target)
         end += len(data)
+        if digest is not None:
+            digest.update(data)
+
+    for piece in _pieces(groups, content):
+        write()
         data = container.encode([piece])
         container.keep()
     data += container.trailer()
-    durable.write_at(writing, data, end, target)
+    write()
     durable.sync_data(writing, target)
-    return end + len(data)
+    return end
 
 
 def _new_container(wanted: ClaimFacts) -> Container:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from nsqtools import durable, publish
 from nsqtools.archive.naming import path_of
 from nsqtools.errors import StorageError
+
+if TYPE_CHECKING:
+    from nsqtools.digest import Digest, PartSums
 
 MARK_BYTES_MAX = 4096
 DIRECTORY_MODE = 0o770  # as nsq_to_file (spec: tools, part 1.3)
@@ -29,6 +32,13 @@ class FileFacts:
     content_bytes: int | None = None
     """Without compression."""
     sha256: str | None = None
+    parts: PartSums | None = None
+    """Of the file that `sha256` is of, where the destination takes it in parts; in no claim."""
+
+    def with_sums(self, digest: Digest | None) -> FileFacts:
+        """The same of a file whose checksums are these; None: they are not known."""
+        sha256, parts = (None, None) if digest is None else (digest.sha256, digest.parts)
+        return replace(self, sha256=sha256, parts=parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +65,9 @@ class Destination(Protocol):
 
     wants_digest: bool
     """Whether the facts of what is placed must have its SHA-256."""
+
+    part_bytes: int
+    """Of what size are the parts whose MD5s it has a use for, too; 0: none."""
 
     def is_taken(self, name: str) -> bool:
         """Whether anything has this name; the answer may be old when it is used."""
@@ -101,6 +114,7 @@ class FolderDestination:
     """A folder, by its absolute path."""
 
     wants_digest = False
+    part_bytes = 0
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.absolute()

@@ -17,6 +17,7 @@ from nsqtools.archive import manifest
 from nsqtools.archive.claims import Claim, Placing
 from nsqtools.archive.compaction import NotCompacted, compact, is_worth_it
 from nsqtools.archive.naming import first_free
+from nsqtools.digest import Digest
 from nsqtools.errors import StorageError
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class SealedFile:
         """Take the file through every step that is left. Can be called again when it raised."""
         placing = self.claim.placing
         if placing is None:
-            placing = self._prepare()
+            placing = self._prepare(destination)
             placing = prepare_placing(self.claim, placing, self._source(placing), destination)
         placing = self._place(placing, destination)
         no_manifest = self._confirm(placing, destination)
@@ -115,7 +116,7 @@ class SealedFile:
             return ""  # it was placed just now: somebody was waiting and has taken it away
         return manifest.place(self.claim, placing.name, destination)
 
-    def _prepare(self) -> Placing:
+    def _prepare(self, destination: Destination) -> Placing:
         """Decide what is placed: the file as it is, or a rewrite of it in large pieces."""
         name = self._name_at(self._bumps)
         as_it_is = Placing(name=name, is_rewrite=False, facts=self.facts)
@@ -124,6 +125,7 @@ class SealedFile:
             wanted.compression, self._groups, self._content_bytes
         ):
             return as_it_is
+        digest = digest_for(destination, with_manifest=wanted.manifest)
         try:
             size_bytes = compact(
                 self._fd,
@@ -131,12 +133,14 @@ class SealedFile:
                 self.claim.rewrite_path,
                 wanted,
                 records=self.facts.records,
+                digest=digest,
             )
         except NotCompacted as reason:
             self._not_compacted = str(reason)
             return as_it_is
         self._compacted_from_bytes = self.facts.size_bytes
-        return Placing(name=name, is_rewrite=True, facts=replace(self.facts, size_bytes=size_bytes))
+        facts = replace(self.facts, size_bytes=size_bytes).with_sums(digest)
+        return Placing(name=name, is_rewrite=True, facts=facts)
 
     def _source(self, placing: Placing) -> Path:
         return self.claim.rewrite_path if placing.is_rewrite else self.path
@@ -182,6 +186,13 @@ class SealedFile:
         if self._fd >= 0:
             durable.close(self._fd)
             self._fd = -1
+
+
+def digest_for(destination: Destination, *, with_manifest: bool) -> Digest | None:
+    """What takes the checksums that a file is placed with, while it is written; None when none are."""
+    if with_manifest or destination.wants_digest:
+        return Digest(destination.part_bytes)
+    return None
 
 
 def prepare_placing(

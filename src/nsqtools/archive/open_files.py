@@ -14,7 +14,7 @@ from nsqtools.archive import manifest
 from nsqtools.archive.claims import ClaimFacts
 from nsqtools.archive.destination import DIRECTORY_MODE
 from nsqtools.archive.files import PART_SUFFIX
-from nsqtools.archive.finishing import SealedFile
+from nsqtools.archive.finishing import SealedFile, digest_for
 from nsqtools.archive.naming import first_free, path_of
 from nsqtools.archive.object_names import name_when_complete
 from nsqtools.archive.part_file import PartFile
@@ -233,6 +233,7 @@ class OpenFiles:
             revision=revision,
             now=now,
             closes_at=None if closes_in_s is None else now + closes_in_s,
+            digest=digest_for(self._destination, with_manifest=spec.manifest),
         )
 
     def _is_taken(self, stem: str, revision: int) -> bool:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from nsqtools.archive.claims import ClaimFacts
     from nsqtools.archive.groups import Container, Group
+    from nsqtools.digest import Digest
     from nsqtools.wire.messages import Messages
 
 
@@ -76,6 +77,7 @@ class PartFile:
         revision: int,
         now: float,
         closes_at: float | None = None,
+        digest: Digest | None = None,
     ) -> None:
         self.path = path
         self.claim = claim
@@ -95,6 +97,7 @@ class PartFile:
         self.fd = fd
         self._identity: tuple[int, int] | None = None
         self._has_garbage = False
+        self._digest = digest
 
     @classmethod
     def create(
@@ -108,10 +111,12 @@ class PartFile:
         revision: int,
         now: float,
         closes_at: float | None = None,
+        digest: Digest | None = None,
     ) -> PartFile | None:
         """Claim and create the file; None when the name is taken since it was looked for.
 
         The claim is durable before the file is there; the file's name is with the first `append`.
+        `digest` is told what is written.
         """
         claim = Claim.take(work_dir, facts)
         try:
@@ -130,6 +135,7 @@ class PartFile:
             revision=revision,
             now=now,
             closes_at=closes_at,
+            digest=digest,
         )
         try:
             claim.mark_created()
@@ -159,7 +165,7 @@ class PartFile:
             first_ts_ns=first_ts_ns,
             last_ts_ns=last_ts_ns,
             content_bytes=self.content_bytes,
-        )
+        ).with_sums(self._digest)
         return facts if self._extent is None else self._extent.added_to(facts)
 
     def note(self, batches: Sequence[Messages]) -> None:
@@ -217,6 +223,8 @@ class PartFile:
             self._cut_back()
             raise
         self.size_bytes += len(data)
+        if self._digest is not None:
+            self._digest.update(data)
 
     def _cut_garbage(self) -> None:
         if self._has_garbage:

@@ -133,7 +133,12 @@ class Listener:
             host.strip("[]") or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
         for family, kind, protocol, _, target in dict.fromkeys(found):
-            one = socket.socket(family, kind, protocol)
+            try:
+                one = socket.socket(family, kind, protocol)
+            except OSError:
+                if not self._sockets and target == found[-1][4]:
+                    raise
+                continue  # a machine without IPv6, or without IPv4
             self._sockets.append(one)
             one.setblocking(False)
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

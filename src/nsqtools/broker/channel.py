@@ -25,15 +25,16 @@ from __future__ import annotations
 
 import logging
 import random
-from collections import OrderedDict
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
-from nsqtools.broker.block import with_attempts
+from nsqtools.broker.consumers import Consumers
 from nsqtools.broker.cursor import Cursor
-from nsqtools.broker.flight import Flight, Holder, Lease, ids_of
-from nsqtools.broker.journal import ChannelState, Pending
+from nsqtools.broker.flight import Flight, Lease, ids_of
+from nsqtools.broker.journal import ChannelState, Frozen, Pending
 from nsqtools.broker.ranges import Ranges
 from nsqtools.broker.reading import NotAtHand
+from nsqtools.broker.redelivery import Redelivery
+from nsqtools.broker.stragglers import Stragglers
 from nsqtools.broker.waiting import Carried, Waiting
 from nsqtools.clock import SystemClock
 from nsqtools.errors import StorageError
@@ -41,16 +42,15 @@ from nsqtools.observe.log import Repeated, get_log
 from nsqtools.wire.names import is_ephemeral
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from nsqtools.broker.block import Block
+    from nsqtools.broker.consumers import Subscriber
     from nsqtools.broker.cursor import Feed
     from nsqtools.broker.journal import Journal, Rewrite
 
 log = logging.getLogger("nsqtools.broker.channel")
 
-# A message handed out this often shows the highest count that the wire can hold.
-_ATTEMPTS_MAX = 65535
 # Copies of stragglers that a channel keeps, so that the log can go.
 CARRY_MESSAGES_MAX = 10_000
 CARRY_BYTES_MAX = 16 << 20
@@ -58,25 +58,7 @@ CARRY_BYTES_MAX = 16 << 20
 TAIL_MESSAGES = 10_000
 # So often a message that was lost with its consumer comes before all that is new.
 LOST_FIRST_MAX = 3
-# Messages that wait again are joined to runs of this size, or to one message.
-RUN_BYTES_MAX = 1 << 20
 _NO_BOUND = 1 << 62
-
-
-class Subscriber(Holder, Protocol):
-    """A consumer's connection, as a channel sees it."""
-
-    msg_timeout_s: float
-    sample_rate: int
-
-    def budget(self) -> int:
-        """How many more messages it may get now."""
-
-    def deliver(self, frames: bytes, count: int) -> None:
-        """Send message frames."""
-
-    def disconnect(self) -> None:
-        """Close the connection: its channel is gone."""
 
 
 class Channel:
@@ -95,7 +77,7 @@ class Channel:
         self.name = name
         self.ephemeral = is_ephemeral(name)
         self.paused = state.paused
-        self.subscribers: dict[Subscriber, None] = {}
+        self.subscribers = Consumers()
         self.message_count = 0
         self.delivered_count = 0
         self.requeue_count = 0
@@ -106,17 +88,19 @@ class Channel:
         self._depth_max = depth_max
         self._max_msg_timeout_s = max_msg_timeout_s
         self._cursor = Cursor(feed, state.cursor, state.voids, self.deliver)
-        self._ready: OrderedDict[Subscriber, None] = OrderedDict()
         self._flight = Flight()
         self._carried = Carried(state.carried)
         self._waiting = Waiting(self._carried)
+        for number, pending in sorted(state.pending.items()):
+            self._waiting.put(number, pending.attempts, pending.due_ns)
+        self._redelivery = Redelivery(self._cursor, self._waiting, self._carried)
+        self._stragglers = Stragglers(self._cursor, self._flight, self._waiting, self._carried)
         # What was handed over from here on has been looked at for what is deferred.
-        self._seen_from = feed.pumped
+        self._seen_from = feed.log.end
         self._wants_scan = False
         self._trouble = Repeated(
             get_log("broker"), "messages cannot be read, their channel waits", clock=SystemClock()
         )
-        self._restore(state)
 
     # What there is
 
@@ -145,8 +129,7 @@ class Channel:
 
     def floor(self) -> int:
         """The lowest message that the log must keep for this channel."""
-        held = (self._flight.lowest(self._carried), self._waiting.lowest())
-        return min([self.cursor, *(number for number in held if number is not None)])
+        return self._stragglers.floor()
 
     def state(self) -> ChannelState:
         """What a journal's snapshot holds."""
@@ -155,6 +138,18 @@ class Channel:
         return ChannelState(
             self.cursor, self.paused, pending, self._carried.frames(), Ranges(self._cursor.voids)
         )
+
+    def frozen(self) -> Frozen:
+        """The same, for a thread to write down; nothing that waits is visited here."""
+        waiting, held = self._waiting.copy(), self._flight.copy()
+
+        def pending() -> Iterator[tuple[int, int, int]]:
+            yield from waiting.pending()
+            for numbers, attempts in held:
+                yield from ((number, attempts, 0) for number in numbers)
+
+        voids = list(self._cursor.voids)
+        return Frozen(self.cursor, self.paused, pending(), self._carried.frames(), voids)
 
     # Messages come and go
 
@@ -174,7 +169,7 @@ class Channel:
 
     def ready(self, subscriber: Subscriber) -> None:
         """What the consumer can take has changed; hand out what may be handed out now."""
-        self._wake(subscriber)
+        self.subscribers.wake(subscriber)
         self.deliver()
 
     def deliver(self) -> None:
@@ -200,7 +195,7 @@ class Channel:
         self._carried.settle(settled)
         if self._journal is not None:
             self._journal.finished(settled.runs, settled.numbers)
-        self._wake(holder)
+        self.subscribers.wake(holder)
         return settled.refused
 
     def requeue(self, holder: Subscriber, message_id: bytes, due_ns: int) -> str | None:
@@ -211,10 +206,10 @@ class Channel:
         attempts = self._flight.end(number).attempts
         self.requeue_count += 1
         if due_ns:
-            self._defer([(number, attempts, due_ns)])
+            self._put([(number, attempts, due_ns)])
         else:
             self._put_last([(number, attempts)])
-        self._wake(holder)
+        self.subscribers.wake(holder)
         return None
 
     def touch(self, holder: Subscriber, message_id: bytes, now_s: float) -> str | None:
@@ -228,39 +223,33 @@ class Channel:
     def scan(self, now_s: float, now_ns: int) -> bool:
         """Take back what has timed out and what is no longer deferred, and hand it out; also what
         could not be read before. Whether there may be something to be written now."""
-        due_ns = self._waiting.next_due_ns
-        is_due = due_ns is not None and due_ns <= now_ns
-        if not (is_due or self._wants_scan or self._flight.next_deadline_s <= now_s):
+        is_over = self._flight.next_deadline_s <= now_s
+        if not (is_over or self._waiting.next_due_ns <= now_ns or self._wants_scan):
             return False
         self._wants_scan = False
         over = self._flight.expired(now_s)
         for lease in over:
             self.timeout_count += len(lease.numbers)
             # Who holds messages of a channel is subscribed to it.
-            self._wake(cast("Subscriber", lease.holder))
+            self.subscribers.wake(cast("Subscriber", lease.holder))
         self._put_last(sorted((n, lease.attempts) for lease in over for n in lease.numbers))
         self._put_last(self._waiting.due(now_ns))
         self.deliver()
         return True
 
     def subscribe(self, subscriber: Subscriber) -> None:
-        self.subscribers[subscriber] = None
-        self._wake(subscriber)
+        self.subscribers.add(subscriber)
 
     def unsubscribe(self, subscriber: Subscriber) -> None:
         """The consumer is gone; what it held waits again.
 
         In the order of the log, which leases are not in: so it is read in stretches.
         """
-        self.subscribers.pop(subscriber, None)
-        self._ready.pop(subscriber, None)
+        self.subscribers.remove(subscriber)
         leases = self._flight.release(subscriber)
         lost = sorted((n, lease.attempts) for lease in leases for n in lease.numbers)
-        for number, attempts in lost:
-            if attempts <= LOST_FIRST_MAX:
-                self._waiting.put_first(number, attempts)
+        self._put([(*entry, 0) for entry in lost if entry[1] <= LOST_FIRST_MAX])
         self._put_last([entry for entry in lost if entry[1] > LOST_FIRST_MAX])
-        self._journal_queued([(*entry, 0) for entry in lost if entry[1] <= LOST_FIRST_MAX])
 
     # Administration
 
@@ -278,7 +267,7 @@ class Channel:
         if self._journal is not None:
             self._journal.emptied(self.cursor)
         for subscriber in self.subscribers:
-            self._wake(subscriber)
+            self.subscribers.wake(subscriber)
 
     def disconnect(self) -> None:
         for subscriber in list(self.subscribers):
@@ -298,7 +287,7 @@ class Channel:
         """Begin that; it must be wanted."""
         if self._journal is None:
             raise RuntimeError("an ephemeral channel has no journal")
-        return self._journal.rewrite(self.state())
+        return self._journal.rewrite(self.frozen())
 
     def flush(self) -> None:
         """Write the journal; raises StorageError."""
@@ -312,7 +301,7 @@ class Channel:
 
     def close(self) -> None:
         if self._journal is not None:
-            self._journal.close(self.state())
+            self._journal.close(self.frozen())
 
     def remove(self) -> None:
         if self._journal is not None:
@@ -326,13 +315,12 @@ class Channel:
         None when they, with the copies that it has, are more than `messages_max`. They may only
         become fewer: none before `end` is needed anew, once the topic has handed it over.
         """
-        room = messages_max - len(self._carried)
-        waiting = self._waiting.below(end, room)
-        held = self._flight.below(end, self._carried, room)
-        ahead = self._cursor.ahead(end, room)
-        if waiting is None or held is None or ahead is None:
-            return None
-        return sorted(waiting + held + ahead) if len(waiting + held + ahead) <= room else None
+        return self._stragglers.before(end, messages_max)
+
+    @property
+    def carry_room_bytes(self) -> int:
+        """So much more may be carried: to read more of the stragglers than that would not help."""
+        return CARRY_BYTES_MAX - self._carried.size_bytes
 
     def carry(
         self,
@@ -349,13 +337,10 @@ class Channel:
         is given, when it would not help: a straggler is missing, the copies are too large, or times
         are not known and may matter.
         """
-        needed = self.stragglers(end, len(frames) + len(self._carried))
-        if needed is None or not frames.keys() >= set(needed):
+        copies = self._stragglers.copies(frames, end, bytes_max)
+        if copies is None:
             return False
-        copies = {number: frames[number] or b"" for number in needed}
-        if self._carried.size_bytes + sum(map(len, copies.values())) > bytes_max:
-            return False
-        ahead = self._cursor.ahead(end, len(needed)) or []
+        ahead = self._cursor.ahead(end, len(copies)) or []
         if ahead and due_ns is None and self.cursor < self._seen_from:
             return False
         self._bring_in(ahead, min(end, self._feed.pumped), due_ns or {})
@@ -373,43 +358,21 @@ class Channel:
         """
         bytes_max = CARRY_BYTES_MAX if bounded else _NO_BOUND
         numbers = self.stragglers(end, CARRY_MESSAGES_MAX if bounded else _NO_BOUND)
-        frames: dict[int, bytes | None] = {}
-        due_ns: dict[int, int] = {}
-        room = bytes_max - self._carried.size_bytes
-        for number in numbers or ():
-            block = self._cursor.find(number)
-            frame = None if block is None else block.slice(number, number + 1)
-            frames[number] = frame
-            if block is not None and block.due_ns:
-                due_ns[number] = block.due_ns
-            room -= len(frame or b"")
-            if room < 0:
-                return False
-        return numbers is not None and self.carry(frames, end, due_ns, bytes_max=bytes_max)
+        found = None if numbers is None else self._stragglers.find(numbers, bytes_max)
+        return found is not None and self.carry(
+            found.frames, end, found.due_ns, bytes_max=bytes_max
+        )
 
     def _bring_in(self, ahead: list[int], end: int, due_ns: Mapping[int, int]) -> None:
         """The cursor goes to `end`; what lies ahead of it until there waits behind it."""
         if self.cursor >= end:
             return
-        entries = [(number, 0, due_ns.get(number, 0)) for number in ahead]
-        for number, attempts, due in entries:
-            if due:
-                self._waiting.defer(number, attempts, due)
-            else:
-                self._waiting.put_first(number, attempts)
-        self._journal_queued(entries)
+        self._put([(number, 0, due_ns.get(number, 0)) for number in ahead])
         if self._journal is not None:
             self._journal.passed(self.cursor, end)
         self._cursor.move_to(end)
 
     # Where messages wait
-
-    def _restore(self, state: ChannelState) -> None:
-        for number, pending in sorted(state.pending.items()):
-            if pending.due_ns:
-                self._waiting.defer(number, pending.attempts, pending.due_ns)
-            else:
-                self._waiting.put_first(number, pending.attempts)
 
     def _put_last(self, entries: list[tuple[int, int]]) -> None:
         position = min(self._feed.pumped, self.cursor + TAIL_MESSAGES)
@@ -417,9 +380,10 @@ class Channel:
             self._waiting.put_last(number, attempts, position)
         self._journal_queued([(*entry, 0) for entry in entries])
 
-    def _defer(self, entries: list[tuple[int, int, int]]) -> None:
+    def _put(self, entries: list[tuple[int, int, int]]) -> None:
+        """Before all that is new, or until their time."""
         for entry in entries:
-            self._waiting.defer(*entry)
+            self._waiting.put(*entry)
         self._journal_queued(entries)
 
     def _journal_queued(self, entries: list[tuple[int, int, int]]) -> None:
@@ -444,12 +408,14 @@ class Channel:
             self.dropped_count += end - first - room
             self.void(first + room, end)
             end = first + room
-        if first < end:
-            # Messages that are queued are before the cursor, but for those in a void.
-            if first > self.cursor:
-                self.void(first, end)
-            self._defer([(number, 0, due_ns) for number in range(first, end)])
-            self._cursor.move_to(max(self.cursor, end if first <= self.cursor else 0))
+        if first >= end:
+            return
+        if is_ahead := first > self.cursor:
+            # What waits is before the cursor, or in a void: the journal needs to know that first.
+            self.void(first, end)
+        self._put([(number, 0, due_ns) for number in range(first, end)])
+        if not is_ahead:
+            self._cursor.move_to(end)
 
     def _drop_excess(self, first: int, end: int, depth_max: int) -> None:
         """An ephemeral channel holds no more than mem-queue-size: the newest are dropped."""
@@ -460,18 +426,9 @@ class Channel:
 
     # Delivery
 
-    def _wake(self, subscriber: Subscriber) -> None:
-        if subscriber.budget() > 0:
-            self._ready[subscriber] = None
-        else:
-            self._ready.pop(subscriber, None)
-
     def _deliver_ready(self) -> None:
-        while self._ready and not self.paused:
-            subscriber = next(iter(self._ready))
-            if subscriber.budget() <= 0:
-                del self._ready[subscriber]
-            elif self._waiting.head(self.cursor) is not None:
+        while not self.paused and (subscriber := self.subscribers.next_ready()) is not None:
+            if self._waiting.head(self.cursor) is not None:
                 self._deliver_again(subscriber, self.cursor)
             elif not self._deliver_next(subscriber):
                 if not self._waiting.again:
@@ -481,37 +438,13 @@ class Channel:
 
     def _deliver_again(self, subscriber: Subscriber, cursor: int) -> None:
         """Deliver messages that wait again: a run of those that were tried as often as the first."""
-        waiting = self._waiting
-        room = min(subscriber.budget(), -(-waiting.again // len(self._ready)))
-        tried = -1
-        numbers: list[int] = []
-        frames: list[bytes] = []
-        room_bytes = RUN_BYTES_MAX
-        while len(numbers) < room and (head := waiting.head(cursor)) is not None:
-            number = head[0]
-            if numbers and head[1] != tried:
-                break
-            try:
-                frame = self._frame(number)
-            except (StorageError, NotAtHand):
-                if not numbers:
-                    raise
-                break  # what was read goes out; the next round meets the error again
-            if numbers and frame is not None and len(frame) > room_bytes:
-                break
-            waiting.take()
-            if frame is None:
-                self._lose(number)
-                continue
-            tried = head[1]
-            numbers.append(number)
-            frames.append(with_attempts(frame, min(tried + 1, _ATTEMPTS_MAX)))
-            room_bytes -= len(frame)
-        if not waiting.again:
-            self._cursor.found_all()
-        if numbers:
-            attempts = min(tried + 1, _ATTEMPTS_MAX)
-            self._hand_out(subscriber, numbers, ids_of(numbers), b"".join(frames), attempts)
+        share = -(-self._waiting.again // self.subscribers.ready_count)
+        run = self._redelivery.run(min(subscriber.budget(), share), cursor)
+        for number in run.lost:
+            self._lose(number)
+        if run.numbers:
+            ids = ids_of(run.numbers)
+            self._hand_out(subscriber, run.numbers, ids, run.frames, run.attempts)
 
     def _lose(self, number: int) -> None:
         """A message that should be in the log is not: the log was damaged."""
@@ -532,7 +465,7 @@ class Channel:
         if block.due_ns:
             self._defer_run(first, end, block.due_ns)
             return True
-        share = -(-(end - first) // len(self._ready))
+        share = -(-(end - first) // self.subscribers.ready_count)
         end = min(end, first + min(subscriber.budget(), share))
         self._cursor.move_to(end)
         if subscriber.sample_rate:
@@ -575,14 +508,4 @@ class Channel:
         self._flight.take(lease)
         self.delivered_count += len(numbers)
         subscriber.deliver(frames, len(numbers))
-        if subscriber.budget() > 0:
-            self._ready.move_to_end(subscriber)
-        else:
-            self._ready.pop(subscriber, None)
-
-    def _frame(self, number: int) -> bytes | None:
-        frame = self._carried.get(number)
-        if frame is not None:
-            return frame or None
-        block = self._cursor.find(number)
-        return None if block is None else block.slice(number, number + 1)
+        self.subscribers.served(subscriber)

@@ -95,11 +95,9 @@ class Lease:
 
     def lowest(self, kept: Container[int]) -> int | None:
         """The lowest message that is still held and not among `kept`."""
-        if self.held is None and self.done < len(self.numbers) and self.is_run:
-            number = self.numbers[self.done]
-            if number not in kept:
-                return number
-        return min((one for one in self.open_numbers() if one not in kept), default=None)
+        held = (number for number in self.open_numbers() if number not in kept)
+        # Of a run of the log nearly always the first.
+        return next(held, None) if self.is_run and self.held is None else min(held, default=None)
 
     @property
     def is_run(self) -> bool:
@@ -152,17 +150,14 @@ class Flight:
         self._by_number: list[tuple[int, Lease]] = []
         self._runs: list[Lease] = []
         self._others: list[Lease] = []
+        # No lease ends before this.
+        self.next_deadline_s = math.inf
         self._living = 0
         self._taken = 0
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
-
-    @property
-    def next_deadline_s(self) -> float:
-        """No lease ends before this."""
-        return self._by_deadline[0].deadline_s if self._by_deadline else math.inf
 
     def numbers(self) -> Iterator[int]:
         """Every message in flight."""
@@ -174,6 +169,11 @@ class Flight:
         for lease in self._by_deadline:
             for number in lease.open_numbers():
                 yield number, lease.attempts
+
+    def copy(self) -> list[tuple[Sequence[int], int]]:
+        """What is in flight, with its attempts; to be read in another thread."""
+        leases = [lease for lease in self._by_deadline if lease.remaining]
+        return [(lease.open_numbers(), lease.attempts) for lease in leases]
 
     def lowest(self, kept: Container[int]) -> int | None:
         """The lowest message in flight that is not among `kept`, which it stays in once it is."""
@@ -218,6 +218,8 @@ class Flight:
             lowest = min(lease.numbers)
         heapq.heappush(self._by_number, (lowest, lease))
         heapq.heappush(self._by_deadline, lease)
+        if lease.deadline_s < self.next_deadline_s:
+            self.next_deadline_s = lease.deadline_s
         self._taken += 1
         if self._taken > _STALE_MIN + 2 * self._living:
             self._clear_away()
@@ -281,6 +283,7 @@ class Flight:
             lease = heapq.heappop(heap)
             if lease.remaining:
                 over.append(self._end_all(lease))
+        self.next_deadline_s = heap[0].deadline_s if heap else math.inf
         return over
 
     def release(self, holder: Holder) -> list[Lease]:

@@ -35,7 +35,7 @@ import os
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 from zlib import crc32
 
 from nsqtools import durable
@@ -44,7 +44,7 @@ from nsqtools.broker.ranges import Ranges
 from nsqtools.errors import StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from nsqtools.broker.files import OpenFiles
 
@@ -75,6 +75,21 @@ class ChannelState:
     pending: dict[int, Pending] = field(default_factory=dict)
     carried: dict[int, bytes] = field(default_factory=dict)
     voids: Ranges = field(default_factory=Ranges)
+
+    def frozen(self) -> Frozen:
+        """The same, as a snapshot is made of it."""
+        pending = [(number, one.attempts, one.due_ns) for number, one in self.pending.items()]
+        return Frozen(self.cursor, self.paused, pending, self.carried, list(self.voids))
+
+
+class Frozen(NamedTuple):
+    """A channel's state that changes no more; `pending` are (number, attempts, due_ns)."""
+
+    cursor: int
+    paused: bool
+    pending: Iterable[tuple[int, int, int]]
+    carried: Mapping[int, bytes]
+    voids: list[tuple[int, int]]
 
 
 class Journal:
@@ -116,7 +131,7 @@ class Journal:
 
     def create(self, state: ChannelState) -> None:
         """Begin the file of a new channel; `sync` makes it durable."""
-        raw = MAGIC + b"".join(_snapshot(state))
+        raw = MAGIC + b"".join(_snapshot(state.frozen()))
         durable.unlink(self.path)
         self._file = AppendFile.create(self.path, self._files, raw)
         self._snapshot_bytes = len(raw)
@@ -128,13 +143,13 @@ class Journal:
         """
         with durable.storage("read", self.path):
             raw = self.path.read_bytes()
-        state = ChannelState(0)
         if not raw.startswith(MAGIC):
             durable.replace_file(Path(f"{self.path}.bad"), raw)
-            return state, len(raw)
+            return ChannelState(0), len(raw)
+        replay = _Replay()
         size = len(MAGIC)
         for kind, data, end in _records(raw):
-            _apply(state, kind, data)
+            replay.apply(kind, data)
             size = end
             if kind == b"S":
                 self._snapshot_bytes = end
@@ -142,7 +157,7 @@ class Journal:
             with durable.storage("truncate", self.path):
                 os.truncate(self.path, size)
         self._file = AppendFile(self.path, self._files, size)
-        return state, len(raw) - size
+        return replay.result(), len(raw) - size
 
     def delivered(self, first: int, end: int) -> None:
         self._add(b"D", _RUN.pack(first, end))
@@ -195,14 +210,14 @@ class Journal:
         if file is not None:
             file.sync()
 
-    def rewrite(self, state: ChannelState) -> Rewrite:
+    def rewrite(self, state: Frozen) -> Rewrite:
         """Begin to replace the file by one that says the same in fewer words; see `Rewrite`."""
         self._buffer.clear()  # the state has it
         self._tail = []
         self._rewrite = Rewrite(self, state)
         return self._rewrite
 
-    def close(self, state: ChannelState) -> None:
+    def close(self, state: Frozen) -> None:
         """Write the rest and have it synced and closed; `state` is for a file that is broken."""
         if self.is_broken:
             durable.replace_file(self.path, MAGIC + b"".join(_snapshot(state)))
@@ -244,7 +259,7 @@ class Rewrite:
     What is written meanwhile goes into the old file, from `follow` on into both.
     """
 
-    def __init__(self, journal: Journal, state: ChannelState) -> None:
+    def __init__(self, journal: Journal, state: Frozen) -> None:
         self._journal = journal
         self._state = state
         self._path = durable.temporary_name(journal.path.parent)
@@ -310,14 +325,9 @@ def _record(kind: bytes, data: bytes) -> bytes:
     return _RECORD.pack(kind[0], len(data), crc32(data, crc32(kind))) + data
 
 
-def _snapshot(state: ChannelState) -> Iterator[bytes]:
-    entries = b"".join(
-        [
-            _ENTRY.pack(number, pending.attempts, pending.due_ns)
-            for number, pending in state.pending.items()
-        ]
-    )
-    head = _SNAPSHOT.pack(state.cursor, state.paused, len(state.pending))
+def _snapshot(state: Frozen) -> Iterator[bytes]:
+    entries = b"".join([_ENTRY.pack(*one) for one in state.pending])
+    head = _SNAPSHOT.pack(state.cursor, state.paused, len(entries) // _ENTRY.size)
     yield _record(b"S", head + entries)
     for void in state.voids:
         yield _record(b"N", _RUN.pack(*void))
@@ -338,56 +348,77 @@ def _records(raw: bytes) -> Iterator[tuple[bytes, bytes, int]]:
         yield bytes([kind]), data, position
 
 
-def _apply(state: ChannelState, kind: bytes, data: bytes) -> None:
-    pending = state.pending
-    if kind == b"D":
-        first, end = _RUN.unpack(data)
-        state.cursor = max(state.cursor, end)
-        pending.update((number, Pending(1)) for number in range(first, end))
-    elif kind == b"F":
-        for number in range(*_RUN.unpack(data)):
-            _forget(state, number)
-    elif kind == b"f":
-        for (number,) in _U64.iter_unpack(data):
-            _forget(state, number)
-    elif kind == b"Q":
-        _queue(state, data)
-    elif kind == b"N":
-        state.voids.add(*_RUN.unpack(data))
-    elif kind == b"V":
-        state.cursor = max(state.cursor, _RUN.unpack(data)[1])
-        state.voids.drop_before(state.cursor)
-    elif kind == b"E":
-        state.cursor = _U64.unpack(data)[0]
-        pending.clear()
-        state.carried.clear()
-        state.voids.clear()
-    elif kind == b"P":
-        state.paused = bool(data[0])
-    elif kind == b"C":
-        state.carried[_U64.unpack_from(data)[0]] = data[_U64.size :]
-    elif kind == b"S":
-        _restore(state, data)
+class _Replay:
+    """What records say, one after the other. A hand-out costs the same however many it was of."""
+
+    def __init__(self) -> None:
+        self.state = ChannelState(0)
+        # Handed out once, and nothing else is known of them.
+        self._handed = Ranges()
+
+    def result(self) -> ChannelState:
+        for first, end in self._handed:
+            self.state.pending.update((number, Pending(1)) for number in range(first, end))
+        self._handed.clear()
+        return self.state
+
+    def apply(self, kind: bytes, data: bytes) -> None:
+        state = self.state
+        if kind == b"D":
+            first, end = _RUN.unpack(data)
+            state.cursor = max(state.cursor, end)
+            for number in _among(range(first, end), state.pending):
+                del state.pending[number]
+            self._handed.add(first, end)
+        elif kind == b"F":
+            self._forget(*_RUN.unpack(data))
+        elif kind == b"f":
+            for (number,) in _U64.iter_unpack(data):
+                self._forget(number, number + 1)
+        elif kind == b"Q":
+            self._queue(data)
+        elif kind == b"N":
+            state.voids.add(*_RUN.unpack(data))
+        elif kind == b"V":
+            state.cursor = max(state.cursor, _RUN.unpack(data)[1])
+            state.voids.drop_before(state.cursor)
+        elif kind == b"E":
+            self._handed.clear()
+            self.state = ChannelState(_U64.unpack(data)[0], state.paused)
+        elif kind == b"P":
+            state.paused = bool(data[0])
+        elif kind == b"C":
+            state.carried[_U64.unpack_from(data)[0]] = data[_U64.size :]
+        elif kind == b"S":
+            self._restore(data)
+
+    def _forget(self, first: int, end: int) -> None:
+        self._handed.remove(first, end)
+        kept: dict[int, Any]
+        for kept in (self.state.pending, self.state.carried):
+            for number in _among(range(first, end), kept):
+                del kept[number]
+
+    def _queue(self, data: bytes) -> None:
+        state = self.state
+        for number, attempts, due_ns in _ENTRY.iter_unpack(data):
+            self._handed.remove(number, number + 1)
+            state.pending[number] = Pending(attempts, due_ns)
+            if number >= state.cursor and number not in state.voids:
+                state.cursor = number + 1
+
+    def _restore(self, data: bytes) -> None:
+        cursor, paused, _ = _SNAPSHOT.unpack_from(data)
+        pending = {
+            number: Pending(attempts, due_ns)
+            for number, attempts, due_ns in _ENTRY.iter_unpack(data[_SNAPSHOT.size :])
+        }
+        self._handed.clear()
+        self.state = ChannelState(cursor, bool(paused), pending)
 
 
-def _forget(state: ChannelState, number: int) -> None:
-    state.pending.pop(number, None)
-    state.carried.pop(number, None)
-
-
-def _queue(state: ChannelState, data: bytes) -> None:
-    for number, attempts, due_ns in _ENTRY.iter_unpack(data):
-        state.pending[number] = Pending(attempts, due_ns)
-        if number >= state.cursor and number not in state.voids:
-            state.cursor = number + 1
-
-
-def _restore(state: ChannelState, data: bytes) -> None:
-    state.cursor, paused, _ = _SNAPSHOT.unpack_from(data)
-    state.paused = bool(paused)
-    state.pending = {
-        number: Pending(attempts, due_ns)
-        for number, attempts, due_ns in _ENTRY.iter_unpack(data[_SNAPSHOT.size :])
-    }
-    state.carried = {}
-    state.voids = Ranges()
+def _among(numbers: range, kept: Mapping[int, Any]) -> list[int]:
+    """Those of `numbers` that are kept; looks at the fewer."""
+    if len(kept) < len(numbers):
+        return [number for number in kept if number in numbers]
+    return [number for number in numbers if number in kept]

@@ -37,8 +37,6 @@ class Ranges:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Ranges) and list(self) == list(other)
 
-    __hash__ = None  # type: ignore[assignment]  # it changes
-
     def __contains__(self, number: int) -> bool:
         at = bisect_right(self._firsts, number, lo=self._head) - 1
         return at >= self._head and number < self._ends[at]
@@ -72,6 +70,18 @@ class Ranges:
                 yield first, gap_end
             first = end if is_last else self._ends[at]
             at += 1
+
+    def remove(self, first: int, end: int) -> None:
+        """Take out what of the set is in a range."""
+        start = bisect_right(self._ends, first, lo=self._head)
+        stop = bisect_left(self._firsts, end, lo=start)
+        if start >= stop:
+            return
+        left = (self._firsts[start], min(first, self._ends[start]))
+        right = (max(end, self._firsts[stop - 1]), self._ends[stop - 1])
+        kept = [one for one in (left, right) if one[0] < one[1]]
+        self._firsts[start:stop] = [one[0] for one in kept]
+        self._ends[start:stop] = [one[1] for one in kept]
 
     def drop_before(self, number: int) -> list[tuple[int, int]]:
         """Forget what lies before `number`; gives it."""

@@ -23,7 +23,8 @@ from nsqtools.options import render_duration
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from nsqtools.broker.channel import Channel, Subscriber
+    from nsqtools.broker.channel import Channel
+    from nsqtools.broker.consumers import Subscriber
     from nsqtools.broker.topic import Topic
     from nsqtools.broker.view import BrokerView
 

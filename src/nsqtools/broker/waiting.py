@@ -12,6 +12,7 @@ which what has gone is cleared when it gets there.
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,8 @@ class Waiting:
         self._deferred: list[tuple[int, int]] = []
         self._attempts: dict[int, int] = {}
         self._lowest: list[int] = []
+        # The time of the deferred message that is due first.
+        self.next_due_ns: float = math.inf
 
     @property
     def again(self) -> int:
@@ -48,24 +51,18 @@ class Waiting:
         """How many wait for their time."""
         return len(self._deferred)
 
-    @property
-    def next_due_ns(self) -> int | None:
-        """The time of the deferred message that is due first."""
-        return self._deferred[0][0] if self._deferred else None
-
-    def put_first(self, number: int, attempts: int) -> None:
-        """Before all that is new."""
-        self._first.append(number)
+    def put(self, number: int, attempts: int, due_ns: int = 0) -> None:
+        """Until its time; without one before all that is new."""
+        if due_ns:
+            heapq.heappush(self._deferred, (due_ns, number))
+            self.next_due_ns = self._deferred[0][0]
+        else:
+            self._first.append(number)
         self._put(number, attempts)
 
     def put_last(self, number: int, attempts: int, position: int) -> None:
         """Behind what the log holds before `position`, which never goes back."""
         self._tail.append((number, position))
-        self._put(number, attempts)
-
-    def defer(self, number: int, attempts: int, due_ns: int) -> None:
-        """Until its time."""
-        heapq.heappush(self._deferred, (due_ns, number))
         self._put(number, attempts)
 
     def head(self, cursor: int) -> tuple[int, int] | None:
@@ -89,6 +86,7 @@ class Waiting:
         while self._deferred and self._deferred[0][0] <= now_ns:
             number = heapq.heappop(self._deferred)[1]
             found.append((number, self._attempts.pop(number)))
+        self.next_due_ns = self._deferred[0][0] if self._deferred else math.inf
         return found
 
     def pending(self) -> Iterator[tuple[int, int, int]]:
@@ -99,6 +97,13 @@ class Waiting:
             yield number, self._attempts[number], 0
         for due_ns, number in self._deferred:
             yield number, self._attempts[number], due_ns
+
+    def copy(self) -> Waiting:
+        """The same, to be read in another thread; it costs no work for each message but a copy."""
+        made = Waiting(())
+        made._first, made._tail = self._first.copy(), self._tail.copy()
+        made._deferred, made._attempts = self._deferred.copy(), self._attempts.copy()
+        return made
 
     def lowest(self) -> int | None:
         """The lowest of which there is no copy."""
@@ -123,6 +128,7 @@ class Waiting:
         self._deferred.clear()
         self._attempts.clear()
         self._lowest.clear()
+        self.next_due_ns = math.inf
 
     def _put(self, number: int, attempts: int) -> None:
         self._attempts[number] = attempts

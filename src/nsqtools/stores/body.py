@@ -60,6 +60,8 @@ class Stretch:
         self.checksums: dict[str, Any] = {}
         """What boto3 is told of it."""
         self.md5 = ""
+        self.is_unread = False
+        """Whether its MD5 is of another time: what the store got has to fit it."""
 
     def read(self, at: int, size_bytes: int) -> bytes:
         """Bytes from `at` within it; raises `StorageError`, also where the file has become shorter."""
@@ -71,6 +73,11 @@ class Stretch:
             shorter = OSError(0, "the file became shorter while it was uploaded")
             raise StorageError("read", self.path, shorter)
         return data
+
+    def take_known(self, md5: str) -> None:
+        """The MD5 that it had when it was written, in hexadecimal."""
+        self.md5, self.is_unread = md5, True
+        self.checksums = {"ContentMD5": _base64(bytes.fromhex(md5))}
 
     def take_checksums(self, whole: hashlib._Hash, *, crc32: bool) -> None:
         """Read all of it once; `whole` gets it, too. `crc32` is for AWS, Content-MD5 for others."""

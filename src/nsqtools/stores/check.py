@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nsqtools.errors import NsqToolsError, StoreError
-from nsqtools.stores.failures import NoCondition, Request
+from nsqtools.stores.failures import NO_STORE, NoCondition, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -90,6 +90,11 @@ class _Trial:
         except FileNotFoundError:
             problem = f"{self._store.location(self._key)} is not there, though it was written"
             hint = "Is the bucket behind a cache, or does somebody remove objects from it?"
+        except FileExistsError:
+            problem = (
+                f"{self._store.location(self._key)} is said to be there, and was never written"
+            )
+            hint = NO_STORE
         return Finding(step=step, problem=problem, hint=hint, needed=needed)
 
     def _write(self) -> str:

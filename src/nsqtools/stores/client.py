@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from nsqtools.clock import Clock
+    from nsqtools.digest import PartSums
 
 _READ_BACK_BYTES = 1 << 20
 LIST_PAGE = 1000
@@ -57,6 +58,9 @@ class Store:
         self._clock = clock or SystemClock()
         self.bucket = bucket
         self.options = options
+        # AWS is told CRC32s. Where the environment names another store, they are taken anew.
+        self.part_bytes = options.part_size_bytes if options.endpoint_url else 0
+        """Of what size are the parts whose MD5s `put` has a use for; 0: of none."""
         self.connection = Connection(options, clock=self._clock)
         self._uploader = Uploader(self.connection, options, bucket, self._find, self._clock)
 
@@ -87,13 +91,17 @@ class Store:
         sha256: str,
         metadata: Mapping[str, str],
         unique: str = "",
+        parts: PartSums | None = None,
         content_type: str = "application/octet-stream",
         content_encoding: str = "",
     ) -> None:
         """Upload a finished file under a key that is free: whole or not at all.
 
         It is read once before it is sent, and refused when its size or `sha256` (in hexadecimal) is
-        another. `unique` is what no other file has: an object of the same content that was put with
+        another. With `parts`, of the same content, it need not be read where the store is known to say
+        what it got: what does not fit is not made an object, and then it is read.
+
+        `unique` is what no other file has: an object of the same content that was put with
         another one is another object. Does nothing when the same object is there.
 
         Raises `FileExistsError` when another has the key, and `StorageError` when the file cannot be
@@ -107,6 +115,7 @@ class Store:
             sha256=sha256.lower(),
             unique=unique,
             headers=headers,
+            parts=parts,
         )
         self._uploader.put(source, wanted)
 
@@ -174,12 +183,14 @@ class Store:
         keys' bytes. A page of them is held at a time."""
         request = Request("list_objects_v2", self.bucket)
         more = {"StartAfter": after} if after else {}
+        seen: set[str] = set()
         while True:
             page = self.connection.ask(request, Prefix=prefix, MaxKeys=LIST_PAGE, **more)
             yield from map(of_list, page.get("Contents", ()))
             token = page.get("NextContinuationToken")
             if not page.get("IsTruncated") or not token:
                 return
+            _check_new(token, seen, request)
             more = {"ContinuationToken": token}
 
     def open(self, key: str | StoredObject) -> ObjectReader:
@@ -211,6 +222,7 @@ class Store:
     def _unfinished(self, prefix: str) -> Iterator[Mapping[str, Any]]:
         request = Request("list_multipart_uploads", self.bucket)
         more: dict[str, str] = {}
+        seen: set[str] = set()
         while True:
             try:
                 page = self.connection.patiently(request, Prefix=prefix, **more)
@@ -223,6 +235,7 @@ class Store:
             yield from (one for one in uploads if one.get("Key", "").startswith(prefix))
             if not page.get("IsTruncated") or not page.get("NextKeyMarker"):
                 return
+            _check_new(repr((page["NextKeyMarker"], page.get("NextUploadIdMarker"))), seen, request)
             more = {"KeyMarker": page["NextKeyMarker"]}
             if page.get("NextUploadIdMarker"):
                 more["UploadIdMarker"] = page["NextUploadIdMarker"]
@@ -262,3 +275,11 @@ class Store:
             while data := file.read(_READ_BACK_BYTES):
                 digest.update(data)
         return digest.hexdigest()
+
+
+def _check_new(token: str, seen: set[str], request: Request) -> None:
+    """Raises StoreError for where another page begins that was asked for already: it would not end."""
+    if token in seen:
+        reason = "the store gives the same page of the list again and again"
+        raise request.failed(reason, is_passing=False)
+    seen.add(token)

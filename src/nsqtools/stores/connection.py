@@ -42,6 +42,17 @@ def is_aws(endpoint_url: str) -> bool:
     return (urlsplit(endpoint_url).hostname or "").endswith(_AWS)
 
 
+def profiles() -> list[str]:
+    """The profiles of AWS's configuration files; raises ValueError for a file that is none."""
+    import botocore.session
+    from botocore import exceptions as boto
+
+    try:
+        return sorted(botocore.session.Session().available_profiles)
+    except boto.BotoCoreError as error:
+        raise ValueError(clean(str(error))) from None
+
+
 class Connection:
     """Asks a store for things; used by any number of threads at once. Every call blocks."""
 

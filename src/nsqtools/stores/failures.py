@@ -95,6 +95,7 @@ _HINTS = {
     "AccessControlListNotSupported": "The bucket has no ACLs: leave out --acl.",
     "KeyTooLongError": "Choose shorter names with --key-format.",
 }
+NO_STORE = "What answers may be no store: is --endpoint-url the address of its S3 API?"
 _SECRETS = (
     re.compile(r"(?i)((?:x-amz-)?(?:signature|credential|security-token)\s*[=:]\s*)[^\s&,;\"'<>]+"),
     re.compile(r"(?i)((?:aws_)?(?:secret_access_key|session_token|access_key_id)\s*[=:]\s*)\S+"),
@@ -307,6 +308,8 @@ def _hint(status: int, code: str, request: Request) -> str:
         return _HINTS[code]
     if status == 301 or code in ("PermanentRedirect", "IllegalLocationConstraintException"):
         return "Name the bucket's region with --region, or its store with --endpoint-url."
+    if status in (404, 405) and code in (str(status), ""):
+        return NO_STORE  # an answer in S3's words would have a code of its own
     if status != 403:
         return ""
     hint = f"It needs {request.permissions}"

@@ -167,6 +167,24 @@ class StoreAccess:
         """The mistakes that concern several of these options."""
         if self.ca_file is not None and not self._is_tls:
             yield "--ca-file has no meaning for an --endpoint-url without https"
+        if self.profile is not None:
+            yield from self._check_profile(self.profile)
+
+    def _check_profile(self, profile: str) -> Iterator[str]:
+        from nsqtools.stores.connection import (
+            profiles,
+        )  # and boto3 with it, where one is named only
+
+        try:
+            known = profiles()
+        except ValueError as error:
+            yield f"--profile: {error}"
+            return
+        if profile not in known:
+            there_are = (
+                f"there are {', '.join(map(printable, known))}" if known else "there is none"
+            )
+            yield f"--profile: AWS's configuration files have no {printable(profile)!r}; {there_are}"
 
     def check_locations(self, names: Iterable[str]) -> Iterator[str]:
         """These mistakes, and what is wrong with the locations among the names of a command line."""

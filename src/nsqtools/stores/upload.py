@@ -6,6 +6,9 @@ which leaves a moment in which two writers of one key could meet. What has the k
 object when size and SHA-256 (our metadata) are: then there is nothing to do, and so a retry after an
 answer that was lost neither fails nor uploads again.
 
+What is sent is tied to the SHA-256 by reading the file once before, for that and for what the store
+checks; or by the MD5s of its parts, which were taken together with the SHA-256 when it was written.
+
 One try of a PUT, a few of a part: when to try the whole again is for the caller to say. Memory does not
 depend on the size: a body is read from the file while it is sent.
 """
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from nsqtools.clock import Clock
+    from nsqtools.digest import PartSums
     from nsqtools.stores.connection import Connection
     from nsqtools.stores.objects import StoredObject
     from nsqtools.stores.options import StoreOptions
@@ -52,10 +56,16 @@ class Wanted:
     sha256: str
     unique: str
     headers: Mapping[str, Any]
+    parts: PartSums | None = None
+    """Checksums of the parts, of when the file was written."""
 
 
 class InDoubt(StoreError):  # noqa: N818 - it is what the upload is
     """Whether an upload was completed is not known: the store cannot be asked."""
+
+
+class OtherBytes(StoreError):  # noqa: N818 - it is what the store has got
+    """The store has got other bytes than were meant for it."""
 
 
 class Uploader:
@@ -113,6 +123,11 @@ class Uploader:
     def _check_content(self, whole: hashlib._Hash, source: Path, wanted: Wanted) -> None:
         if whole.hexdigest() != wanted.sha256:
             self._refuse(wanted, f"{source} is not what it was: its SHA-256 is another")
+
+    def _check_file(self, file: io.FileIO, source: Path, wanted: Wanted) -> None:
+        whole = hashlib.sha256()
+        Stretch(file, source, 0, wanted.size_bytes).take_checksums(whole, crc32=True)
+        self._check_content(whole, source, wanted)
 
     def _refuse(self, wanted: Wanted, reason: str) -> None:
         raise self._request("put_object", wanted).failed(reason, is_passing=False)
@@ -216,7 +231,8 @@ class Uploader:
             self._etags_are_md5 = True
         elif self._etags_are_md5 or must_fit:
             self._etags_are_md5 = self._etags_are_md5 and not must_fit
-            raise request.failed("the store has got other bytes than were sent", is_passing=True)
+            reason = "the store has got other bytes than were sent"
+            raise OtherBytes(request.operation, request.place, reason, is_passing=True)
 
     # In parts
 
@@ -230,13 +246,18 @@ class Uploader:
         try:
             parts = _Parts(self, file, source, wanted, upload_id)
             sent = parts.send()
-            self._check_content(parts.whole, source, wanted)
+            if parts.known is None:
+                self._check_content(parts.whole, source, wanted)
             if not self._complete(wanted, upload_id, sent):
                 self._abort(wanted, upload_id)
         except InDoubt:
             raise
-        except BaseException:
+        except BaseException as error:
             self._abort(wanted, upload_id)
+            if isinstance(
+                error, OtherBytes
+            ):  # by the network, or it was not read before it was sent
+                self._check_file(file, source, wanted)
             raise
         finally:
             with self._lock:
@@ -258,6 +279,16 @@ class Uploader:
     def concurrency(self) -> int:
         """Parts of one object that are uploaded at once."""
         return self._options.upload_concurrency
+
+    def known_sums(self, wanted: Wanted) -> tuple[str, ...] | None:
+        """The MD5s of the parts from when the file was written. They do, without another reading, where
+        the store has shown that it names what it got by its MD5; None where it is to be read."""
+        parts = wanted.parts
+        if parts is None or self._connection.is_aws or not self._etags_are_md5:
+            return None
+        size = self.part_size(wanted.size_bytes)
+        fits = parts.part_bytes == size and len(parts.md5s) == -(-wanted.size_bytes // size)
+        return parts.md5s if fits else None
 
     def begin_part(self, stretch: Stretch, whole: hashlib._Hash) -> None:
         """Its checksums, and its share of that of the whole."""
@@ -285,7 +316,7 @@ class Uploader:
 
         def send() -> dict[str, Any]:
             # The store takes the MD5 of a part for its ETag: asked for once more it costs as much again.
-            by_etag = self._etags_are_md5 and bool(stretch.md5)
+            by_etag = stretch.is_unread or (self._etags_are_md5 and bool(stretch.md5))
             answer = self._call(
                 request,
                 {
@@ -359,6 +390,7 @@ class _Parts:
         self._wanted = wanted
         self._upload_id = upload_id
         self._ended = threading.Event()
+        self.known = uploader.known_sums(wanted)
         self.whole = hashlib.sha256()
 
     def send(self) -> list[dict[str, Any]]:
@@ -371,7 +403,8 @@ class _Parts:
                     # One more than are sent at once: its checksums are taken meanwhile.
                     while len(waiting) > self._uploader.concurrency:
                         waiting = self._settle(waiting, sent)
-                    self._uploader.begin_part(stretch, self.whole)
+                    if self.known is None:
+                        self._uploader.begin_part(stretch, self.whole)
                     waiting.add(threads.submit(self._send, number, stretch))
                 while waiting:
                     waiting = self._settle(waiting, sent)
@@ -396,7 +429,10 @@ class _Parts:
         size = self._uploader.part_size(self._wanted.size_bytes)
         for offset in range(0, self._wanted.size_bytes, size):
             left = self._wanted.size_bytes - offset
-            yield Stretch(self._file, self._source, offset, min(size, left))
+            stretch = Stretch(self._file, self._source, offset, min(size, left))
+            if self.known is not None:
+                stretch.take_known(self.known[offset // size])
+            yield stretch
 
 
 def headers_of(

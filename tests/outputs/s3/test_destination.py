@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ import pytest
 
 from nsqtools.archive.destination import About, FileFacts
 from nsqtools.clock import ManualClock
+from nsqtools.digest import Digest
 from nsqtools.errors import ArchiveError, StoreError
 from nsqtools.options import load
 from nsqtools.outputs.s3.destination import (
@@ -54,6 +56,7 @@ class AskedStore:
     """What is asked of it is told; it fails as it is set to."""
 
     bucket = "bucket"
+    part_bytes = 0
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -216,6 +219,33 @@ def facts_of(content: bytes) -> FileFacts:
         content_bytes=20,
         sha256=hashlib.sha256(content).hexdigest(),
     )
+
+
+def test_what_the_writer_knows_of_parts_is_used(
+    proxy: FaultProxy,
+    bucket: str,
+    archive: Bucket,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The file is not read but to be sent."""
+    flags = [f"--bucket={bucket}", f"--endpoint-url={proxy.endpoint_url}", "--part-size=5MiB"]
+    options = load(StoreOptions, "nsq_to_s3", [*flags, "--multipart-threshold=5MiB"], {})
+    content = bytes(range(256)) * (6 << 12)
+    source = tmp_path / "source"
+    with contextlib.closing(Destinations(options)) as destinations:
+        destination = destinations.open(f"s3://{bucket}")
+        source.write_bytes(b"small")
+        destination.place(source, "shows-what-the-store-knows", facts_of(b"small"), ABOUT)
+        source.write_bytes(content)
+        digest = Digest(destination.part_bytes)
+        digest.update(content)
+        monkeypatch.setattr("nsqtools.stores.body.Stretch.take_checksums", None)
+        facts = facts_of(content).with_sums(digest)
+        destination.place(source, "key", facts, ABOUT)
+        destination.confirm("key", facts)
+    assert proxy.count("PUT", "partNumber=") == 2
+    assert archive.read("key") == content
 
 
 def test_an_object_says_what_is_in_it(

@@ -45,10 +45,14 @@ def test_files_of_messages_are_counted_and_all_bytes(tmp_path: Path) -> None:
     write(tmp_path, "a.part", 100, at_s=1_700_000_300.0)
     write(tmp_path, "b.part", 50, at_s=1_700_000_100.0)
     write(tmp_path, "empty.part", 0, at_s=1.0)
+    write(tmp_path, "c.part.bad.part", 25)  # of a topic of that name
     write(tmp_path, "c.part.bad", 7, at_s=2.0)
+    write(tmp_path, "c.part.bad.1", 5, at_s=2.0)
     (tmp_path / "folder.part").mkdir()
     (tmp_path / "link.part").symlink_to(tmp_path / "a.part")
-    assert look(tmp_path) == SpoolState(files=2, size_bytes=157, oldest_s=1_700_000_100.0)
+    assert look(tmp_path) == SpoolState(
+        files=3, size_bytes=175, oldest_s=1_700_000_000.0, set_aside=2, set_aside_bytes=12
+    )
 
 
 def test_what_a_writer_keeps_beside_its_file_counts_too(tmp_path: Path) -> None:
@@ -89,12 +93,25 @@ def test_it_is_full_at_its_bound_and_says_so(
     write(tmp_path, "b.part", 1)
     clock.jump(LOOK_INTERVAL_S * 2)
     with pytest.raises(
-        StorageError, match=r"the spool is full.*1 MiB.*--max-spool-bytes"
+        StorageError, match=r"full: 1\.0 MiB wait.*--max-spool-bytes is 1\.0 MiB"
     ) as raised:
         spool.check()
     assert raised.value.errno == errno.ENOSPC
     (tmp_path / "b.part").unlink()
     clock.jump(LOOK_INTERVAL_S * 2)
+    spool.check()
+
+
+def test_sizes_are_not_rounded_down(tmp_path: Path) -> None:
+    write(tmp_path, "a.part", 1_950_000)
+    spool = Spool(tmp_path, FULL_BYTES * 3 // 2)
+    with pytest.raises(StorageError, match=r"1\.9 MiB wait.* is 1\.5 MiB"):
+        spool.check()
+
+
+def test_what_was_set_aside_does_not_fill_it(tmp_path: Path, spool: Spool) -> None:
+    """Nobody uploads it: it would be full for ever."""
+    write(tmp_path, "a.part.bad", FULL_BYTES * 2)
     spool.check()
 
 

@@ -6,6 +6,7 @@ import builtins
 import gzip
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -191,8 +192,6 @@ def test_a_plain_table_for_programs(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_table_on_a_terminal(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     archive_of(tmp_path / "long-folder-name", "jsonl", "zstd", COMMITS)
     archive_of(tmp_path / "漢", "lines", "none", COMMITS)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
@@ -202,6 +201,25 @@ def test_a_table_on_a_terminal(run: Run, tmp_path: Path, monkeypatch: pytest.Mon
     assert [row[at : at + 9] for row in rows[:1]] == ["published"]
     assert rows[1][at - 1 : at + 8] == "published"  # a character that is two columns wide
     assert "2023-11-14T22:13:20Z" in rows[0]
+
+
+def test_long_names_leave_room_on_a_narrow_terminal(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / ("a-long-name-" * 6)
+    path = archive_of(folder, "jsonl", "zstd", COMMITS)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    for columns in (160, 120, 80):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        heads, row, _ = run("ls", folder).text.splitlines()
+        assert max(len(heads), len(row)) <= columns
+        name = row.partition("  ")[0]
+        start, _, end = name.partition("\N{HORIZONTAL ELLIPSIS}")
+        assert str(path).startswith(start)
+        assert str(path).endswith(end)
+        assert {"state", "records", "last", "stored"} <= set(heads.split())
+    monkeypatch.setenv("COLUMNS", "400")
+    assert str(path) in run("ls", folder).text
 
 
 def test_names_cannot_confuse_a_terminal(run: Run, tmp_path: Path) -> None:

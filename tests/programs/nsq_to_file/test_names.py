@@ -117,7 +117,10 @@ async def test_the_open_file_is_followed(nsqd: Nsqd, tmp_path: Path) -> None:
             "--watermark cannot be with --partition-by",
         ),
         (["--live-name", "--work-dir=/work"], "--live-name .* cannot be with --work-dir"),
-        (["--output=-", "--live-name", "--partition-by=publish-time"], "--live-name, --partition"),
+        (
+            ["--output=-", "--live-name", "--partition-by=publish-time"],
+            "--output-dir, --live-name, --partition",
+        ),
     ],
 )
 def test_what_makes_no_sense(flags: list[str], problem: str, tmp_path: Path) -> None:

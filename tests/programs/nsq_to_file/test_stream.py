@@ -147,7 +147,8 @@ async def test_nobody_reads_any_more(nsqd: Nsqd) -> None:
     [
         (["--topic=a", "--topic=b"], "takes one --topic"),
         (["--topic-pattern=x", "--lookupd-http-address=h:1"], "takes one --topic"),
-        (["--topic=a", "--manifest", "--rotate-size=1M"], "with --manifest, --rotate-size"),
+        (["--topic=a", "--manifest", "--rotate-size=1M"], "--manifest, --rotate-size"),
+        (["--topic=a"], "makes no files: it cannot be with --output-dir$"),
         (["--topic=a", "--output=x"], "should be one of -"),
     ],
 )

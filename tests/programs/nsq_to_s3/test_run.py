@@ -175,6 +175,26 @@ async def test_a_run_that_ends_while_the_store_is_away(
     assert parts(tmp_path / "spool") == []
 
 
+async def test_an_end_that_is_cut_short_says_what_stays(
+    nsqd: Nsqd,
+    archive: Bucket,
+    proxy: FaultProxy,
+    tool: Program,
+    flags: list[str],
+    tmp_path: Path,
+) -> None:
+    """By a second Ctrl-C, while the last file is tried again and again."""
+    proxy.fail("reset", times=10_000)
+    await publish(nsqd, *TEN)
+    await tool.start(*flags, "--shutdown-timeout=60s")
+    await until_acknowledged(nsqd, tool)
+    tool.send(signal.SIGINT)
+    await tool.says("stopping")
+    assert await tool.end(signal.SIGINT) == 130, tool.told
+    assert "files stay in the spool, for the next start to upload files=1" in tool.told
+    assert len(parts(tmp_path / "spool")) == 1
+
+
 async def test_what_nobody_may_write_stops_the_topic(
     nsqd: Nsqd,
     archive: Bucket,

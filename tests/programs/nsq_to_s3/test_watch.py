@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, cast
 import pytest
 from tests.support.clients import until
 
+from nsqtools.clock import ManualClock
 from nsqtools.errors import StoreError
 from nsqtools.observe.counters import Registry
 from nsqtools.observe.health import Health
 from nsqtools.outputs.s3.backlog import Backlog
 from nsqtools.outputs.s3.destination import StoreDestination
-from nsqtools.outputs.s3.spool import Spool
+from nsqtools.outputs.s3.spool import LOOK_INTERVAL_S, Spool
 from nsqtools.outputs.workers import Workers
 from nsqtools.programs.nsq_to_s3 import run
 from nsqtools.programs.nsq_to_s3 import watch as module
@@ -30,6 +31,7 @@ class Away:
     """A store that cannot be reached, until it can."""
 
     bucket = "archive"
+    part_bytes = 0
     is_away = True
 
     def is_taken(self, key: str) -> bool:
@@ -45,6 +47,7 @@ class Watched:
         self.store = Away()
         self.destination = StoreDestination(cast("Store", self.store))
         self.workers = Workers()
+        self.clock = ManualClock()
         self.backlog = Backlog(
             folder,
             self.workers,
@@ -53,7 +56,7 @@ class Watched:
         )
         self.registry, self.health = Registry(), Health()
         self.watch = SpoolWatch(
-            Spool(folder, 1 << 30) if with_spool else None,
+            Spool(folder, 1 << 30, clock=self.clock) if with_spool else None,
             self.destination,
             self.backlog,
             self.workers.strand("spool"),
@@ -82,11 +85,19 @@ async def test_the_spool_and_the_store_are_told(tmp_path: Path) -> None:
     assert watched.value("nsqtools_spool_held_bytes") == 3 << 20
     assert (watched.value("nsqtools_spool_oldest_age_seconds") or 0) > 1e9
     assert watched.value("nsqtools_spool_backlog_files") == 0
-    assert watched.watch.told() == ["3 MiB in the spool"]
+    assert watched.watch.told() == ["3.0 MiB in the spool"]
     watched.backlog.left("t", tmp_path / "claim")
     await until(lambda: watched.health.notes != {})
     assert watched.health.notes == {"spool": "1 complete files wait for upload"}
     assert watched.value("nsqtools_spool_backlog_files") == 1
+    assert watched.value("nsqtools_spool_set_aside_files") == 0
+    (tmp_path / "b.part.bad").write_bytes(bytes(1 << 20))
+    watched.clock.jump(10 * LOOK_INTERVAL_S)
+    await until(lambda: "damaged files" in watched.health.notes)
+    assert watched.health.notes["damaged files"].startswith("1 (1.0 MiB) are kept in the spool")
+    assert watched.value("nsqtools_spool_set_aside_files") == 1
+    assert watched.value("nsqtools_spool_set_aside_bytes") == 1 << 20
+    assert watched.value("nsqtools_spool_held_bytes") == 3 << 20
 
     with pytest.raises(StoreError):
         watched.destination.is_taken("key")

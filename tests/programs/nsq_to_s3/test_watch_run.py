@@ -91,7 +91,7 @@ async def test_a_folder_that_cannot_be_listed_for_a_while(
         watching = asyncio.create_task(watch.run(health))
         await until(lambda: "Too many open files" in health.failures.get("spool", ""))
         monkeypatch.setattr(durable, "names_in", real)
-        await until(lambda: health.is_ok and watch.told() == ["0 MiB in the spool"])
+        await until(lambda: health.is_ok and watch.told() == ["0.0 MiB in the spool"])
         told = {sample.name: sample.value for sample in registry.snapshot()}
         assert told["nsqtools_spool_held_files"] == told["nsqtools_spool_held_bytes"] == 1
         watching.cancel()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+OUTPUT_DIR = "/tmp"  # noqa: S108 - NSQ's own
 _STREAM: Kind[Literal["-"]] = Choice(("-",))
 
 
@@ -24,7 +25,9 @@ _STREAM: Kind[Literal["-"]] = Choice(("-",))
 class _Places:
     """Where files are, and how they are named."""
 
-    output_dir: Path = option(FOLDER, default="/tmp", help="where finished files go", group=FILES)  # noqa: S108
+    output_dir: Path = option(
+        FOLDER, default=OUTPUT_DIR, help="where finished files go", group=FILES
+    )
     output: Literal["-"] | None = option(
         _STREAM,
         help="write one topic to standard output instead of files",
@@ -102,6 +105,7 @@ class FileOptions(ArchiveOptions, _Places):
     def _check_stream(self) -> Iterator[str]:
         """What has no meaning without files."""
         given = {
+            "--output-dir": self.output_dir != FOLDER.parse(OUTPUT_DIR),
             "--work-dir": self.work_dir,
             "--manifest": self.manifest,
             "--watermark": self.watermark,

@@ -47,6 +47,7 @@ class StoreDestination:
 
     def __init__(self, store: Store, *, clock: Clock | None = None) -> None:
         self._store = store
+        self.part_bytes = store.part_bytes
         self._clock = clock or SystemClock()
         self._lock = threading.Lock()
         # All under the lock.
@@ -87,6 +88,7 @@ class StoreDestination:
                 sha256=sha256,
                 metadata={} if about is None else _metadata(facts, about),
                 unique="" if about is None else about.unique,
+                parts=facts.parts,
                 content_type=JSON if about is None else _content_type(about),
             )
         )

@@ -114,7 +114,9 @@ class S3Options(ArchiveOptions, _Keys, StoreOptions):
             )
             keys.stem(time.time())
         except ArchiveError as error:
-            yield str(error)
+            problem = str(error)
+            named = "--key-format" in problem or "--host-identifier" in problem
+            yield problem if named else f"--key-format: {problem}"
             return
         if self.partition_by == "publish-time" and keys.step_s is None:
             yield "--partition-by=publish-time needs strftime's directives in --key-format"

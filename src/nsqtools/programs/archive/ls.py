@@ -38,6 +38,8 @@ HEADS = (
 )
 _TEXT_COLUMNS = 5
 # Columns that go first where the terminal is narrow.
+# How far names are elided before a column goes, and when all have gone.
+_NAME_WIDTH_MIN, _NAME_WIDTH_LEAST = 40, 16
 _DISPENSABLE = ("ratio", "raw", "topic", "compression", "first", "gap")
 
 
@@ -133,22 +135,30 @@ def _show(files: Sequence[Examined], gaps: dict[str, float]) -> None:
         ]
         row[11] = shown.span(gaps.get(found.name))
         rows.append(row)
-    dropped = {"gap"} if not gaps else set()
-    width = shutil.get_terminal_size().columns
-    for head in ("", *_DISPENSABLE):  # what is too wide wraps, and is no table any more
-        dropped.add(head)
-        table = _table(rows, dropped)
-        if max(map(len, table)) <= width:
-            break
-    for line in table:
+    for line in _fitted(rows, {"gap"} if not gaps else set()):
         shown.say(line)
     shown.say(_summary(files, gaps))
 
 
-def _table(rows: Sequence[Sequence[str]], dropped: Collection[str]) -> list[str]:
+def _fitted(rows: Sequence[Sequence[str]], dropped: set[str]) -> list[str]:
+    """As many columns as the terminal has room for: what is too wide wraps, and is no table any more."""
+    width = shutil.get_terminal_size().columns
+    # Names may be elided, so that they do not take the place of all else.
+    name_width = min(_NAME_WIDTH_MIN, max((shown.width_of(row[0]) for row in rows), default=0))
+    for head in ("", *_DISPENSABLE):
+        dropped.add(head)
+        used = max(map(shown.width_of, _table(rows, dropped, name_width)))
+        if used <= width:
+            break
+    return _table(rows, dropped, max(name_width + width - used, _NAME_WIDTH_LEAST))
+
+
+def _table(rows: Sequence[Sequence[str]], dropped: Collection[str], name_width: int) -> list[str]:
+    """With names of at most so many columns."""
     kept = [at for at, head in enumerate(HEADS) if head not in dropped]
     left = sum(at < _TEXT_COLUMNS for at in kept)
-    return shown.table([HEADS[at] for at in kept], [[row[at] for at in kept] for row in rows], left)
+    cells = [[shown.elided(row[0], name_width), *(row[at] for at in kept[1:])] for row in rows]
+    return shown.table([HEADS[at] for at in kept], cells, left)
 
 
 def _summary(files: Sequence[Examined], gaps: dict[str, float]) -> str:

@@ -48,25 +48,39 @@ def say_json(value: dict[str, Any]) -> None:
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> list[str]:
     """Columns that line up, of which the first `left` begin at the left."""
     cells = [list(heads), *[list(row) for row in rows]]
-    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
+    widths = [max(map(width_of, column)) for column in zip(*cells, strict=True)]
     return ["  ".join(_padded(row, widths, left)).rstrip() for row in cells]
 
 
 def _padded(row: Sequence[str], widths: Sequence[int], left: int) -> list[str]:
-    padding = [" " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)]
+    padding = [" " * (width - width_of(cell)) for cell, width in zip(row, widths, strict=True)]
     return [
         cell + space if at < left else space + cell
         for at, (cell, space) in enumerate(zip(row, padding, strict=True))
     ]
 
 
-def _width(text: str) -> int:
+def width_of(text: str) -> int:
     """Columns on a terminal."""
     if text.isascii():
         return len(text)
     wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
     marks = sum(unicodedata.combining(character) > 0 for character in text)
     return len(text) + wide - marks
+
+
+def elided(text: str, width: int) -> str:
+    """A text that takes no more columns than this, without its middle where that is too much."""
+    if width_of(text) <= width:
+        return text
+    kept = width - 1
+    while True:
+        # The end of a name says more than its start: there are the times, and what numbers it.
+        head = kept // 3
+        cut = f"{text[:head]}\N{HORIZONTAL ELLIPSIS}{text[len(text) - (kept - head) :]}"
+        if width_of(cut) <= width:
+            return cut
+        kept -= 1
 
 
 def plain(row: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ from nsqtools.archive.space import FreeSpace
 from nsqtools.archive.streaming import StreamSpec
 from nsqtools.archive.writer import ArchiveSpec
 from nsqtools.ending import INTERRUPTED
-from nsqtools.errors import StoreError
+from nsqtools.errors import StorageError, StoreError
 from nsqtools.lifecycle import Lifecycle
 from nsqtools.observe.live import LiveLine
 from nsqtools.observe.log import configure, get_log
@@ -27,7 +27,7 @@ from nsqtools.outputs.file.output import FileOutput, Spooling
 from nsqtools.outputs.s3.backlog import Backlog
 from nsqtools.outputs.s3.destination import Destinations
 from nsqtools.outputs.s3.direct import DirectOutput, DirectSpec, remove_dead
-from nsqtools.outputs.s3.spool import Spool
+from nsqtools.outputs.s3.spool import Spool, look
 from nsqtools.outputs.workers import Workers
 from nsqtools.pipeline.run import Run
 from nsqtools.programs.nsq_to_s3.watch import SpoolWatch
@@ -99,7 +99,10 @@ async def _archive(options: NsqToS3Options, destinations: Destinations, line: Li
         life.on_reload(archiver.rotate)
         chores = archive.chores(archiver, life)
         try:
-            return 0 if await archiver.run(life) else INTERRUPTED
+            if await archiver.run(life):
+                return 0
+            await archive.tell_left()
+            return INTERRUPTED
         finally:
             for chore in chores:
                 chore.cancel()
@@ -159,6 +162,17 @@ class _Archive:
         if self._options.ack == "spool":
             found.append(_chore("backlog", self._backlog.run()))
         return found
+
+    async def tell_left(self) -> None:
+        """Of an end that was cut short: what it leaves to the next start."""
+        if self._options.ack == "spool":
+            with contextlib.suppress(StorageError):
+                left = await asyncio.to_thread(look, self._folder)
+                log.warning(
+                    "the end was cut short: files stay in the spool, for the next start to upload",
+                    files=left.files,
+                    path=self._folder,
+                )
 
     async def settle(self) -> None:
         """Let what is being uploaded come to its end, within limits."""

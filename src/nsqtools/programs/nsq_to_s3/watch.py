@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from nsqtools.errors import StorageError
-from nsqtools.outputs.s3.spool import SpoolState
+from nsqtools.outputs.s3.spool import SpoolState, mebibytes
 
 if TYPE_CHECKING:
     from nsqtools.observe.counters import Registry
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 LOOK_S = 2.0
 _STORE = "object store"
 _SPOOL = "spool"
-_MIB = 1 << 20
+_SET_ASIDE = "damaged files"
 
 
 class SpoolWatch:
@@ -54,7 +54,7 @@ class SpoolWatch:
         state = self._state
         if not state.files:
             return []
-        return [f"{state.size_bytes / _MIB:,.0f} MiB in the spool"]
+        return [f"{mebibytes(state.size_bytes)} in the spool"]
 
     def _tell(self, health: Health) -> None:
         if trouble := self._destination.trouble:
@@ -71,6 +71,7 @@ class SpoolWatch:
             health.failing(_SPOOL, failure)
         else:
             health.ok(_SPOOL)
+        health.note(_SET_ASIDE, _said_of_set_aside(self._state))
 
     def register(self, registry: Registry) -> None:
         """Make the metrics; once for a registry."""
@@ -90,6 +91,8 @@ class SpoolWatch:
         gauges = {
             "held_files": "files in the spool, those that are being written among them",
             "held_bytes": "bytes in the spool",
+            "set_aside_files": "damaged files that were set aside in the spool, for somebody to look at",
+            "set_aside_bytes": "their bytes, which are not among those held",
             "backlog_files": "complete files of the spool that no output has in hand",
             "oldest_age_seconds": "how long ago the oldest file of the spool was written last",
         }
@@ -103,7 +106,18 @@ class SpoolWatch:
             oldest_s = 0.0 if state.oldest_s is None else max(0.0, time.time() - state.oldest_s)
             made["held_files"].set(state.files)
             made["held_bytes"].set(state.size_bytes)
+            made["set_aside_files"].set(state.set_aside)
+            made["set_aside_bytes"].set(state.set_aside_bytes)
             made["backlog_files"].set(self._backlog.waiting)
             made["oldest_age_seconds"].set(oldest_s)
 
         registry.before_snapshot(refresh)
+
+
+def _said_of_set_aside(state: SpoolState) -> str:
+    if not state.set_aside:
+        return ""
+    return (
+        f"{state.set_aside} ({mebibytes(state.set_aside_bytes)}) are kept in the spool as .part.bad, and"
+        " are not uploaded: see `nsqtools archive repair`"
+    )

@@ -1,0 +1,38 @@
+"""Checksums that are taken while a file is written, whatever pieces it is written in."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nsqtools.digest import Digest
+
+PIECES = st.lists(st.binary(max_size=40), max_size=12)
+
+
+def md5_of(part: bytes) -> str:
+    return hashlib.md5(part, usedforsecurity=False).hexdigest()
+
+
+@given(PIECES, st.integers(min_value=1, max_value=17))
+def test_parts_are_those_of_the_file(pieces: list[bytes], part_bytes: int) -> None:
+    digest = Digest(part_bytes)
+    for piece in pieces:
+        digest.update(piece)
+    content = b"".join(pieces)
+    parts = [content[at : at + part_bytes] for at in range(0, len(content), part_bytes)]
+    assert digest.sha256 == hashlib.sha256(content).hexdigest()
+    assert digest.parts is not None
+    assert digest.parts.part_bytes == part_bytes
+    assert digest.parts.md5s == tuple(md5_of(part) for part in parts)
+
+
+@pytest.mark.parametrize("content", [b"", b"content"])
+def test_parts_are_not_there_unless_asked_for(content: bytes) -> None:
+    digest = Digest()
+    digest.update(bytearray(content))
+    assert digest.sha256 == hashlib.sha256(content).hexdigest()
+    assert digest.parts is None
