@@ -20,15 +20,16 @@ from urllib.parse import unquote_to_bytes
 from nsqtools.broker import config
 from nsqtools.broker.stats import StatsQuery, stats, stats_text
 from nsqtools.errors import NsqToolsError, ProtocolError, StorageError
-from nsqtools.wire.mpub import read_mpub
+from nsqtools.wire.mpub import Lines, long_line, read_mpub
 from nsqtools.wire.names import is_valid_name
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from nsqtools.broker.channel import Channel
-    from nsqtools.broker.server import Broker
     from nsqtools.broker.topic import Topic
+    from nsqtools.broker.view import BrokerView
+    from nsqtools.wire.mpub import Batch
 
 log = logging.getLogger("nsqtools.broker.http")
 
@@ -111,7 +112,7 @@ def _unescape(text: str) -> str:
 class Api:
     """The endpoints of one broker."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: BrokerView) -> None:
         self._broker = broker
 
     # What the broker is
@@ -178,10 +179,11 @@ class Api:
         if self._is_binary(params.get("binary")):
             if len(body) > limit:
                 raise HttpError(413, "BODY_TOO_BIG", close=True)
-            bodies = self._binary_batch(body)
+            batch: Batch | Lines = self._binary_batch(body)
         else:
-            bodies = self._text_batch(body, limit)
-        if bodies:
+            batch = self._text_batch(body, limit)
+        # A very long one goes a slice at a time, and others have their turn in between.
+        while bodies := batch.take():
             await self._publish(topic, bodies, 0)
         return Text("OK")
 
@@ -207,24 +209,21 @@ class Api:
             log.warning("deprecated value %r used for /mpub binary param", text)
         return _BOOLEANS.get(text, True)
 
-    def _binary_batch(self, body: bytes) -> list[bytes]:
+    def _binary_batch(self, body: bytes) -> Batch:
         try:
             return read_mpub(body, self._broker.command_limits)
         except ProtocolError as failure:
             raise HttpError(413, failure.code.removeprefix("E_")) from failure
 
-    def _text_batch(self, body: bytes, limit: int) -> list[bytes]:
-        """The lines; nsqd reads line by line, so that the first thing wrong is what it says."""
-        size_max = self._broker.options.max_msg_size_bytes
-        lines = body.split(b"\n")
-        total = 0
-        for line in lines:
-            total += len(line) + 1
-            if total > limit and len(body) > limit:
-                raise HttpError(413, "BODY_TOO_BIG", close=True)
-            if len(line) > size_max:
-                raise HttpError(413, "MSG_TOO_BIG")
-        return [line for line in lines if line]
+    def _text_batch(self, body: bytes, limit: int) -> Lines:
+        """nsqd reads line by line, so that the first thing wrong is what it says."""
+        too_long = long_line(body, self._broker.options.max_msg_size_bytes)
+        is_above = len(body) > limit
+        if is_above and (too_long is None or too_long + 1 > limit):
+            raise HttpError(413, "BODY_TOO_BIG", close=True)
+        if too_long is not None:
+            raise HttpError(413, "MSG_TOO_BIG")
+        return Lines(body)
 
     async def _publish(self, topic: Topic, bodies: list[bytes], delay_ms: int) -> None:
         answer: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()

@@ -1,8 +1,7 @@
 """The options of the embedded nsqd: NSQ's flags for what it does, with NSQ's defaults.
 
-Spec: nsqd-http, part 4. Flags of features that this broker does not have are not offered: an
-operator who asks for TLS must not get a plain port. There is no --node-id: ids are numbers that only
-grow, made from the clock, and no two brokers need to agree on them.
+Spec: nsqd-http, part 4. The flags of features that this broker does not have are in `unused`: an
+operator who asks for TLS must not get a plain port.
 """
 
 # ruff: noqa: RUF009 - option() makes a dataclass field
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nsqtools.broker.retention import RETENTION, Retention
+from nsqtools.broker.unused import UnusedOptions
 from nsqtools.observe.options import LogOptions, StatusOptions
 from nsqtools.options import (
     ADDRESS,
@@ -52,7 +52,7 @@ _BUFFERS = "Output buffers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NsqdOptions(LogOptions, StatusOptions):
+class NsqdOptions(LogOptions, StatusOptions, UnusedOptions):
     """One run of the broker. Times are in seconds, sizes in bytes."""
 
     tcp_address: str = option(
@@ -82,10 +82,13 @@ class NsqdOptions(LogOptions, StatusOptions):
         aliases=("nsqlookupd_tcp_addresses",),
     )
     http_client_connect_timeout_s: float = option(
-        _DURATION, default="2s", help="time for a connection to nsqlookupd", group=_NETWORK
+        _DURATION,
+        default="2s",
+        help="time to connect when nsqlookupd is asked for channels",
+        group=_NETWORK,
     )
     http_client_request_timeout_s: float = option(
-        _DURATION, default="5s", help="time for an answer of nsqlookupd", group=_NETWORK
+        _DURATION, default="5s", help="time for its answer", group=_NETWORK
     )
 
     data_path: Path = option(
@@ -188,7 +191,8 @@ class NsqdOptions(LogOptions, StatusOptions):
         return self.broadcast_address or socket.gethostname()
 
     def check(self) -> Iterator[str]:
-        """Bounds that cross each other."""
+        """Bounds that cross each other, and what cannot be had."""
+        yield from UnusedOptions.check(self)
         for low, high in (
             ("msg_timeout", "max_msg_timeout"),
             ("min_output_buffer_timeout", "max_output_buffer_timeout"),

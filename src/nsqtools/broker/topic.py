@@ -49,6 +49,8 @@ STATE_FILE = "topic.json"
 EXITING = "exiting"
 # Publishes that came together become one block up to this size: who reads it back holds all of it.
 RUN_BYTES_MAX = 256 << 10
+# And this many: a message of a byte costs several hundred while its block is built.
+RUN_MESSAGES_MAX = 16384
 
 
 class Topic:
@@ -146,7 +148,8 @@ class Topic:
         run_bytes = 0
         for bodies, delay_ms, answer in waiting:
             size_bytes = sum(map(len, bodies))
-            if delay_ms or run_bytes + size_bytes > RUN_BYTES_MAX:
+            is_much = run_bytes + size_bytes > RUN_BYTES_MAX
+            if delay_ms or is_much or len(run) + len(bodies) > RUN_MESSAGES_MAX:
                 self._commit_run(run, run_answers, 0, answers)
                 run, run_answers, run_bytes = [], [], 0
             if delay_ms:
