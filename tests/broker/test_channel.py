@@ -414,7 +414,7 @@ def test_few_messages_that_nobody_takes_do_not_hold_the_log(tmp_path: Path) -> N
     for number in range(5):
         publish(feed, channel, b"%d" % number + b"." * 50)
     publish(feed, channel, b"later", due_ns=NOW_NS + SECOND_NS)
-    channel.flush()
+    channel.journal.flush()
     feed, channel = reopened(tmp_path, 2)
     for number in range(5, 8):
         publish(feed, channel, b"%d" % number + b"." * 50)
@@ -432,7 +432,7 @@ def test_few_messages_that_nobody_takes_do_not_hold_the_log(tmp_path: Path) -> N
     assert isinstance(feed.log, DiskLog)
     feed.log.sync()
     feed.log.trim(channel.floor())
-    channel.flush()
+    channel.journal.flush()
     feed, channel = reopened(tmp_path, 3)
     assert feed.log.start > numbers[-2]
     channel.scan(0.0, NOW_NS + SECOND_NS)
@@ -667,7 +667,7 @@ class ChannelMachine(RuleBasedStateMachine):
 
     @rule(clean=st.booleans())
     def restart(self, clean: bool) -> None:
-        self.channel.flush()
+        self.channel.journal.flush()
         if clean:
             self.channel.close()
         else:
@@ -679,7 +679,7 @@ class ChannelMachine(RuleBasedStateMachine):
     def trim(self) -> None:
         if self.channel.floor() < self.log.segments[0].end and len(self.log.segments) > 1:
             carry_over(self.channel, self.log)
-        self.channel.flush()
+        self.channel.journal.flush()
         self.log.trim(self.channel.floor())
 
     @rule()
@@ -696,7 +696,7 @@ class ChannelMachine(RuleBasedStateMachine):
         assert self.channel.carry(self.found.frames, self.end, self.found.due_ns)
         assert self.channel.floor() >= self.end
         self.found = None
-        self.channel.flush()
+        self.channel.journal.flush()
         self.log.trim(self.channel.floor())
 
     @rule()

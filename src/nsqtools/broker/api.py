@@ -20,6 +20,7 @@ from urllib.parse import unquote_to_bytes
 from nsqtools.broker import config
 from nsqtools.broker.stats import StatsQuery, stats, stats_text
 from nsqtools.errors import NsqToolsError, ProtocolError, StorageError
+from nsqtools.options import parse_time_ns
 from nsqtools.wire.mpub import Lines, long_line, read_mpub
 from nsqtools.wire.names import is_valid_name
 
@@ -312,6 +313,33 @@ class Api:
         self._settle(topic)
         return None
 
+    async def seek_channel(self, request: Request) -> Answer:
+        """Not nsqd's: move a channel to another place of what is retained."""
+        topic, channel = self._channel(request)
+        to = parse_query(request.query).get("to")
+        if to is None:
+            raise HttpError(400, "MISSING_ARG_TO")
+        number = await self._place(topic, to)
+        if topic.channels.get(channel.name) is not channel:
+            raise HttpError(404, "CHANNEL_NOT_FOUND")
+        channel.seek(number)
+        channel.deliver()
+        self._settle(topic)
+        await self._broker.keep(topic)
+        return Json({"cursor": f"{channel.cursor:016x}", "depth": channel.depth})
+
+    async def _place(self, topic: Topic, to: str) -> int:
+        if to == "oldest":
+            return topic.log.start
+        if to == "newest":
+            return topic.pumped
+        try:
+            time_ns = parse_time_ns(to)
+        except ValueError as error:
+            raise HttpError(400, "INVALID_ARG_TO") from error
+        number = await self._broker.number_at(topic, time_ns)
+        return topic.pumped if number is None else number
+
     def _settle(self, topic: Topic) -> None:
         """Have it in the journal before it is answered."""
         topic.flush()
@@ -393,5 +421,6 @@ ROUTES: dict[str, dict[str, Callable[[Api, Request], Awaitable[Answer]]]] = {
     "/channel/empty": {"POST": Api.empty_channel},
     "/channel/pause": {"POST": Api.pause_channel},
     "/channel/unpause": {"POST": Api.unpause_channel},
+    "/channel/seek": {"POST": Api.seek_channel},
     CONFIG_PATH: {"GET": Api.get_config, "PUT": Api.put_config},
 }

@@ -69,6 +69,10 @@ class TopicLog(Protocol):
     def memory_start(self) -> int:
         """The first message that is in memory."""
 
+    @property
+    def size_bytes(self) -> int:
+        """What it takes on the disk."""
+
     def append(self, block: Block) -> None:
         """Take the block, or raise StorageError and be as before."""
 
@@ -112,6 +116,10 @@ class MemoryLog:
     @property
     def memory_start(self) -> int:
         return self._start
+
+    @property
+    def size_bytes(self) -> int:
+        return 0
 
     def append(self, block: Block) -> None:
         self._memory.append(block)

@@ -92,8 +92,21 @@ def topic_stats(topic: Topic, query: StatsQuery) -> Json:
         "message_bytes": topic.message_bytes,
         # nsqd has no such key: what it drops of ephemeral topics and channels nobody learns.
         **_unless_empty("dropped_count", topic.dropped_count),
+        # Nor has nsqd a log.
+        "retained": _retained(topic),
         "paused": topic.paused,
         "e2e_processing_latency": _E2E_OFF,
+    }
+
+
+def _retained(topic: Topic) -> Json:
+    """What of the log there is: the ids where it begins and goes on, messages, bytes on the disk."""
+    log = topic.log
+    return {
+        "first_id": f"{log.start:016x}",
+        "next_id": f"{log.end:016x}",
+        "message_count": log.count(log.start, log.end),
+        "bytes": log.size_bytes,
     }
 
 

@@ -202,7 +202,7 @@ class Topic:
     def delete_channel(self, name: str) -> None:
         channel = self.channels.pop(name)
         channel.disconnect()
-        channel.remove()
+        channel.journal.remove()
         if isinstance(self.log, DiskLog):
             self.log.name_changed()
         self._save_state()
@@ -304,7 +304,7 @@ class Topic:
     def flush(self) -> None:
         """Write the channels' journals. Raises StorageError."""
         for channel in self.channels.values():
-            channel.flush()
+            channel.journal.flush()
 
     def close(self) -> None:
         """Stop: nothing is taken any more; one more `sync` brings everything to the disk.
@@ -339,7 +339,7 @@ class Topic:
         for name in list(self.channels):
             channel = self.channels.pop(name)
             channel.disconnect()
-            channel.remove()
+            channel.journal.remove()
         if gone is not None:
             self._defer(lambda: _remove_folder(gone))
 

@@ -102,7 +102,7 @@ class Upkeep:
         kind = JOURNAL
         try:
             for channel in list(topic.channels.values()):
-                if channel.wants_rewrite:
+                if channel.journal.wants_rewrite:
                     await self._rewrite(channel)
             self._troubles.recovered(JOURNAL, topic.name)
             kind = UPKEEP
@@ -148,7 +148,7 @@ class Upkeep:
             topic.flush()
         # A copy is on the disk before the original goes.
         for channel in carried:
-            await self._in_thread(channel.sync)
+            await self._in_thread(channel.journal.sync)
 
     async def _carry(self, disk: DiskLog, channel: Channel, end: int) -> bool:
         """Give a channel copies of what it still needs before `end`; False where that is too much."""

@@ -68,3 +68,6 @@ class BrokerView(Protocol):
 
     async def keep(self, topic: Topic) -> None:
         """Return when everything of the topic is on the disk. Raises StorageError."""
+
+    async def number_at(self, topic: Topic, time_ns: int) -> int | None:
+        """The first message that was published then or later; None for none. Raises StorageError."""
