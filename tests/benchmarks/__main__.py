@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     Figure = Callable[[figures.Bench], Sample]
 
 QUICK_MESSAGES = 100_000
+BACKLOG_MESSAGES = 4_000_000
 MESSAGES_MAX = 100_000_000
 RUNS_MAX = 100
 ARCHIVE_BYTES_MAX = 100_000_000_000
@@ -55,7 +56,7 @@ class Plan:
     archive: archives.Measured | None = None
     upload_bytes: int = 0
     uploads: list[uploads.Uploads] = field(default_factory=list)
-    backlog: int = 0
+    sizes: load.Sizes | None = None
     load: list[load.Figure] = field(default_factory=list)
 
     def add(self, name: str, sample: Sample) -> None:
@@ -92,7 +93,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--backlog",
         type=_whole(MESSAGES_MAX),
-        default=load.BACKLOG_MESSAGES,
+        default=BACKLOG_MESSAGES,
         help="messages that wait in the broker under load",
     )
     parser.add_argument(
@@ -100,7 +101,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parsed = parser.parse_args(argv)
     if parsed.quick:
-        parsed.backlog = QUICK_MESSAGES
         parsed.messages, parsed.runs = QUICK_MESSAGES, 1
         parsed.archive_bytes = archives.QUICK_ARCHIVE_BYTES
     return parsed
@@ -149,9 +149,14 @@ def make_plan(options: argparse.Namespace, folder: Path) -> Plan:
         upload_bytes=0
         if options.only and uploads.NAME not in options.only
         else options.upload_bytes,
-        backlog=0 if options.only and load.NAME not in options.only else options.backlog,
+        sizes=None if options.only and load.NAME not in options.only else _sizes(options),
         machine=machine.description(folder),
     )
+
+
+def _sizes(options: argparse.Namespace) -> load.Sizes:
+    is_quick = options.messages <= QUICK_MESSAGES
+    return load.QUICK if is_quick else load.Sizes(backlog=options.backlog)
 
 
 def measure(plan: Plan, folder: Path) -> None:
@@ -162,9 +167,9 @@ def measure(plan: Plan, folder: Path) -> None:
     if plan.upload_bytes:
         tell(f"upload, {plan.upload_bytes / 1e6:,.0f} MB")
         plan.uploads = uploads.measure(folder, plan.upload_bytes, plan.runs)
-    if plan.backlog:
+    if plan.sizes is not None:
         tell("the broker under load")
-        plan.load = load.measure(folder, plan.backlog)
+        plan.load = load.measure(folder, plan.sizes)
     messages = folder / "messages"
     data.write_messages(messages, plan.messages)
     for number in range(plan.runs):

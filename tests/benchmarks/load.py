@@ -32,20 +32,43 @@ NAME = "load"
 BODY = b"x" * 200
 BATCH = 200
 RDY = 2500
-PUB_CONNECTIONS, PUB_SECONDS = 50, 4.0
+PUB_CONNECTIONS = 50
 PUB_TARGET = 40_000
-CHANNEL_MESSAGES = 400_000
-IDLE_CONNECTIONS, IDLE_TARGET_BYTES = 10_000, 300_000_000
-READY_FEW, READY_MANY, READY_MESSAGES = 10, 5_000, 3_000
-BACKLOG_MESSAGES = 4_000_000
-MEMORY_MESSAGES = 1_000_000
-BACKLOG_TARGET_BYTES, START_TARGET_S = 200_000_000, 2.0
-DEFERRED, REQUEUED, PUBS = 300_000, 200_000, 300
+IDLE_TARGET_BYTES, BACKLOG_TARGET_BYTES = 300_000_000, 200_000_000
+START_TARGET_S, ADDED_TARGET_S = 2.0, 0.001
+READY_FEW, PUBS = 10, 300
 LATER_MS = 3_600_000
-ADDED_TARGET_S = 0.001
 # Connections of a client that are made at once.
 _DIALS = 200
 _OK = b"\x00\x00\x00\x06\x00\x00\x00\x00OK"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """How much is taken for each figure."""
+
+    backlog: int
+    pub_seconds: float = 4.0
+    channel_messages: int = 400_000
+    memory_messages: int = 1_000_000
+    idle_connections: int = 10_000
+    ready_consumers: int = 5_000
+    ready_messages: int = 3_000
+    deferred: int = 300_000
+    requeued: int = 200_000
+
+
+QUICK = Sizes(
+    backlog=100_000,
+    pub_seconds=0.2,
+    channel_messages=20_000,
+    memory_messages=100_000,
+    idle_connections=200,
+    ready_consumers=100,
+    ready_messages=300,
+    deferred=2_000,
+    requeued=2_000,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +84,18 @@ class Figure:
         return Target(what=self.what, wanted=self.wanted, measured=self.measured, met=self.met)
 
 
-def measure(folder: Path, backlog: int) -> list[Figure]:
+def measure(folder: Path, sizes: Sizes) -> list[Figure]:
     """All of them, once. Raises BenchError when a process fails."""
     found: list[Figure] = []
-    plain = _pub_rate(folder, "pub")
-    durable = _pub_rate(folder, "pub-durable", "--durable")
+    plain = _pub_rate(folder, sizes.pub_seconds, "pub")
+    durable = _pub_rate(folder, sizes.pub_seconds, "pub-durable", "--durable")
     found.append(_rate("single PUBs over 50 connections", plain, PUB_TARGET))
     found.append(_rate("the same with --durable", durable, plain / 2))
-    found.append(_channels(folder))
-    found.append(_idle(folder))
-    found.append(_ready(folder))
-    found += _backlog(folder, backlog)
-    found += _standing(folder)
+    found.append(_channels(folder, sizes.channel_messages))
+    found.append(_idle(folder, sizes.idle_connections))
+    found.append(_ready(folder, sizes.ready_consumers, sizes.ready_messages))
+    found += _backlog(folder, sizes.backlog, min(sizes.backlog, sizes.memory_messages))
+    found += _standing(folder, sizes.deferred, sizes.requeued)
     return found
 
 
@@ -165,7 +188,7 @@ async def _consume(nsqd: Nsqd, topic: str, channel: str, count: int) -> float:
 # The figures
 
 
-def _pub_rate(folder: Path, name: str, *flags: str) -> float:
+def _pub_rate(folder: Path, seconds: float, name: str, *flags: str) -> float:
     async def one(client: _Client, until_s: float) -> int:
         count, command = 0, commands.pub("t", BODY)
         while time.perf_counter() < until_s:
@@ -175,22 +198,22 @@ def _pub_rate(folder: Path, name: str, *flags: str) -> float:
 
     async def work() -> float:
         async with _clients(nsqd, PUB_CONNECTIONS) as clients:
-            until_s = time.perf_counter() + PUB_SECONDS
-            return sum(await asyncio.gather(*[one(c, until_s) for c in clients])) / PUB_SECONDS
+            until_s = time.perf_counter() + seconds
+            return sum(await asyncio.gather(*[one(c, until_s) for c in clients])) / seconds
 
     with _broker(folder, name, *flags) as nsqd:
         rate: float = _run(work)
         return rate
 
 
-def _channels(folder: Path) -> Figure:
+def _channels(folder: Path, messages: int) -> Figure:
     """Processor time of the broker for one channel, and for three."""
 
     def spent(channels: int) -> float:
         async def work() -> None:
-            await _publish(nsqd, "t", CHANNEL_MESSAGES)
+            await _publish(nsqd, "t", messages)
             names = [f"c{number}" for number in range(channels)]
-            await asyncio.gather(*[_consume(nsqd, "t", c, CHANNEL_MESSAGES) for c in names])
+            await asyncio.gather(*[_consume(nsqd, "t", c, messages) for c in names])
 
         with _broker(folder, f"channels-{channels}") as nsqd:
             nsqd.create("t")
@@ -200,24 +223,24 @@ def _channels(folder: Path) -> Figure:
             seconds: float = nsqd.child.usage().cpu_s
             return seconds
 
-    ratio = spent(3) / spent(1)
+    ratio = spent(3) / max(spent(1), 0.01)
     return Figure("three channels beside one, broker's CPU", "< 2 times", f"{ratio:.2f}", ratio < 2)
 
 
-def _idle(folder: Path) -> Figure:
+def _idle(folder: Path, connections: int) -> Figure:
     async def work() -> int:
-        async with _clients(nsqd, IDLE_CONNECTIONS):
+        async with _clients(nsqd, connections):
             await asyncio.sleep(1.0)
             peak: int = nsqd.child.usage().peak_bytes
             return peak
 
     with _broker(folder, "idle") as nsqd:
         peak = _run(work)
-    what = f"{IDLE_CONNECTIONS:,} idle connections"
+    what = f"{connections:,} idle connections"
     return Figure(what, "< 300 MB", f"{peak / 1e6:.0f} MB", peak < IDLE_TARGET_BYTES)
 
 
-def _ready(folder: Path) -> Figure:
+def _ready(folder: Path, many: int, messages: int) -> Figure:
     """Processor time of the broker for a message, with few and with many ready consumers."""
 
     def spent(count: int) -> float:
@@ -225,10 +248,10 @@ def _ready(folder: Path) -> Figure:
             async with _clients(nsqd, count) as clients:
                 for client in clients:
                     await client.ask(commands.sub("t", "c"))
-                    client.writer.write(commands.rdy(READY_MESSAGES))
+                    client.writer.write(commands.rdy(RDY))
                 publisher = await _connect(nsqd)
                 before = nsqd.child.usage().cpu_s
-                for _ in range(READY_MESSAGES):
+                for _ in range(messages):
                     await publisher.ask(commands.pub("t", BODY))
                 seconds: float = nsqd.child.usage().cpu_s - before
                 return seconds
@@ -237,17 +260,14 @@ def _ready(folder: Path) -> Figure:
             seconds: float = _run(work)
             return seconds
 
-    ratio = spent(READY_MANY) / spent(READY_FEW)
-    what = f"{READY_MANY:,} ready consumers beside {READY_FEW}"
+    ratio = spent(many) / max(spent(READY_FEW), 0.01)
+    what = f"{many:,} ready consumers beside {READY_FEW}"
     return Figure(what, "<= 2 times", f"{ratio:.2f}", ratio <= 2)
 
 
-def _backlog(folder: Path, messages: int) -> list[Figure]:
-    with _broker(
-        folder, "memory", f"--mem-queue-size={messages}", "--mem-queue-bytes=2GiB"
-    ) as nsqd:
+def _backlog(folder: Path, messages: int, few: int) -> list[Figure]:
+    with _broker(folder, "memory", f"--mem-queue-size={few}", "--mem-queue-bytes=2GiB") as nsqd:
         nsqd.create("t", "c")
-        few = min(messages, MEMORY_MESSAGES)
         _run(lambda: _publish(nsqd, "t", few))
         in_memory_s = _run(lambda: _consume(nsqd, "t", "c", few)) / few
     below = folder / "backlog"
@@ -294,7 +314,7 @@ def _backlog(folder: Path, messages: int) -> list[Figure]:
     ]
 
 
-def _standing(folder: Path) -> list[Figure]:
+def _standing(folder: Path, deferred: int, requeued: int) -> list[Figure]:
     """What a PUB takes before and after much is deferred and requeued."""
 
     async def pub_s(client: _Client, topic: str) -> float:
@@ -309,18 +329,18 @@ def _standing(folder: Path) -> list[Figure]:
         client = await _connect(nsqd)
         before_s = await pub_s(client, "t")
         defer = commands.dpub("t", BODY, LATER_MS)
-        for at in range(0, DEFERRED, 1000):
-            client.writer.write(defer * min(1000, DEFERRED - at))
-            await client.reader.readexactly(len(_OK) * min(1000, DEFERRED - at))
-        await _publish(nsqd, "t", REQUEUED)
+        for at in range(0, deferred, 1000):
+            client.writer.write(defer * min(1000, deferred - at))
+            await client.reader.readexactly(len(_OK) * min(1000, deferred - at))
+        await _publish(nsqd, "t", requeued)
         # Whoever held them is gone: they wait again.
         holder = await _connect(nsqd)
         await holder.ask(commands.sub("t", "c"))
         holder.writer.write(commands.rdy(RDY))
-        await _requeue(holder, REQUEUED)
+        await _requeue(holder, requeued)
         return await pub_s(client, "t") - before_s
 
-    with _broker(folder, "standing", f"--max-rdy-count={REQUEUED}") as nsqd:
+    with _broker(folder, "standing", f"--max-rdy-count={requeued}") as nsqd:
         nsqd.create("t", "c")
         added_s = _run(work)
         stats = json.loads(nsqd._request("GET", "/stats?format=json"))
