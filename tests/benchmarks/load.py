@@ -117,6 +117,13 @@ class _Client:
         if answer != _OK:
             raise BenchError(f"answered with {answer!r}")
 
+    async def read(self) -> bytes:
+        """What has come; raises BenchError at the end."""
+        data = await self.reader.read(1 << 20)
+        if not data:
+            raise BenchError("the broker has closed a connection")
+        return data
+
 
 async def _connect(nsqd: Nsqd) -> _Client:
     client = _Client(*await asyncio.open_connection("127.0.0.1", nsqd.tcp_port, limit=1 << 21))
@@ -177,7 +184,7 @@ async def _consume(nsqd: Nsqd, topic: str, channel: str, count: int) -> float:
     began_s = time.perf_counter()
     client.writer.write(commands.sub(topic, channel) + commands.rdy(RDY))
     while count > 0:
-        for one in decoder.receive(await client.reader.read(1 << 20)):
+        for one in decoder.receive(await client.read()):
             if isinstance(one, Messages):
                 count -= len(one.bodies)
                 client.writer.write(commands.fin(one.ids))
@@ -340,7 +347,7 @@ def _standing(folder: Path, deferred: int, requeued: int) -> list[Figure]:
         await _requeue(holder, requeued)
         return await pub_s(client, "t") - before_s
 
-    with _broker(folder, "standing", f"--max-rdy-count={requeued}") as nsqd:
+    with _broker(folder, "standing") as nsqd:
         nsqd.create("t", "c")
         added_s = _run(work)
         stats = json.loads(nsqd._request("GET", "/stats?format=json"))
@@ -353,7 +360,7 @@ async def _requeue(client: _Client, count: int) -> None:
     """Give back with a delay what comes, until it was so many."""
     decoder = FrameDecoder()
     while count > 0:
-        for one in decoder.receive(await client.reader.read(1 << 20)):
+        for one in decoder.receive(await client.read()):
             if isinstance(one, Messages):
                 count -= len(one.bodies)
                 client.writer.write(commands.req(one.ids, LATER_MS))
