@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nsqtools.errors import ConnectionFailed, ProtocolError
+from nsqtools.options import mask_passwords
 
 if TYPE_CHECKING:
     import aiohttp
@@ -43,8 +44,9 @@ async def ask(
 ) -> tuple[int, bytes]:
     """GET a URL, which must be encoded: status and body. `timeout_s` is for all of it.
 
-    `secret` is sent as a bearer token when it is set. Raises ConnectionFailed, with `source` as the
-    address, whatever goes wrong on the way. Cancelling it leaves nothing behind.
+    `secret` is sent as a bearer token when it is set; a redirect takes it nowhere else. Raises
+    ConnectionFailed, with `source` as the address, whatever goes wrong on the way. Cancelling it leaves
+    nothing behind.
     """
     import aiohttp
     import yarl
@@ -62,7 +64,8 @@ async def ask(
     except TimeoutError as error:
         raise ConnectionFailed(source, "no answer in time") from error
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        raise ConnectionFailed(source, str(error) or type(error).__name__) from error
+        reason = mask_passwords(str(error)) or type(error).__name__
+        raise ConnectionFailed(source, reason) from error
     except ProtocolError as error:
         raise ConnectionFailed(source, error.description) from error
 

@@ -175,7 +175,11 @@ async def test_auth_follows_identify() -> None:
         await peer.expect(b"AUTH")
         peer.respond(b'{"identity":"x"}')
 
-    async with conversation(asks, auth_secret="s3cret") as (peer, connection, _):
+    async with conversation(asks, auth_secret="s3cret", auth_plaintext="true") as (
+        peer,
+        connection,
+        _,
+    ):
         assert connection.is_open
         assert peer.told == [b"IDENTIFY", b"AUTH"]
         assert peer.bodies[1] == b"s3cret"
@@ -190,13 +194,22 @@ async def test_an_nsqd_that_asks_for_a_secret_we_do_not_have_is_not_used() -> No
     assert "auth_secret" in str(failure)
 
 
+async def test_a_secret_is_not_told_to_whoever_asks_for_it_in_the_clear() -> None:
+    async def asks(peer: PeerConnection) -> None:
+        await peer.identify(auth_required=True)
+        assert await peer.rest() == []
+
+    failure = await failing(asks, HandshakeRefused, auth_secret="s3cret")
+    assert "--auth-plaintext" in str(failure)
+
+
 async def test_a_refused_secret_is_told_in_the_words_of_nsqd() -> None:
     async def refuses(peer: PeerConnection) -> None:
         await peer.identify(auth_required=True)
         await peer.expect(b"AUTH")
         peer.refuse(b"E_UNAUTHORIZED AUTH failed")
 
-    failure = await failing(refuses, ServerError, auth_secret="wrong")
+    failure = await failing(refuses, ServerError, auth_secret="wrong", auth_plaintext="true")
     assert str(failure) == "E_UNAUTHORIZED AUTH failed"
 
 

@@ -26,6 +26,7 @@ from nsqtools.errors import OptionsError
 from nsqtools.observe.options import PROGRESS, LogOptions, Progress, StatusOptions
 from nsqtools.options import (
     ADDRESS,
+    BOOL,
     HTTP_ADDRESS,
     NAME_VALUE,
     REGEX,
@@ -123,6 +124,12 @@ class SourceOptions(LogOptions, StatusOptions):
     auth_secret: str = option(
         SECRET, default="", help="secret for an nsqd that wants AUTH", group=_WHERE
     )
+    auth_plaintext: bool = option(
+        BOOL,
+        default="false",
+        help="send the secret also without TLS, where others on the way can read it",
+        group=_WHERE,
+    )
     http_client_connect_timeout_s: float = option(
         POSITIVE,
         default="2s",
@@ -178,6 +185,7 @@ class SourceOptions(LogOptions, StatusOptions):
             connect_timeout_s=self.http_client_connect_timeout_s,
             lookupd_poll_timeout_s=self.http_client_request_timeout_s,
             auth_secret=self.auth_secret,
+            auth_plaintext=self.auth_plaintext,
         )
 
     def consumer(self) -> ConsumerOptions:
@@ -196,6 +204,7 @@ class SourceOptions(LogOptions, StatusOptions):
         return consumer_options(
             self.consumer_opt,
             auth_secret=self.auth_secret,
+            auth_plaintext=self.auth_plaintext,
             user_agent=f"{self.program}/{__version__} nsqtools/{__version__}",
             refused=HANDLER_SETTINGS,
             max_in_flight=self.effective_max_in_flight,
