@@ -38,6 +38,12 @@ class Attacker(PeerConnection):
             await self.drain()
             sent += len(block)
 
+    async def say_all(self, data: bytes) -> None:
+        """Send this, end our side, and take what the client says until it has gone."""
+        self.send(data)
+        self.end_our_side()
+        await self.listen()
+
     async def listen(self) -> None:
         """Take whatever the client says, until it has gone."""
         while await self.read_some():
@@ -100,6 +106,7 @@ def flood_of_messages(body: bytes) -> Script:
 
     async def script(nsqd: Attacker) -> None:
         await nsqd.subscribe()
+        await nsqd.command()  # RDY: what comes before it is refused for that alone
         await nsqd.attack(block)
 
     return script
@@ -129,6 +136,7 @@ def bomb(kind: str, opened_bytes: int = 315 << 20) -> Script:
         nsqd.send(packed)
         await nsqd.read_some()  # SUB, compressed
         nsqd.send(subscribed)
+        await nsqd.read_some()  # RDY
         await nsqd.attack(load, len(load))
 
     return script

@@ -163,6 +163,10 @@ class PeerConnection:
         """Close in order."""
         self._writer.close()
 
+    def end_our_side(self) -> None:
+        """Say that nothing more comes, and go on reading."""
+        self._writer.write_eof()
+
     # The steps that most conversations begin with
 
     async def identify(self, **reply: Reply) -> None:

@@ -114,6 +114,11 @@ class Connection(asyncio.BufferedProtocol):
     def is_open(self) -> bool:
         return self._established and not self._lost.done()
 
+    @property
+    def failure(self) -> NsqToolsError | None:
+        """Why it has ended, or is ending."""
+        return self._failure
+
     # Sending
 
     def send(self, data: bytes) -> None:

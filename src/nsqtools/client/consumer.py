@@ -267,7 +267,7 @@ class Consumer:
         batch = subscription.receive(messages, now_s)
         self.counts["received"] += len(messages)
         self._held_bytes += batch.size_bytes
-        self._memory.hold(batch.size_bytes)
+        self._memory.hold(0 if self._has_left else batch.size_bytes)
         self._holds.set()
         self._weigh(batch)
         self._bound_memory()

@@ -182,7 +182,10 @@ class Producer:
                 await asyncio.sleep(delay.after(0.0))
                 continue
             self._refused = False
-            if connection.is_open:  # else it ended right behind the handshake, and told nobody
+            if failed := connection.failure:  # right behind the handshake: it has told nobody
+                self._last_failure = failed
+                log.error("not connected", nsqd=self.address, error=failed)
+            if connection.is_open and not failed:
                 self._connection = connection
                 self._connected.set()
                 log.info("connected", nsqd=self.address)

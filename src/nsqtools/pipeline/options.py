@@ -49,6 +49,8 @@ POSITIVE = Duration(minimum="1ns")
 SHOULD_BE_POSITIVE = "{flag} should be positive"
 LEFT_NO_TOPIC = "--topic-pattern and --topic-exclude leave no --topic"
 
+# Each topic takes some 25 kB, a connection and, once a message has come, files.
+MAX_TOPICS_MAX = 1_000_000
 # A commit of NSQ's 200 is mostly waiting for its fsync.
 MAX_IN_FLIGHT = 2500
 # With fewer of each a batch costs more than what is in it.
@@ -95,6 +97,12 @@ class SourceOptions(LogOptions, StatusOptions):
         help="how often nsqlookupd is asked for new topics",
         group=_WHAT,
         problem=SHOULD_BE_POSITIVE,
+    )
+    max_topics: int = option(
+        Int(minimum=1, maximum=MAX_TOPICS_MAX),
+        default="5000",
+        help="topics to take of those that nsqlookupd names; of more it is told, and they wait",
+        group=_WHAT,
     )
     channel: str = channel_option("")
 
