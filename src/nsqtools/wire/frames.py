@@ -48,7 +48,8 @@ ERROR_CODES = (
 
 # What is kept of an error's text.
 _ERROR_MAX_BYTES = 1 << 10
-_FIN_FAILED = re.compile(r"FIN ([^ ]{16}) ")
+# An id is hexadecimal; whatever else stands there is no id of ours.
+_FIN_FAILED = re.compile(r"FIN ([!-~]{16}) ")
 _HEADER = struct.Struct(">ii")
 _SIZE_FIELD_BYTES = 4
 # The size that a frame would have of which the first bytes are those of a reply by HTTP.
@@ -74,7 +75,7 @@ def refused_fin(code: str, description: str) -> bytes | None:
     """The id of the message for which nsqd took no FIN; None for any other error (spec: tcp-protocol,
     part 2)."""
     found = _FIN_FAILED.match(description) if code == "E_FIN_FAILED" else None
-    return None if found is None else found[1].encode("latin-1")
+    return None if found is None else found[1].encode("ascii")
 
 
 class Response(NamedTuple):
