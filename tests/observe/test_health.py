@@ -68,15 +68,3 @@ def test_what_to_do_stands_at_the_end_and_is_not_cut() -> None:
     health = Health()
     health.failing("topic t", f"look at s3://archive/{key}: 403 Forbidden ({needed})")
     assert health.failures["topic t"].endswith(f"({needed})")
-
-
-def test_a_reason_that_a_stranger_gave_is_one_line_for_a_terminal() -> None:
-    health = Health()
-    health.failing("topic t", "\x1b[2J\nREADY=1 http://me:hunter2@h/")
-    health.waiting("topic u", "\u202e")
-    health.note("topic t", "a\tb")
-    expected = "\\x1b[2J\\nREADY=1 http://me:***@h/"
-    assert health.failures == {"topic t": expected}
-    assert health.waits["topic u"] == "\\u202e"
-    assert health.notes == {"topic t": "a\\tb"}
-    assert health.summary().isprintable()

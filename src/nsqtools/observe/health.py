@@ -8,15 +8,13 @@
 A run is ready when nothing is waited for; until `started` it waits for itself. Waiting is about what
 was asked for and did not begin yet, failing about what does not work now: an archive whose disk is
 full is ready and not healthy. Parts are named by the program (a topic, a disk), so there are as many as
-it has of them; texts that come from elsewhere are escaped and cut.
+it has of them; texts that come from elsewhere are cut.
 """
 
 from __future__ import annotations
 
 from itertools import chain, islice
 from typing import TYPE_CHECKING
-
-from nsqtools.options import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -88,7 +86,7 @@ class Health:
         """Something that an operator should know of a part, which neither waits nor fails by it; nothing
         when that is over."""
         if text:
-            self._notes[what] = _told(text)
+            self._notes[what] = text[:REASON_LENGTH_MAX]
         else:
             self._notes.pop(what, None)
 
@@ -110,7 +108,7 @@ class Health:
         return "; ".join(shown(chain(fails, waits), count)) or "ok"
 
     def _set(self, table: dict[str, str], what: str, text: str) -> None:
-        text = _told(text)
+        text = text[:REASON_LENGTH_MAX]
         if table.get(what) != text:
             table[what] = text
             self._tell()
@@ -122,11 +120,6 @@ class Health:
     def _tell(self) -> None:
         for listener in self._listeners:
             listener()
-
-
-def _told(text: str) -> str:
-    """A reason can be a stranger's words: on one line, and fit for a terminal."""
-    return printable(text[:REASON_LENGTH_MAX])[:REASON_LENGTH_MAX]
 
 
 def shown(parts: Iterable[str], count: int) -> list[str]:
