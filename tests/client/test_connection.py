@@ -305,6 +305,22 @@ def secured(certificate: tuple[Path, Path]) -> Callable[[PeerConnection], Any]:
     return script
 
 
+async def test_the_secret_goes_over_tls_without_another_word(
+    certificate: tuple[Path, Path],
+) -> None:
+    async def asks(peer: PeerConnection) -> None:
+        await peer.identify(tls_v1=True, auth_required=True)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*certificate)
+        await peer.start_tls(context)
+        await peer.expect(b"AUTH")
+        peer.respond(b'{"identity":"x"}')
+
+    settings = {"tls_v1": "true", "tls_root_ca_file": str(certificate[0]), "auth_secret": "s3cret"}
+    async with conversation(asks, **settings) as (peer, _, _):
+        assert peer.bodies[1] == b"s3cret"
+
+
 async def test_tls_with_a_certificate_that_we_trust(certificate: tuple[Path, Path]) -> None:
     trusted = str(certificate[0])
     async with conversation(secured(certificate), tls_v1="true", tls_root_ca_file=trusted) as (
