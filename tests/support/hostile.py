@@ -173,6 +173,7 @@ def heartbeats_unread(block: bytes) -> Script:
 
     async def script(nsqd: Attacker) -> None:
         await nsqd.subscribe()
+        await nsqd.command()  # RDY: the client has taken the answer
         await nsqd.pour(block)
 
     return script
@@ -183,6 +184,7 @@ def after_sub(block: bytes) -> Script:
 
     async def script(nsqd: Attacker) -> None:
         await nsqd.subscribe()
+        await nsqd.command()  # RDY: the client has taken the answer
         await nsqd.attack(block)
 
     return script

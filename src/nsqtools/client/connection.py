@@ -387,8 +387,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def _watch_silence(self) -> None:
         """Give the connection up when it was silent for read_timeout_s: heartbeats should come."""
-        if self._intake.is_paused:
-            self._heard_s = self._loop.time()  # it is we who do not listen
+        if self._intake.is_paused or not self._established:
+            # It is we who do not listen; or an answer is waited for, which has a time of its own.
+            self._heard_s = self._loop.time()
         left_s = self._heard_s + self._options.read_timeout_s - self._loop.time()
         if self._options.heartbeat_interval_s < 0:
             return
