@@ -117,7 +117,10 @@ def test_the_example_of_an_object_store_runs() -> None:
     "page",
     [
         "README.md",
-        *(f"docs/{n}" for n in ("archives.md", "guarantees.md", "operations.md", "s3.md")),
+        *(
+            f"docs/{n}"
+            for n in ("archives.md", "guarantees.md", "operations.md", "s3.md", "security.md")
+        ),
     ],
 )
 def test_links_and_tests_that_are_named_exist(page: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nsqtools.errors import ConnectionFailed, ProtocolError
+from nsqtools.options import mask_passwords
 
 if TYPE_CHECKING:
     import aiohttp
@@ -43,8 +44,9 @@ async def ask(
 ) -> tuple[int, bytes]:
     """GET a URL, which must be encoded: status and body. `timeout_s` is for all of it.
 
-    `secret` is sent as a bearer token when it is set. Raises ConnectionFailed, with `source` as the
-    address, whatever goes wrong on the way. Cancelling it leaves nothing behind.
+    `secret` is sent as a bearer token when it is set; a redirect takes it nowhere else. Raises
+    ConnectionFailed, with `source` as the address, whatever goes wrong on the way. Cancelling it leaves
+    nothing behind.
     """
     headers = {"Authorization": f"Bearer {secret}"} if secret else {}
     redirects = {"allow_redirects": redirects_max > 0, "max_redirects": max(1, redirects_max)}
@@ -80,7 +82,8 @@ async def _request(
     except TimeoutError as error:
         raise ConnectionFailed(source, "no answer in time") from error
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        raise ConnectionFailed(source, str(error) or type(error).__name__) from error
+        reason = mask_passwords(str(error)) or type(error).__name__
+        raise ConnectionFailed(source, reason) from error
     except ProtocolError as error:
         raise ConnectionFailed(source, error.description) from error
 

@@ -28,6 +28,7 @@ from nsqtools.cli import (
 )
 from nsqtools.cli.base import Program
 from nsqtools.cli.command import EXIT_STATUS, GC_THRESHOLD, execute, resolve
+from nsqtools.observe.lines import LINE_LENGTH_MAX, TRACEBACK_LINES_MAX
 from nsqtools.observe.log import configure
 from nsqtools.options import Int, load, option, options_of
 
@@ -111,6 +112,11 @@ def test_it_runs_on_uvloop(program: Program) -> None:
             4,
             "sample: a\n",
         ),
+        (
+            errors.ConnectionFailed("a:1", "\x1b[2J\nforged \u202e at http://me:hunter2@h/"),
+            3,
+            "sample: a:1: \\x1b[2J\\nforged \\u202e at http://me:***@h/\n",
+        ),
         (KeyboardInterrupt(), 130, "\nsample: interrupted\n"),  # below the ^C of a terminal
     ],
 )
@@ -137,6 +143,17 @@ def test_a_bug_comes_with_its_traceback(
     assert shown.startswith("sample: known\n")
     assert "Traceback" in shown
     assert shown.endswith("sample: unexpected ZeroDivisionError: odd\n")
+
+
+def test_a_traceback_forges_no_line(program: Program, capsys: pytest.CaptureFixture[str]) -> None:
+    Scripted.error = ZeroDivisionError("\x1b[2J\n2026/01/31 INFO: forged\n" + "x\n" * 10_000)
+    assert execute(program, []) == 1
+    *shown, last = capsys.readouterr().err.splitlines()
+    assert any("2026/01/31 INFO: forged" in line for line in shown)
+    assert all(line.startswith("  ") and line.isprintable() for line in shown)
+    assert len(shown) <= TRACEBACK_LINES_MAX + 1
+    assert last.startswith("sample: unexpected ZeroDivisionError: \\x1b[2J\\n2026")
+    assert len(last) <= LINE_LENGTH_MAX + 3
 
 
 def test_errors_are_json_where_the_log_is(

@@ -64,7 +64,7 @@ def complete(*words: str, name: str = "nsq_to_file", asked_by: str = "bash") -> 
         (("--config", ""), ["file,"]),
         (("--output-dir", "/t"), ["dir,/t"]),
         (("--topic", ""), []),
-        (("--auth",), []),  # a secret is no flag
+        (("--auth",), ["plain,--auth-plaintext"]),  # a secret is no flag
         (("--vers",), ["plain,--version"]),
     ],
 )

@@ -14,6 +14,7 @@ import pytest
 from tests.support.clients import consumer_options
 from tests.support.nsqd import PATIENCE_S
 from tests.support.peer import Peer, frame, message, messages
+from tests.support.raw import ERROR, RESPONSE
 
 from nsqtools.client import connection as connection_module
 from nsqtools.client.connection import Connection, connect
@@ -25,7 +26,8 @@ from nsqtools.errors import (
     ProtocolError,
     ServerError,
 )
-from nsqtools.wire.compression import Codec, Deflate, Snappy
+from nsqtools.wire.compression import DECOMPRESS_BYTES_MAX, Codec, Deflate, Snappy
+from nsqtools.wire.frames import OTHER_SIZE_MAX_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -175,7 +177,11 @@ async def test_auth_follows_identify() -> None:
         await peer.expect(b"AUTH")
         peer.respond(b'{"identity":"x"}')
 
-    async with conversation(asks, auth_secret="s3cret") as (peer, connection, _):
+    async with conversation(asks, auth_secret="s3cret", auth_plaintext="true") as (
+        peer,
+        connection,
+        _,
+    ):
         assert connection.is_open
         assert peer.told == [b"IDENTIFY", b"AUTH"]
         assert peer.bodies[1] == b"s3cret"
@@ -190,13 +196,22 @@ async def test_an_nsqd_that_asks_for_a_secret_we_do_not_have_is_not_used() -> No
     assert "auth_secret" in str(failure)
 
 
+async def test_a_secret_is_not_told_to_whoever_asks_for_it_in_the_clear() -> None:
+    async def asks(peer: PeerConnection) -> None:
+        await peer.identify(auth_required=True)
+        assert await peer.rest() == []
+
+    failure = await failing(asks, HandshakeRefused, auth_secret="s3cret")
+    assert "--auth-plaintext" in str(failure)
+
+
 async def test_a_refused_secret_is_told_in_the_words_of_nsqd() -> None:
     async def refuses(peer: PeerConnection) -> None:
         await peer.identify(auth_required=True)
         await peer.expect(b"AUTH")
         peer.refuse(b"E_UNAUTHORIZED AUTH failed")
 
-    failure = await failing(refuses, ServerError, auth_secret="wrong")
+    failure = await failing(refuses, ServerError, auth_secret="wrong", auth_plaintext="true")
     assert str(failure) == "E_UNAUTHORIZED AUTH failed"
 
 
@@ -288,6 +303,22 @@ def secured(certificate: tuple[Path, Path]) -> Callable[[PeerConnection], Any]:
         await peer.start_tls(context)
 
     return script
+
+
+async def test_the_secret_goes_over_tls_without_another_word(
+    certificate: tuple[Path, Path],
+) -> None:
+    async def asks(peer: PeerConnection) -> None:
+        await peer.identify(tls_v1=True, auth_required=True)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*certificate)
+        await peer.start_tls(context)
+        await peer.expect(b"AUTH")
+        peer.respond(b'{"identity":"x"}')
+
+    settings = {"tls_v1": "true", "tls_root_ca_file": str(certificate[0]), "auth_secret": "s3cret"}
+    async with conversation(asks, **settings) as (peer, _, _):
+        assert peer.bodies[1] == b"s3cret"
 
 
 async def test_tls_with_a_certificate_that_we_trust(certificate: tuple[Path, Path]) -> None:
@@ -601,3 +632,82 @@ def on_uvloop(conversation: Coroutine[Any, Any, None]) -> None:
     uvloop = pytest.importorskip("uvloop")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(conversation)
+
+
+@pytest.mark.parametrize("codec", [Deflate, Snappy])
+async def test_what_a_codec_holds_waits_while_nothing_is_to_be_read(codec: type[Codec]) -> None:
+    """A kilobyte opens to a megabyte: whoever pauses is not to get all of it."""
+
+    class Pausing(Recorder):
+        def messages_received(self, connection: Connection, messages: Messages) -> None:
+            super().messages_received(connection, messages)
+            connection.pause_reading()
+
+    count, body = 20_000, b"x" * 1000
+    flood = b"".join(message(number, body) for number in range(count))
+    recorder = Pausing()
+    name = codec.__name__.lower()
+    async with Peer() as peer, asyncio.TaskGroup() as group:
+        connecting = group.create_task(dial(peer.address, recorder, **{name: "true"}))
+        accepted = await peer.accept()
+        await accepted.identify(**{name: True})
+        accepted.compress(codec())
+        connection = await connecting
+        accepted.send(flood)
+        opened: list[int] = []
+        while len(recorder.bodies) < count:
+            await recorder.until(lambda: len(recorder.bodies) > sum(opened))
+            opened.append(len(recorder.bodies) - sum(opened))
+            await asyncio.sleep(0)  # a turn in which nothing may come
+            assert len(recorder.bodies) == sum(opened)
+            connection.resume_reading()
+        assert recorder.bodies == [body] * count
+        assert max(opened) * len(body) <= DECOMPRESS_BYTES_MAX
+        connection.abort(ConnectionFailed(peer.address, "the test is over"))
+        await connection.ended()
+
+
+async def test_a_flood_leaves_others_their_turns() -> None:
+    """What was read at once is taken in parts, and what else is on the loop comes between them."""
+    turns = 0
+
+    class Counting(Recorder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.turns: set[int] = set()
+
+        def messages_received(self, connection: Connection, messages: Messages) -> None:
+            super().messages_received(connection, messages)
+            self.turns.add(turns)
+
+    def turn() -> None:
+        nonlocal turns
+        turns += 1
+        ticking[0] = asyncio.get_running_loop().call_soon(turn)
+
+    count, body = 16_000, b"x" * 1000
+    recorder = Counting()
+    async with Peer() as peer, asyncio.TaskGroup() as group:
+        connecting = group.create_task(dial(peer.address, recorder, deflate="true"))
+        accepted = await peer.accept()
+        await accepted.identify(deflate=True)
+        accepted.compress(Deflate())
+        connection = await connecting
+        ticking = [asyncio.get_running_loop().call_soon(turn)]
+        accepted.send(b"".join(message(number, body) for number in range(count)))
+        await recorder.until(lambda: len(recorder.bodies) == count)
+        ticking[0].cancel()
+        assert len(recorder.turns) >= count * len(body) // DECOMPRESS_BYTES_MAX
+        connection.abort(ConnectionFailed(peer.address, "the test is over"))
+        await connection.ended()
+
+
+@pytest.mark.parametrize("kind", [RESPONSE, ERROR])
+async def test_a_frame_that_is_no_message_is_short(kind: int) -> None:
+    async def boasts(peer: PeerConnection) -> None:
+        await peer.magic()
+        await peer.expect(b"IDENTIFY")
+        peer.send(frame(kind, b"x" * OTHER_SIZE_MAX_BYTES))
+
+    failure = await failing(boasts, ProtocolError)
+    assert "out of range" in str(failure)

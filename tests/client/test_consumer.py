@@ -16,6 +16,7 @@ from nsqtools.client.batch import settle_all
 from nsqtools.client.connection import Connection
 from nsqtools.client.consumer import Consumer
 from nsqtools.client.memory import ConsumerMemory
+from nsqtools.client.subscription import BEYOND_FACTOR, BEYOND_MIN
 from nsqtools.errors import NotSettled, OptionsError
 from nsqtools.wire.frames import FrameDecoder
 
@@ -629,3 +630,49 @@ async def test_everything_can_be_given_back_at_once(peer: Peer) -> None:
         consumer.give_back()
         await nsqd.expect(*[b"REQ %b 0" % message_id for message_id in ids_of([1, 2])])
         assert consumer.in_flight == 0
+
+
+async def test_an_nsqd_that_refuses_every_command_is_listened_to(peer: Peer) -> None:
+    count = 3000
+    async with consumer_of(peer, max_in_flight=count) as consumer:
+        nsqd = await peer.subscribed()
+        await nsqd.command()
+        nsqd.send(messages(*range(count)))
+        for batch in await receive(consumer, count):
+            batch.finish()
+        await nsqd.until_told(*fins(count - 1))
+        for number in range(count):
+            nsqd.refuse(b"E_FIN_FAILED FIN %016d failed ID not in flight" % number)
+        await until(lambda: consumer.counts["E_FIN_FAILED"] == count)
+        assert consumer.connections == 1
+
+
+@pytest.mark.parametrize("more", [0, 1])
+async def test_an_nsqd_that_sends_far_more_than_was_asked_for_is_given_up(
+    more: int, peer: Peer
+) -> None:
+    """What timed out comes once more beside what is here: some more than RDY is no offence."""
+    rdy = 10
+    most = rdy + BEYOND_FACTOR * rdy + BEYOND_MIN
+    async with consumer_of(peer, max_in_flight=rdy) as consumer:
+        nsqd = await peer.subscribed()
+        await nsqd.expect(b"RDY %d" % rdy)
+        nsqd.send(messages(*range(most + more)))
+        if more:
+            await until(lambda: consumer.counts["connections_lost"] == 1)
+            assert "far more messages" in consumer.last_failures[peer.address]
+            await peer.subscribed()
+        else:
+            await receive(consumer, most)
+            assert consumer.connections == 1
+
+
+async def test_a_fatal_error_ends_the_connection(peer: Peer) -> None:
+    async with consumer_of(peer) as consumer:
+        nsqd = await peer.subscribed()
+        await nsqd.command()
+        nsqd.refuse(b"E_INVENTED \x1b[2J")
+        assert await nsqd.rest() == []
+        await peer.subscribed()
+        assert consumer.counts["other_errors"] == 1
+        assert not [code for code in consumer.counts if "INVENTED" in code]

@@ -78,8 +78,34 @@ async def test_answers_are_merged() -> None:
 
 async def test_the_secret_is_sent_as_a_bearer_token() -> None:
     async with lookupds(listing()) as [fake]:
-        await lookup([fake.address], "t", options=LookupOptions(auth_secret="s3"))
+        options = LookupOptions(auth_secret="s3", auth_plaintext=True)
+        await lookup([fake.address], "t", options=options)
     assert "Authorization: Bearer s3\r\n" in fake.asked[0]
+    assert "s3" not in repr(options)
+
+
+async def test_the_secret_is_not_sent_in_the_clear_unless_that_is_asked_for() -> None:
+    async with lookupds(listing()) as [fake]:
+        await lookup([fake.address], "t", options=LookupOptions(auth_secret="s3"))
+    assert "Authorization" not in fake.asked[0]
+
+
+async def test_a_redirect_takes_the_secret_nowhere_else() -> None:
+    async with lookupds(listing(("a", 1)), UNKNOWN) as [other, fake]:
+        fake.location = f"http://{other.address}/lookup?topic=t"
+        options = LookupOptions(auth_secret="s3", auth_plaintext=True)
+        assert await lookup([fake.address], "t", options=options) == {"a:1"}
+    assert "Authorization: Bearer s3\r\n" in fake.asked[0]
+    assert len(other.asked) == 1
+    assert "Authorization" not in other.asked[0]
+
+
+@pytest.mark.parametrize("address", ["http://me:hunter2@127.0.0.1:1", "http://me:hunter2@h:x"])
+async def test_a_password_in_an_address_is_in_no_error(address: str) -> None:
+    with pytest.raises((ConnectionFailed, OptionsError)) as raised:
+        await lookup([address], "t")
+    assert "hunter2" not in str(raised.value)
+    assert "me:***@" in str(raised.value)
 
 
 async def test_topics() -> None:

@@ -66,6 +66,8 @@ def test_nsq_names_and_defaults() -> None:
         # Flags of the programs.
         "connections_per_nsqd": "1",
         "lookupd_connect_timeout": "5s",
+        # NSQ's client tells its secret to whatever asks.
+        "auth_plaintext": "false",
     }
 
 

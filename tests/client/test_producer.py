@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.support.clients import producer_options, until
 from tests.support.nsqd import PATIENCE_S
-from tests.support.peer import Peer, PeerConnection, messages
+from tests.support.peer import Peer, PeerConnection, frame, messages
+from tests.support.raw import ERROR, RESPONSE
 
 from nsqtools.client import connection as connection_module
 from nsqtools.client.connection import WRITE_HIGH_WATER_BYTES
@@ -186,3 +187,26 @@ async def test_one_that_takes_nothing_is_given_up(peer: Peer) -> None:
         results = await asyncio.gather(*publishes, return_exceptions=True)
     assert {type(result) for result in results} == {ConnectionFailed}
     assert "nsqd takes no data" in str(results[0])
+
+
+@pytest.mark.parametrize(
+    ("said", "word"),
+    [
+        (frame(RESPONSE, b"OK") * 2, "answers what nobody asked"),
+        (messages(1), "unexpected messages"),
+        (frame(RESPONSE, b"_heartbeat_") * 5000, "heartbeats without end"),
+        (frame(ERROR, b"E_INVALID no"), "closes after E_INVALID no"),
+    ],
+)
+async def test_an_nsqd_that_says_what_nobody_asked_for_is_given_up(
+    said: bytes, word: str, peer: Peer
+) -> None:
+    async with producer_of(peer) as producer:
+        nsqd = await connected(peer, producer)
+        nsqd.send(said)
+        await until(lambda: word in str(producer.last_failure))
+        again = await connected(peer, producer)
+        publish = asyncio.create_task(producer.publish("t", b"one"))
+        await again.expect(b"PUB t")
+        again.respond()
+        await publish

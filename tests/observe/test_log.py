@@ -94,7 +94,7 @@ def test_a_traceback_follows_its_line(stream: io.StringIO) -> None:
         _ = 1 // 0
     except ZeroDivisionError:
         logging.getLogger("nsqtools").exception("odd")
-    assert "ERROR: odd\nTraceback" in stream.getvalue()
+    assert "ERROR: odd\n  Traceback" in stream.getvalue()
 
 
 @pytest.mark.parametrize(

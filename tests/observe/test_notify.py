@@ -23,14 +23,14 @@ def test_states_are_sent(tmp_path: Path, abstract: bool) -> None:
         notifier = Notifier({"NOTIFY_SOCKET": name})
         assert notifier.is_active
         notifier.ready("archiving 3 topics")
-        notifier.status("line one\nREADY=0")
+        notifier.status("line one\nREADY=0 \x1b[2J")
         notifier.stopping()
         notifier.status("x" * 9999)
         notifier.extend(30.0)
         received = [receiver.recv(65536) for _ in range(5)]
     assert received[:3] == [
         b"READY=1\nSTATUS=archiving 3 topics",
-        b"STATUS=line one READY=0",
+        b"STATUS=line one READY=0 \\x1b[2J",
         b"STOPPING=1",
     ]
     assert received[3] == b"STATUS=" + b"x" * STATUS_LENGTH_MAX

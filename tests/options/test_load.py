@@ -198,6 +198,22 @@ def test_a_secret_is_refused_on_the_command_line_and_not_repeated(argv: list[str
     assert "hunter2" not in found[0]
 
 
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--opt=auth_secret,hunter2"],
+        ["--opt", "auth-secret,hunter2"],
+        ["-opt=auth_secret,hunter2", "--opt=other,1"],
+    ],
+)
+def test_a_setting_that_is_a_secret_is_refused_on_the_command_line(argv: list[str]) -> None:
+    [problem] = problems(["--name=a", *argv])
+    assert problem == (
+        "auth_secret in --opt cannot be given on the command line, where other users can read it:"
+        " set MY_TOOL_AUTH_SECRET, or auth_secret in the file of --config"
+    )
+
+
 def test_the_value_of_an_unknown_flag_is_not_repeated() -> None:
     assert problems(["--name=a", "--pasword", "hunter2"]) == (
         "unknown flag --pasword, did you mean --password?",
@@ -205,7 +221,9 @@ def test_the_value_of_an_unknown_flag_is_not_repeated() -> None:
 
 
 def test_secrets_stay_out_of_repr_and_settings() -> None:
-    options = read(["--name=a", "--opt=auth_secret,hunter2"], {"MY_TOOL_PASSWORD": "hunter2"})
+    environ = {"MY_TOOL_PASSWORD": "hunter2", "MY_TOOL_OPT": "auth_secret,hunter2"}
+    options = read(["--name=a"], environ)
+    assert options.opt[0].value == "hunter2"
     assert options.password == "hunter2"
     assert "hunter2" not in repr(options)
     settings = settings_of(options)

@@ -39,6 +39,8 @@ class FakeLookupd:
         self.gate.set()
         self.asked: list[str] = []
         self.address = ""
+        self.location = ""
+        """Where to send those who ask; an answer of its own when it is empty."""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -52,6 +54,10 @@ class FakeLookupd:
         await self.gate.wait()
         target = self.asked[-1].split(" ")[1]
         found = [start for start in self.answers if target.startswith(start)]
+        if self.location:
+            head = f"HTTP/1.1 302 X\r\nLocation: {self.location}\r\nContent-Length: 0\r\n\r\n"
+            writer.write(head.encode())
+            return
         status, body = self.answers[max(found, key=len)] if found else self.answer
         head = f"HTTP/1.1 {status} X\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
         writer.write(head.encode() + body)

@@ -145,6 +145,10 @@ class PeerConnection:
     def send(self, data: bytes) -> None:
         self._writer.write(data if self._codec is None else self._codec.compress(data))
 
+    async def drain(self) -> None:
+        """Wait until the client has taken most of what was sent."""
+        await self._writer.drain()
+
     def respond(self, data: bytes = b"OK") -> None:
         self.send(frame(RESPONSE, data))
 
@@ -158,6 +162,10 @@ class PeerConnection:
     def end(self) -> None:
         """Close in order."""
         self._writer.close()
+
+    def end_our_side(self) -> None:
+        """Say that nothing more comes, and go on reading."""
+        self._writer.write_eof()
 
     # The steps that most conversations begin with
 

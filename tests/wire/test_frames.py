@@ -22,6 +22,7 @@ from nsqtools.wire.frames import (
     Response,
     encode_frame,
     parse_error,
+    refused_fin,
 )
 from nsqtools.wire.messages import Messages, encode_payload
 
@@ -73,6 +74,21 @@ EXPECTED = [
 def decode(pieces: Iterable[bytes]) -> list[object]:
     decoder = FrameDecoder()
     return flat(event for piece in pieces for event in decoder.receive(piece))
+
+
+@pytest.mark.parametrize(
+    ("description", "refused"),
+    [
+        ("FIN 0123456789abcdef failed ID not in flight", b"0123456789abcdef"),
+        ("FIN 0123456789abcde\ufffd failed", None),
+        ("FIN 0123456789abcde\n failed", None),
+        ("FIN 0123 failed", None),
+        ("", None),
+    ],
+)
+def test_the_message_of_a_refused_fin(description: str, refused: bytes | None) -> None:
+    assert refused_fin("E_FIN_FAILED", description) == refused
+    assert refused_fin("E_REQ_FAILED", description) is None
 
 
 def test_whole() -> None:

@@ -239,21 +239,33 @@ def report(program: Program, error: BaseException) -> int:
             tell(line)
     if len(ours) == len(causes):
         return max(cause.exit_code for cause in ours)
-    for line in traceback.format_exception(error):
-        tell(line.rstrip("\n"))
+    _tell_traceback(error)
     for bug in (cause for cause in causes if not isinstance(cause, NsqToolsError)):
         tell(f"{program.name}: unexpected {type(bug).__name__}: {bug}")
     return FAILED
 
 
 def tell(line: str) -> None:
-    """Says something on stderr: as a line of the log where its lines are JSON, for who reads them."""
+    """Says something on stderr: as a line of the log where its lines are JSON, for who reads them. Names
+    and reasons in it can be a stranger's."""
+    from nsqtools.observe.lines import one_line
     from nsqtools.observe.log import get_log, is_json
 
     if is_json():
         get_log().error(line)
     else:
-        print(line, file=sys.stderr)
+        print(one_line(line), file=sys.stderr)
+
+
+def _tell_traceback(error: BaseException) -> None:
+    from nsqtools.observe.lines import indented
+    from nsqtools.observe.log import get_log, is_json
+
+    if is_json():
+        for part in traceback.format_exception(error):
+            get_log().error(part.rstrip("\n"))
+    else:
+        print(indented("".join(traceback.format_exception(error))), file=sys.stderr)
 
 
 def lines_of(error: NsqToolsError, program: Program) -> list[str]:

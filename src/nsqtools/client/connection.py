@@ -2,7 +2,9 @@
 
 The handshake (spec: client-behaviour, part 3): magic, IDENTIFY, then TLS, then deflate or snappy, then
 AUTH. Heartbeats are answered here and nowhere else, so that nothing a user does can stop them. Frames
-go to a `Receiver` as they are decoded; the one who owns the connection decides what they mean.
+go to a `Receiver` as they are decoded; the one who owns the connection decides what they mean. Who is at
+the other end may be hostile: `intake` bounds what is taken in, and whoever sends much of what nobody
+asked for is given up.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, cast
 
+from nsqtools.client.intake import Intake
+from nsqtools.client.tls import tls_context
 from nsqtools.errors import (
     ConnectionFailed,
     HandshakeRefused,
@@ -22,15 +26,8 @@ from nsqtools.errors import (
     ServerError,
 )
 from nsqtools.wire import commands
-from nsqtools.wire.compression import Codec, Deflate, Snappy
-from nsqtools.wire.frames import (
-    FRAME_SIZE_MAX_BYTES,
-    HEARTBEAT,
-    OK,
-    FrameDecoder,
-    Oversized,
-    Response,
-)
+from nsqtools.wire.compression import Deflate, Snappy
+from nsqtools.wire.frames import HEARTBEAT, OK, Oversized, Response
 from nsqtools.wire.identify import (
     HEARTBEAT_INTERVAL_DEFAULT_MS,
     IdentifyReply,
@@ -40,6 +37,7 @@ from nsqtools.wire.messages import Messages
 
 if TYPE_CHECKING:
     from nsqtools.client.options import ConnectionOptions
+    from nsqtools.wire.compression import Codec
     from nsqtools.wire.frames import Event
 
 log = logging.getLogger("nsqtools.client")
@@ -50,15 +48,13 @@ WRITE_HIGH_WATER_BYTES = 4 << 20
 PAUSED_MAX = 0.8
 # How long a peer gets to close its side after we have closed ours.
 CLOSE_TIMEOUT_S = 2.0
-_SIZE_BYTES = 4
+# Heartbeats, and frames that nobody asked for, within this time: nsqd sends a heartbeat a second at most.
+NOISE_MAX = 1000
+NOISE_INTERVAL_S = 1.0
+# Answers that come at once within the handshake: one was asked for.
+HANDSHAKE_FRAMES_MAX = 100
 # In nsqd's refusal of output_buffer_size and output_buffer_timeout (spec: tcp-protocol, 4.1).
 _OUTPUT_BUFFER = "output buffer"
-_TLS_VERSIONS = {
-    "tls1.0": ssl.TLSVersion.TLSv1,
-    "tls1.1": ssl.TLSVersion.TLSv1_1,
-    "tls1.2": ssl.TLSVersion.TLSv1_2,
-    "tls1.3": ssl.TLSVersion.TLSv1_3,
-}
 
 
 class Receiver(Protocol):
@@ -93,13 +89,16 @@ class Connection(asyncio.BufferedProtocol):
         self._receiver = receiver
         self._buffer = buffer
         self._loop = asyncio.get_running_loop()
-        self._decoder = FrameDecoder()
-        self._codec: Codec | None = None
-        # While TLS or compression may begin behind each frame, they are taken one by one.
-        self._stepwise = options.tls_v1 or options.deflate or options.snappy
-        self._unread = b""
         self._transport: asyncio.Transport | None = None
         self._handshake: deque[Response | ServerError] = deque()
+        self._intake = Intake(
+            self._dispatch,
+            self._fail,
+            lambda: bool(self._handshake),
+            stepwise=options.tls_v1 or options.deflate or options.snappy,
+        )
+        self._noise = 0
+        self._noise_s = 0.0
         self._wanted: asyncio.Future[None] | None = None
         self._established = False
         self._failure: NsqToolsError | None = None
@@ -115,12 +114,18 @@ class Connection(asyncio.BufferedProtocol):
     def is_open(self) -> bool:
         return self._established and not self._lost.done()
 
+    @property
+    def failure(self) -> NsqToolsError | None:
+        """Why it has ended, or is ending."""
+        return self._failure
+
     # Sending
 
     def send(self, data: bytes) -> None:
         """Send command bytes; what nsqd does not take is buffered, see `drain`."""
         if self._transport is not None and not self._lost.done():
-            self._transport.write(data if self._codec is None else self._codec.compress(data))
+            codec = self._intake.codec
+            self._transport.write(data if codec is None else codec.compress(data))
 
     async def drain(self) -> None:
         """Wait while nsqd takes less than was sent, as long as bytes flow.
@@ -140,14 +145,13 @@ class Connection(asyncio.BufferedProtocol):
         on this connection any more, though it keeps it (spec: client-behaviour, part 7). So it is
         given up before that.
         """
-        if self._transport is not None and self._transport.is_reading():
-            self._transport.pause_reading()
+        if self._transport is not None and not self._intake.is_paused:
+            self._intake.pause()
             self._paused_s = self._loop.time()
             self._answer_unheard()
 
     def resume_reading(self) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
+        self._intake.resume()
 
     async def close(self) -> None:
         """Send what is buffered, end our side, and wait for nsqd to end its own.
@@ -181,7 +185,7 @@ class Connection(asyncio.BufferedProtocol):
     # asyncio.BufferedProtocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
+        self._transport = self._intake.transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=WRITE_HIGH_WATER_BYTES)
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -189,16 +193,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self._heard_s = self._loop.time()
-        try:
-            if self._codec is not None:
-                self._decompress(self._codec, bytes(self._buffer[:nbytes]))
-            elif self._stepwise:
-                self._unread += self._buffer[:nbytes]
-                self._step()
-            else:
-                self._dispatch(self._decoder.receive(self._buffer[:nbytes]))
-        except ProtocolError as violation:
-            self._fail(violation)
+        self._intake.receive(self._buffer[:nbytes])
 
     def eof_received(self) -> bool:
         self._fail(ConnectionFailed(self.address, "nsqd closed the connection"))
@@ -237,61 +232,57 @@ class Connection(asyncio.BufferedProtocol):
 
     # Inside
 
-    def _decompress(self, codec: Codec, data: bytes) -> None:
-        self._dispatch(self._decoder.receive(codec.decompress(data)))
-        while codec.pending:
-            self._dispatch(self._decoder.receive(codec.decompress(b"")))
-
-    def _step(self) -> None:
-        """Take frames up to the next one of the handshake: what is behind it may be compressed.
-
-        nsqd goes over to compression without waiting for us, so that one read can bring both.
-        """
-        while not self._handshake and len(self._unread) >= _SIZE_BYTES:
-            end = _SIZE_BYTES + int.from_bytes(self._unread[:_SIZE_BYTES], "big")
-            if end > len(self._unread) and end <= FRAME_SIZE_MAX_BYTES:
-                return
-            frame, self._unread = self._unread[:end], self._unread[end:]
-            self._dispatch(self._decoder.receive(frame))
-
-    def _end_steps(self) -> None:
-        """From here on everything is compressed, or nothing."""
-        self._stepwise = False
-        unread, self._unread = self._unread, b""
-        if self._codec is not None:
-            self._decompress(self._codec, unread)
-        else:
-            self._dispatch(self._decoder.receive(unread))
-
     def _dispatch(self, events: list[Event]) -> None:
+        is_answered = False
         for event in events:
+            if self._failure is not None:
+                return
             if isinstance(event, Messages):
                 event.nsqd = self.address
                 self._receiver.messages_received(self, event)
             elif isinstance(event, Oversized):
                 self._receiver.oversized_received(self, event)
             elif isinstance(event, Response) and event.data == HEARTBEAT:
-                self.send(commands.NOP)
+                self.count_noise("heartbeats")
+                if not is_answered:  # one is as good as many
+                    self.send(commands.NOP)
+                is_answered = True
             elif not self._established:
-                self._handshake.append(event)
-                if self._wanted is not None and not self._wanted.done():
-                    self._wanted.set_result(None)
+                self._take_answer(event)
             elif isinstance(event, Response):
                 self._receiver.response_received(self, event.data)
             else:
                 self._receiver.error_received(self, event)
+
+    def _take_answer(self, event: Response | ServerError) -> None:
+        if len(self._handshake) >= HANDSHAKE_FRAMES_MAX:
+            self._fail(ConnectionFailed(self.address, "nsqd sends frames that nobody asked for"))
+            return
+        self._handshake.append(event)
+        if self._wanted is not None and not self._wanted.done():
+            self._wanted.set_result(None)
+
+    def count_noise(self, what: str) -> None:
+        """One more frame of no use; the connection is given up when there are too many at a time."""
+        now_s = self._loop.time()
+        if now_s - self._noise_s > NOISE_INTERVAL_S:
+            self._noise, self._noise_s = 0, now_s
+        self._noise += 1
+        if self._noise > NOISE_MAX:
+            self._fail(ConnectionFailed(self.address, f"nsqd sends {what} without end"))
 
     def _fail(self, cause: NsqToolsError) -> None:
         if self._failure is None:
             self._failure = cause
         if self._wanted is not None and not self._wanted.done():
             self._wanted.set_exception(self._failure)
+        self._intake.close()
         if self._transport is not None:
             self._transport.abort()
 
     async def _response(self, what: str) -> bytes:
         """The next response of the handshake; an error frame is raised."""
-        self._step()
+        self._intake.step()
         while not self._handshake:
             if self._failure is not None:
                 raise self._failure
@@ -313,10 +304,11 @@ class Connection(asyncio.BufferedProtocol):
         if self.reply.tls_v1:
             await self._start_tls()
             await self._expect_ok("TLS upgrade")
+        codec: Codec | None = None
         if self.reply.snappy or self.reply.deflate:
-            self._codec = Snappy() if self.reply.snappy else Deflate(self._options.deflate_level)
-        self._end_steps()
-        if self._codec is not None:
+            codec = Snappy() if self.reply.snappy else Deflate(self._options.deflate_level)
+        self._intake.end_steps(codec)
+        if codec is not None:
             await self._expect_ok("compression upgrade")
         if self.reply.auth_required:
             await self._authenticate()
@@ -353,13 +345,19 @@ class Connection(asyncio.BufferedProtocol):
         secret = self._options.auth_secret
         if not secret:
             raise HandshakeRefused(self.address, "nsqd asks for AUTH and there is no auth_secret")
+        if not (self.reply.tls_v1 or self._options.auth_plaintext):
+            # Anybody can ask, and anybody on the way can read it.
+            reason = (
+                "nsqd asks for AUTH without TLS: use tls_v1, or --auth-plaintext to tell it all"
+            )
+            raise HandshakeRefused(self.address, reason)
         self.send(commands.auth(secret.encode()))
         await self._response("AUTH")
 
     async def _start_tls(self) -> None:
         if self._transport is None:
             raise ConnectionFailed(self.address, "closed before TLS")
-        if self._unread:
+        if self._intake.has_unread:
             # Whoever is on the way could have put it there.
             raise ProtocolError("E_INVALID", "data between the answer to IDENTIFY and TLS")
         transport = await self._loop.start_tls(
@@ -370,7 +368,7 @@ class Connection(asyncio.BufferedProtocol):
         )
         if transport is None:
             raise ConnectionFailed(self.address, "closed during the TLS handshake")
-        self._transport = transport
+        self._transport = self._intake.transport = transport
 
     def _answer_unheard(self) -> None:
         """Answer the heartbeats that lie in the socket: nsqd gives us up after two (spec: 6.8)."""
@@ -378,9 +376,7 @@ class Connection(asyncio.BufferedProtocol):
             self._unheard.cancel()
         # 0 leaves the interval to nsqd.
         interval_s = self._options.heartbeat_interval_s or HEARTBEAT_INTERVAL_DEFAULT_MS / 1000
-        if self._transport is None or self._transport.is_reading() or interval_s < 0:
-            return
-        if self._lost.done():
+        if not self._intake.is_paused or interval_s < 0 or self._lost.done():
             return
         if self._loop.time() - self._paused_s >= interval_s * PAUSED_MAX:
             reason = "what it sent could not be taken in time; it will be delivered again"
@@ -391,8 +387,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def _watch_silence(self) -> None:
         """Give the connection up when it was silent for read_timeout_s: heartbeats should come."""
-        if self._transport is not None and not self._transport.is_reading():
-            self._heard_s = self._loop.time()  # it is we who do not listen
+        if self._intake.is_paused or not self._established:
+            # It is we who do not listen; or an answer is waited for, which has a time of its own.
+            self._heard_s = self._loop.time()
         left_s = self._heard_s + self._options.read_timeout_s - self._loop.time()
         if self._options.heartbeat_interval_s < 0:
             return
@@ -448,18 +445,6 @@ def _as_failure(address: str, cause: BaseException) -> BaseException:
     if isinstance(cause, UnicodeError):  # nsqlookupd may name any host
         return ConnectionFailed(address, "not a host name")
     return cause
-
-
-def tls_context(options: ConnectionOptions) -> ssl.SSLContext:
-    """The client's TLS settings. Raises OSError when a file cannot be read."""
-    context = ssl.create_default_context(cafile=options.tls_root_ca_file)
-    context.minimum_version = _TLS_VERSIONS[options.tls_min_version]
-    if options.tls_cert is not None and options.tls_key is not None:
-        context.load_cert_chain(options.tls_cert, options.tls_key)
-    if options.tls_insecure_skip_verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
 
 
 def _identify_request(options: ConnectionOptions) -> IdentifyRequest:

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Self
 
 from nsqtools.client.connection import connect
 from nsqtools.client.inbox import Inbox
-from nsqtools.client.memory import FULL_AT, ConsumerMemory
+from nsqtools.client.memory import FULL_AT, ConsumerMemory, MessageCost
 from nsqtools.client.nsqds import Nsqds
 from nsqtools.client.rdy import CHANGE_MIN, PROBE_S, STRICT_PROBE_S, LowRdyTiming, share_rdy
 from nsqtools.client.subscription import Subscription
+from nsqtools.clock import SystemClock
 from nsqtools.errors import ConnectionFailed, NsqToolsError, OptionsError
-from nsqtools.observe.log import get_log
+from nsqtools.observe.log import Repeated, get_log
 from nsqtools.wire import commands
 from nsqtools.wire.frames import BODY_SIZE_MAX_BYTES, CLOSE_WAIT, ERROR_CODES, OK, refused_fin
 from nsqtools.wire.names import is_valid_name
@@ -46,11 +47,6 @@ TOUCH_INTERVAL_S = 0.2
 SHARE_AGAIN_S = 0.1
 # How long nsqd keeps a message that is larger than what is accepted, before it sends it again.
 OVERSIZED_DELAY_MS = 900_000
-# What a message is taken to cost before one has come: the first batch shows it, and few are asked for
-# until then.
-MESSAGE_ASSUMED_BYTES = float(256 << 10)
-# The part that the newest batch has in what a message is taken to cost.
-_COST_WEIGHT = 0.1
 
 
 class Consumer:
@@ -92,6 +88,7 @@ class Consumer:
         """Why each nsqd that is not connected now is not, by address."""
         self._rng = rng or random.Random()  # noqa: S311 - jitter
         self._log = get_log("client").bind(topic=topic, channel=channel)
+        self._not_reached = Repeated(self._log, "not connected", clock=SystemClock())
         self._memory = memory or ConsumerMemory()
         self._on_lost = on_lost
         self._on_refused = on_refused
@@ -107,7 +104,7 @@ class Consumer:
         self._allowed: int | None = None
         self._strictly = self._paused = self._stopping = False
         self._held_bytes = self._shared_limit = 0
-        self._message_bytes = MESSAGE_ASSUMED_BYTES
+        self._cost = MessageCost()
         self._is_full = self._reads_nothing = self._has_left = False
         self._shared_s = 0.0
         self._all_closed = asyncio.Event()
@@ -263,10 +260,14 @@ class Consumer:
         if subscription is None:
             connection.abort(ConnectionFailed(connection.address, "messages before RDY"))
             return
+        if subscription.is_flooded(len(messages), now_s):
+            reason = f"nsqd sends far more messages than it was asked for (RDY {subscription.rdy})"
+            connection.abort(ConnectionFailed(connection.address, reason))
+            return
         batch = subscription.receive(messages, now_s)
         self.counts["received"] += len(messages)
         self._held_bytes += batch.size_bytes
-        self._memory.hold(batch.size_bytes)
+        self._memory.hold(0 if self._has_left else batch.size_bytes)
         self._holds.set()
         self._weigh(batch)
         self._bound_memory()
@@ -297,14 +298,20 @@ class Consumer:
             subscription.silent = True
             self._check_all_closed()
         else:
+            connection.count_noise("responses")
             self._log.debug("< response", nsqd=connection.address, response=repr(data[:80]))
 
     def error_received(self, connection: Connection, error: ServerError) -> None:
         self.counts[error.code if error.code in ERROR_CODES else "other_errors"] += 1
         if (refused := refused_fin(error.code, error.description)) is not None:
             self._on_refused(connection.address, refused)
+        subscription = self._subscriptions.get(connection)
         if error.fatal:
             self._log.error("nsqd refused", nsqd=connection.address, error=error)
+            connection.abort(error)
+        elif subscription is not None and not subscription.may_refuse():
+            reason = "nsqd sends errors without end"
+            connection.abort(ConnectionFailed(connection.address, reason))
         else:
             self._log.debug("nsqd refused", nsqd=connection.address, error=error)
 
@@ -363,7 +370,7 @@ class Consumer:
     def _not_connected(self, address: str, failure: NsqToolsError) -> None:
         self.counts["connect_failed"] += 1
         self._note_why(address, failure)
-        self._log.error("not connected", nsqd=address, error=failure)
+        self._not_reached.failed(failure, nsqd=address)
 
     def _subscribed(self, connection: Connection) -> None:
         self.last_failures.pop(connection.address, None)
@@ -434,21 +441,15 @@ class Consumer:
         if self._paused or self._is_full:
             return 0
         share_bytes, allowance = self._memory.share_bytes, self._allowance
-        if allowance * self._message_bytes <= share_bytes:
+        if allowance * self._cost.size_bytes <= share_bytes:
             return allowance
         # Nobody has to wait for his turn before there was anything to weigh.
         least = 1 if self.counts["received"] else max(1, len(self._subscriptions))
-        return min(allowance, max(least, int(share_bytes / self._message_bytes)))
+        return min(allowance, max(least, int(share_bytes / self._cost.size_bytes)))
 
     def _weigh(self, batch: Batch) -> None:
-        """Learn what a message costs, at once from the first and when it is more than was thought,
-        else little by little; and ask for as many as that means."""
-        cost_bytes = batch.size_bytes / len(batch)
-        before = self._message_bytes
-        if self.counts["received"] == len(batch) or cost_bytes > before * CHANGE_MIN:
-            self._message_bytes = cost_bytes
-        else:
-            self._message_bytes = before + (cost_bytes - before) * _COST_WEIGHT
+        """Learn what a message costs, and ask for as many as that means."""
+        self._cost.learn(batch.size_bytes / len(batch))
         limit, shared = self._limit(), self._shared_limit
         all_again = limit == self._allowance != shared
         if all_again or limit > shared * CHANGE_MIN or limit * CHANGE_MIN < shared:

@@ -17,12 +17,13 @@ import asyncio
 import contextlib
 import logging
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, quote, urlsplit
 
 from nsqtools.ask import ask, check_status, new_session
 from nsqtools.errors import ConnectionFailed, OptionsError, ProtocolError
+from nsqtools.options import mask_passwords
 from nsqtools.wire.lookup import Answer, parse_names, parse_producers, says_topic_not_found
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ log = logging.getLogger("nsqtools.lookup")
 class LookupOptions:
     """`lookupd_poll_jitter` is the fraction of the interval by which rounds differ.
 
-    `auth_secret` is sent as a bearer token when it is set.
+    `auth_secret` is sent as a bearer token when it is set, by http only with `auth_plaintext`.
     """
 
     lookupd_poll_interval_s: float = LOOKUPD_POLL_INTERVAL_S
@@ -61,7 +62,8 @@ class LookupOptions:
     connect_timeout_s: float = CONNECT_TIMEOUT_S
     stragglers_s: float = STRAGGLERS_S
     poke_spacing_s: float = POKE_SPACING_S
-    auth_secret: str = ""
+    auth_secret: str = field(default="", repr=False)
+    auth_plaintext: bool = False
 
 
 DEFAULTS = LookupOptions()
@@ -69,7 +71,7 @@ DEFAULTS = LookupOptions()
 
 @dataclass(frozen=True, slots=True)
 class Lookupd:
-    """One nsqlookupd; `text` is the address as the user wrote it."""
+    """One nsqlookupd; `text` is the address as the user wrote it, without a password."""
 
     text: str
     parts: SplitResult
@@ -78,8 +80,9 @@ class Lookupd:
     def parse(cls, text: str) -> Lookupd:
         """Read `host:port` or a URL; raises OptionsError."""
         plain = "://" not in text
+        whole, text = f"http://{text}" if plain else text, mask_passwords(text)
         try:
-            parts = urlsplit(f"http://{text}" if plain else text)
+            parts = urlsplit(whole)
             port = parts.port
         except ValueError as error:
             raise OptionsError([f"lookupd address {text!r}: {error}"]) from error
@@ -195,6 +198,7 @@ async def _answer(
     lookupd: Lookupd, question: _Question, options: LookupOptions, session: aiohttp.ClientSession
 ) -> Answer:
     """One nsqlookupd's answer; whatever goes wrong is a ConnectionFailed with its address."""
+    may_tell = options.auth_plaintext or lookupd.parts.scheme == "https"
     status, body = await ask(
         session,
         question.url(lookupd),
@@ -202,7 +206,7 @@ async def _answer(
         connect_timeout_s=options.connect_timeout_s,
         timeout_s=options.lookupd_poll_timeout_s,
         redirects_max=REDIRECTS_MAX,
-        secret=options.auth_secret,
+        secret=options.auth_secret if may_tell else "",
     )
     try:
         return question.parse(status, body)

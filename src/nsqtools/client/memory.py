@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from nsqtools.client.rdy import CHANGE_MIN
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -29,6 +31,27 @@ FULL_AT = 2
 OVERFULL_AT = 4
 # What a message takes beside its bytes: the objects of its columns.
 MESSAGE_COST_BYTES = 120
+# What a message is taken to cost before one has come: the first batch shows it, and few are asked for
+# until then.
+MESSAGE_ASSUMED_BYTES = float(256 << 10)
+# The part that the newest batch has in what a message is taken to cost.
+_COST_WEIGHT = 0.1
+
+
+class MessageCost:
+    """What a message of a topic takes: learnt at once from the first, and when it is more than was
+    thought, else little by little."""
+
+    def __init__(self) -> None:
+        self.size_bytes = MESSAGE_ASSUMED_BYTES
+        self._is_known = False
+
+    def learn(self, cost_bytes: float) -> None:
+        if not self._is_known or cost_bytes > self.size_bytes * CHANGE_MIN:
+            self.size_bytes = cost_bytes
+        else:
+            self.size_bytes += (cost_bytes - self.size_bytes) * _COST_WEIGHT
+        self._is_known = True
 
 
 class ConsumerMemory:

@@ -3,8 +3,9 @@
 Names, units and bounds are those of NSQ's own client library, so that settings can be carried
 over. Some defaults differ: `max_attempts` is
 unlimited (NSQ's client drops a message after five deliveries), `tls_min_version` is 1.2,
-`output_buffer_size` and `output_buffer_timeout` are made for speed. A setting that is misspelt, or cannot
-be honoured, is a mistake, not a silence.
+`output_buffer_size` and `output_buffer_timeout` are made for speed. `auth_plaintext` is our own:
+NSQ's client tells its secret to whatever asks for AUTH, ours over TLS only, unless that is set. A
+setting that is misspelt, or cannot be honoured, is a mistake, not a silence.
 """
 
 # ruff: noqa: RUF009 - option() makes a dataclass field
@@ -115,6 +116,9 @@ class ConnectionOptions:
     deflate_level: int = option(Int(minimum=1, maximum=9), default="6", help="1 to 9")
     snappy: bool = option(BOOL, default="false", help="compress the connection with snappy")
     auth_secret: str = option(SECRET, default="", help="the secret for AUTH")
+    auth_plaintext: bool = option(
+        BOOL, default="false", help="send the secret also where the connection is not TLS"
+    )
 
     @property
     def heartbeat_interval_ms(self) -> int:
@@ -223,6 +227,7 @@ class ConsumerOptions(ConnectionOptions):
             lookupd_poll_timeout_s=self.lookupd_poll_timeout_s,
             connect_timeout_s=self.lookupd_connect_timeout_s,
             auth_secret=self.auth_secret,
+            auth_plaintext=self.auth_plaintext,
         )
 
     @property
@@ -266,6 +271,7 @@ def consumer_options(
     *,
     auth_secret: str,
     user_agent: str,
+    auth_plaintext: bool = False,
     refused: Mapping[str, str] = MappingProxyType({}),
     **flags: float,
 ) -> tuple[ConsumerOptions, list[str]]:
@@ -286,6 +292,7 @@ def consumer_options(
     options = replace(
         options,
         auth_secret=auth_secret or options.auth_secret,
+        auth_plaintext=auth_plaintext or options.auth_plaintext,
         user_agent=options.user_agent or user_agent,
         **flags,  # type: ignore[arg-type]  # each has the type of its field
     )
@@ -293,13 +300,14 @@ def consumer_options(
 
 
 def producer_options(
-    settings: Sequence[Setting], *, auth_secret: str, user_agent: str
+    settings: Sequence[Setting], *, auth_secret: str, user_agent: str, auth_plaintext: bool = False
 ) -> tuple[ProducerOptions, list[str]]:
     """A producer's options from `--producer-opt`, and every mistake found in them."""
     options, problems = load_settings(ProducerOptions, settings)
     options = replace(
         options,
         auth_secret=auth_secret or options.auth_secret,
+        auth_plaintext=auth_plaintext or options.auth_plaintext,
         user_agent=options.user_agent or user_agent,
     )
     return options, problems

@@ -134,20 +134,25 @@ class Producer:
         connection.abort(ConnectionFailed(self.address, "an unexpected message"))
 
     def response_received(self, connection: Connection, data: bytes) -> None:
-        if self._unanswered:
-            answer = self._unanswered.popleft()
-            if not answer.done():
-                answer.set_result(None)
+        if not self._unanswered:
+            connection.abort(ConnectionFailed(self.address, "nsqd answers what nobody asked"))
+            return
+        answer = self._unanswered.popleft()
+        if not answer.done():
+            answer.set_result(None)
 
     def error_received(self, connection: Connection, error: ServerError) -> None:
-        if self._unanswered:
-            answer = self._unanswered.popleft()
-            if not answer.done():
-                answer.set_exception(error)
+        closing = ConnectionFailed(self.address, f"nsqd closes after {error}")
+        if not self._unanswered:
+            connection.abort(closing)
+            return
+        answer = self._unanswered.popleft()
+        if not answer.done():
+            answer.set_exception(error)
         # Every error that a producer can get is fatal (spec: tcp-protocol, part 2): what is sent from
-        # here on nsqd will not read.
+        # here on nsqd will not read. Answers that came in the same read still count.
         self._disconnected(error)
-        connection.abort(ConnectionFailed(self.address, f"nsqd closes after {error}"))
+        self._loop.call_soon(connection.abort, closing)
 
     def connection_lost(self, connection: Connection, cause: NsqToolsError) -> None:
         if self._connected.is_set():
@@ -177,7 +182,10 @@ class Producer:
                 await asyncio.sleep(delay.after(0.0))
                 continue
             self._refused = False
-            if connection.is_open:  # else it ended right behind the handshake, and told nobody
+            if failed := connection.failure:  # right behind the handshake: it has told nobody
+                self._last_failure = failed
+                log.error("not connected", nsqd=self.address, error=failed)
+            if connection.is_open and not failed:
                 self._connection = connection
                 self._connected.set()
                 log.info("connected", nsqd=self.address)

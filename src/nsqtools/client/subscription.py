@@ -22,6 +22,13 @@ TOUCH_AFTER = 0.5
 RATED_OVER_S = 0.05
 # How much of what was counted before the last look counts still.
 _RATE_MEMORY = 0.5
+# Within BEYOND_INTERVAL_S, messages beyond what we have: so many times the highest RDY, and as many
+# more. nsqd can send once more what has timed out meanwhile, and no more than RDY of it at a time.
+BEYOND_FACTOR = 4
+BEYOND_MIN = 1000
+BEYOND_INTERVAL_S = 1.0
+# Commands that nsqd can still refuse; all messages that can be in flight were answered, and touched.
+REFUSABLE_MAX = 200_000
 
 
 # There can be several connections to one nsqd.
@@ -61,6 +68,10 @@ class Subscription:
         self._received = 0
         self._rated_s = now_s
         self._was_exhausted = False
+        self._rdy_max = 0
+        self._beyond = 0
+        self._beyond_s = now_s
+        self._refusable = 0
         # In the order in which they must be touched.
         self._held: dict[Batch, None] = {}
         self._unsent: list[bytes] = []
@@ -88,11 +99,24 @@ class Subscription:
             self._was_exhausted = True
         return batch
 
+    def is_flooded(self, messages: int, now_s: float) -> bool:
+        """Whether with so many more nsqd has sent far more than it was ever asked for."""
+        if now_s - self._beyond_s > BEYOND_INTERVAL_S:
+            self._beyond, self._beyond_s = 0, now_s
+        self._beyond += min(messages, max(0, self.in_flight + messages - self._rdy_max))
+        return self._beyond > BEYOND_FACTOR * self._rdy_max + BEYOND_MIN
+
+    def may_refuse(self) -> bool:
+        """Count an error of nsqd; whether there was a command that it can be about."""
+        self._refusable -= 1
+        return self._refusable >= -BEYOND_MIN
+
     # Settler
 
     def settle(self, data: bytes, count: int) -> None:
         """What is settled within one turn of the loop goes out in one write."""
         self.in_flight -= count
+        self._refusable = min(self._refusable + count, REFUSABLE_MAX)
         if not self._unsent:
             asyncio.get_running_loop().call_soon(self.flush)
         self._unsent.append(data)
@@ -105,6 +129,7 @@ class Subscription:
 
     def send(self, data: bytes) -> None:
         self.flush()
+        self._refusable = min(self._refusable + data.count(b"\n"), REFUSABLE_MAX)
         self.connection.send(data)
 
     def flush(self) -> None:
@@ -129,6 +154,7 @@ class Subscription:
             if self.rdy >= self._rdy_before or now_s - self._lowered_s >= STRICT_PROBE_S:
                 self._rdy_before, self._lowered_s = self.rdy, now_s
             self.rdy = rdy
+            self._rdy_max = max(self._rdy_max, rdy)
             self.rdy_changed_s = now_s
             self.send(commands.rdy(rdy))
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 VALUES = "nsqtools_values"
 VALUE_LENGTH_MAX = 500
 LINE_LENGTH_MAX = 8192
+TRACEBACK_LINES_MAX = 400
 # A log that fills the disk stops the archive: so many lines of one message an interval.
 RATE_LINES_MAX = 1000
 RATE_INTERVAL_S = 60.0
@@ -45,9 +46,9 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         moment = _moment(record)
         text = moment.isoformat(sep=" ", timespec="microseconds").replace("-", "/", 2)
-        line = f"{self.prefix}{text} {_level(record)}: {_safe(record.getMessage())}"
+        line = f"{self.prefix}{text} {_level(record)}: {one_line(record.getMessage())}"
         if record.exc_info:
-            line += "\n" + mask_passwords(self.formatException(record.exc_info))
+            line += "\n" + indented(self.formatException(record.exc_info))
         return line
 
 
@@ -59,7 +60,7 @@ class JsonFormatter(logging.Formatter):
         line: dict[str, object] = {
             "ts": _moment(record).isoformat(timespec="microseconds"),
             "level": _level(record),
-            "message": _safe(record.getMessage() if message is None else message),
+            "message": one_line(record.getMessage() if message is None else message),
         }
         for key, value in values.items():
             line[f"{key}_" if key in _OWN_KEYS else key] = json_value(key, value)
@@ -111,9 +112,19 @@ def _level(record: logging.LogRecord) -> str:
     return _NAMES.get(record.levelno, record.levelname)
 
 
-def _safe(text: str) -> str:
+def one_line(text: str) -> str:
     """A whole message of whatever origin on one line."""
-    return _cut(_printable(mask_passwords(text)), LINE_LENGTH_MAX)
+    return _cut(_printable(mask_passwords(text[: 2 * LINE_LENGTH_MAX])), LINE_LENGTH_MAX)
+
+
+def indented(text: str) -> str:
+    """A traceback, each line of it safe and none at the margin, where it could pass for a line of the
+    log: what failed may have been told by a stranger."""
+    lines = text.splitlines()
+    if left_out := max(0, len(lines) - TRACEBACK_LINES_MAX):
+        half = TRACEBACK_LINES_MAX // 2
+        lines[half:-half] = [f"... {left_out} lines left out"]
+    return "\n".join(f"  {one_line(line)}" for line in lines)
 
 
 def with_values(message: str, values: Mapping[str, object]) -> str:

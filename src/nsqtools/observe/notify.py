@@ -10,6 +10,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from nsqtools.observe.log import get_log
+from nsqtools.options import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,8 +49,8 @@ class Notifier:
             return
         lines = [state] if state else []
         if status:
-            # A newline would begin another assignment.
-            lines.append("STATUS=" + " ".join(status.split())[:STATUS_LENGTH_MAX])
+            # A newline would begin another assignment; and the words can be a stranger's.
+            lines.append("STATUS=" + printable(" ".join(status.split()))[:STATUS_LENGTH_MAX])
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
                 sender.setblocking(False)

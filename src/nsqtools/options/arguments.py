@@ -10,6 +10,7 @@ import difflib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from nsqtools.options.fields import variable_of
 from nsqtools.options.shown import printable
 
 if TYPE_CHECKING:
@@ -76,19 +77,34 @@ def _take_flag(
         found.meant.update(difflib.get_close_matches(flag, list(known), n=1))
         _skip_value(equals, rest)
     elif made is not None and made.is_secret:
-        found.problems.append(
-            f"--{flag} cannot be given on the command line, where other users can read it:"
-            f" set {made.variable(program)}"
-        )
+        found.problems.append(_refused_secret(f"--{flag}", made.key, made.variable(program)))
         _skip_value(equals, rest)
     elif equals:
-        found.values.setdefault(flag, []).append(value)
+        _take_value(made, flag, value, found, program)
     elif made is not None and made.is_bool:
         found.values.setdefault(flag, []).append("true")
     elif rest:
-        found.values.setdefault(flag, []).append(rest.pop())
+        _take_value(made, flag, rest.pop(), found, program)
     else:
         found.problems.append(f"flag needs an argument: --{flag}")
+
+
+def _take_value(made: Option | None, flag: str, value: str, found: Arguments, program: str) -> None:
+    """Keeps a value, unless it is a setting that is a secret (`--consumer-opt=auth_secret,...`)."""
+    key = "" if made is None else made.kind.secret_in(value)
+    if key:
+        problem = _refused_secret(f"{key} in --{flag}", key, variable_of(program, key))
+        found.problems.append(problem)
+        found.meant.add(flag)
+    else:
+        found.values.setdefault(flag, []).append(value)
+
+
+def _refused_secret(what: str, key: str, variable: str) -> str:
+    return (
+        f"{what} cannot be given on the command line, where other users can read it: set {variable},"
+        f" or {key} in the file of --{CONFIG}"
+    )
 
 
 def _skip_value(equals: str, rest: list[str]) -> None:

@@ -65,6 +65,10 @@ class Kind(ABC, Generic[T]):
     def render(self, value: T) -> str:
         return str(value)
 
+    def secret_in(self, text: str) -> str:
+        """The key of the secret that `text` sets, if it sets one."""
+        return ""
+
     def told(self, text: str) -> str:
         """What was given, as an error shows it: without a part that may be secret."""
         return text
@@ -350,6 +354,10 @@ class FilePath(Kind[Path]):
         return Path(text)
 
 
+# Settings of NSQ's client that are secrets; each is an option of the same name, too.
+SECRET_SETTINGS = frozenset({"auth_secret"})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
     """A named setting as NSQ's `name,value` flags give it; the value may be a secret."""
@@ -372,6 +380,10 @@ class NameValue(Kind[Setting]):
         if not name:
             raise ValueError("should be name,value")
         return Setting(name=name, value=value if comma else "true")
+
+    def secret_in(self, text: str) -> str:
+        name = text.partition(",")[0].replace("-", "_")
+        return name if name in SECRET_SETTINGS else ""
 
     def render(self, value: Setting) -> str:
         return f"{value.name},{'***' if 'secret' in value.name else value.value}"

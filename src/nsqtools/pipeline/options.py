@@ -26,6 +26,7 @@ from nsqtools.errors import OptionsError
 from nsqtools.observe.options import PROGRESS, LogOptions, Progress, StatusOptions
 from nsqtools.options import (
     ADDRESS,
+    BOOL,
     HTTP_ADDRESS,
     NAME_VALUE,
     REGEX,
@@ -48,6 +49,8 @@ POSITIVE = Duration(minimum="1ns")
 SHOULD_BE_POSITIVE = "{flag} should be positive"
 LEFT_NO_TOPIC = "--topic-pattern and --topic-exclude leave no --topic"
 
+# Each topic takes some 25 kB, a connection and, once a message has come, files.
+MAX_TOPICS_MAX = 1_000_000
 # A commit of NSQ's 200 is mostly waiting for its fsync.
 MAX_IN_FLIGHT = 2500
 # With fewer of each a batch costs more than what is in it.
@@ -95,6 +98,12 @@ class SourceOptions(LogOptions, StatusOptions):
         group=_WHAT,
         problem=SHOULD_BE_POSITIVE,
     )
+    max_topics: int = option(
+        Int(minimum=1, maximum=MAX_TOPICS_MAX),
+        default="5000",
+        help="topics to take of those that nsqlookupd names; of more it is told, and they wait",
+        group=_WHAT,
+    )
     channel: str = channel_option("")
 
     nsqd_tcp_address: tuple[str, ...] = repeated(ADDRESS, help="nsqd to consume from", group=_WHERE)
@@ -122,6 +131,12 @@ class SourceOptions(LogOptions, StatusOptions):
     )
     auth_secret: str = option(
         SECRET, default="", help="secret for an nsqd that wants AUTH", group=_WHERE
+    )
+    auth_plaintext: bool = option(
+        BOOL,
+        default="false",
+        help="send the secret also without TLS, where others on the way can read it",
+        group=_WHERE,
     )
     http_client_connect_timeout_s: float = option(
         POSITIVE,
@@ -178,6 +193,7 @@ class SourceOptions(LogOptions, StatusOptions):
             connect_timeout_s=self.http_client_connect_timeout_s,
             lookupd_poll_timeout_s=self.http_client_request_timeout_s,
             auth_secret=self.auth_secret,
+            auth_plaintext=self.auth_plaintext,
         )
 
     def consumer(self) -> ConsumerOptions:
@@ -196,6 +212,7 @@ class SourceOptions(LogOptions, StatusOptions):
         return consumer_options(
             self.consumer_opt,
             auth_secret=self.auth_secret,
+            auth_plaintext=self.auth_plaintext,
             user_agent=f"{self.program}/{__version__} nsqtools/{__version__}",
             refused=HANDLER_SETTINGS,
             max_in_flight=self.effective_max_in_flight,

@@ -47,6 +47,9 @@ FIRST_LIST_S = 1.0
 # How often the health of the topics is looked at, and until all are subscribed.
 WATCH_S = 5.0
 WATCH_FIRST_S = 0.2
+# So many topics begin at a time: each asks nsqlookupd, and calls its nsqds.
+STARTS_AT_ONCE = 20
+STARTS_EVERY_S = 0.1
 _LIST = "list of topics"
 
 
@@ -296,6 +299,7 @@ class Run:
         from nsqtools.client.lookup import topics  # HTTP loads slowly
 
         trouble = Repeated(log, "could not retrieve the list of topics", clock=SystemClock())
+        too_many = Repeated(log, "topics beyond --max-topics wait", clock=SystemClock())
         silent = Repeated(log, "an nsqlookupd gives no list of topics", clock=SystemClock())
         lookup = self._options.topic_lookup()
         first_s = FIRST_LIST_S
@@ -317,17 +321,32 @@ class Run:
                     silent.failed(one)
                 if not failures:
                     silent.recovered("every nsqlookupd gives its list of topics again")
-                self._take_over(found, group)
                 first_s = wait_s
-                self._health.ok(_LIST)
+                await self._take_over(found, group, too_many)
             self._health.ready(_LIST)
             await asyncio.sleep(wait_s)
 
-    def _take_over(self, found: set[str], group: asyncio.TaskGroup) -> None:
+    async def _take_over(
+        self, found: set[str], group: asyncio.TaskGroup, too_many: Repeated
+    ) -> None:
         wanted = {t for t in found if self._options.wants_topic(t) and not is_ephemeral(t)}
-        for topic in sorted(wanted - self._tasks.keys()):
+        self._let_go_of_missing(wanted)
+        new = sorted(wanted - self._tasks.keys())
+        room = max(0, self._options.max_topics - len(self._tasks))
+        if beyond := len(new[room:]):
+            failure = f"{beyond} topics of nsqlookupd are not consumed, such as {new[room]}"
+            self._health.failing(_LIST, f"{failure}: beyond --max-topics")
+            too_many.failed(failure, max_topics=self._options.max_topics)
+        else:
+            self._health.ok(_LIST)
+            too_many.recovered("all topics are within --max-topics")
+        for number, topic in enumerate(new[:room]):
+            if number % STARTS_AT_ONCE == 0:
+                await asyncio.sleep(STARTS_EVERY_S if number else 0)
             log.info("new topic", topic=topic, channel=self._options.channel)
             self._start(topic, group)
+
+    def _let_go_of_missing(self, wanted: set[str]) -> None:
         for topic in list(self._tasks):
             pipeline = self._pipelines.get(topic)
             connected = pipeline is not None and pipeline.consumer.connections

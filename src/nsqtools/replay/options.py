@@ -13,6 +13,7 @@ from nsqtools.errors import OptionsError
 from nsqtools.observe.options import PROGRESS, LogOptions, Progress, StatusOptions
 from nsqtools.options import (
     ADDRESS,
+    BOOL,
     NAME_VALUE,
     SECRET,
     TEXT,
@@ -98,6 +99,12 @@ class _Replay(LogOptions, StatusOptions):
     auth_secret: str = option(
         SECRET, default="", help="secret for an nsqd that wants AUTH", group=_WHERE
     )
+    auth_plaintext: bool = option(
+        BOOL,
+        default="false",
+        help="send the secret also without TLS, where others on the way can read it",
+        group=_WHERE,
+    )
     max_msg_size_bytes: int = option(
         Size(minimum=1, maximum=SIZE_MAX),
         default="1048576",
@@ -149,6 +156,7 @@ class FileToNsqOptions(StoreAccess, _Replay):
         return producer_options(
             self.producer_opt,
             auth_secret=self.auth_secret,
+            auth_plaintext=self.auth_plaintext,
             user_agent=f"file_to_nsq/{__version__} nsqtools/{__version__}",
         )
 

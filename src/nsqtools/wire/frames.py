@@ -46,7 +46,10 @@ ERROR_CODES = (
     .union(f"E_AUTH_{what}" for what in ("FIRST", "DISABLED", "ERROR"))
 )
 
-_FIN_FAILED = re.compile(r"FIN ([^ ]{16}) ")
+# What is kept of an error's text.
+_ERROR_MAX_BYTES = 1 << 10
+# An id is hexadecimal; whatever else stands there is no id of ours.
+_FIN_FAILED = re.compile(r"FIN ([!-~]{16}) ")
 _HEADER = struct.Struct(">ii")
 _SIZE_FIELD_BYTES = 4
 # The size that a frame would have of which the first bytes are those of a reply by HTTP.
@@ -55,6 +58,8 @@ _HTTP_SIZE = int.from_bytes(b"HTTP")
 # a client is not told; this bounds what a broken or hostile peer can make us hold.
 BODY_SIZE_MAX_BYTES = 64 << 20
 FRAME_SIZE_MAX_BYTES = BODY_SIZE_MAX_BYTES + _SIZE_FIELD_BYTES + PAYLOAD_HEADER_BYTES
+# The same of a response or an error: nsqd's are short, and IDENTIFY's answer is one of 20 members.
+OTHER_SIZE_MAX_BYTES = 64 << 10
 _MESSAGE_SIZE_MIN = 4 + PAYLOAD_HEADER_BYTES
 # How much of a message that is too large has to be there to know which one it is.
 _OVERSIZED_NEEDS = FRAME_HEADER_BYTES + PAYLOAD_HEADER_BYTES
@@ -70,7 +75,7 @@ def refused_fin(code: str, description: str) -> bytes | None:
     """The id of the message for which nsqd took no FIN; None for any other error (spec: tcp-protocol,
     part 2)."""
     found = _FIN_FAILED.match(description) if code == "E_FIN_FAILED" else None
-    return None if found is None else found[1].encode("latin-1")
+    return None if found is None else found[1].encode("ascii")
 
 
 class Response(NamedTuple):
@@ -98,7 +103,7 @@ def encode_frame(frame_type: int, data: bytes) -> bytes:
 
 def parse_error(data: bytes) -> ServerError:
     """The error that an error frame names: `CODE SP description`."""
-    code, _, description = data.decode("utf-8", "replace").partition(" ")
+    code, _, description = data[:_ERROR_MAX_BYTES].decode("utf-8", "replace").partition(" ")
     fatal = code not in ("E_FIN_FAILED", "E_REQ_FAILED", "E_TOUCH_FAILED")
     return ServerError(code, description, fatal=fatal)
 
@@ -193,11 +198,14 @@ class FrameDecoder:
         return Span(data, start, stride, 1)
 
     def _check(self, size: int, frame_type: int) -> None:
-        size_max = _PASSED_OVER_MAX if frame_type == MESSAGE else self._frame_size_max
+        largest = self._frame_size_max
+        if frame_type in (RESPONSE, ERROR):
+            largest = min(largest, OTHER_SIZE_MAX_BYTES)
+        size_max = _PASSED_OVER_MAX if frame_type == MESSAGE else largest
         if size == _HTTP_SIZE:
             self._fail("an answer by HTTP: is this the HTTP port? nsqd's TCP port is wanted")
         if not _SIZE_FIELD_BYTES <= size <= size_max:
-            self._fail(f"frame size {size} out of range {_SIZE_FIELD_BYTES}-{self._frame_size_max}")
+            self._fail(f"frame size {size} out of range {_SIZE_FIELD_BYTES}-{largest}")
         if frame_type not in (RESPONSE, ERROR, MESSAGE):
             self._fail(f"unknown frame type {frame_type}")
         if frame_type == MESSAGE and size < _MESSAGE_SIZE_MIN:

@@ -78,6 +78,7 @@ class NsqToHttpOptions(HttpOptions, ConsumingOptions):
         return producer_options(
             self.producer_opt,
             auth_secret=self.auth_secret,
+            auth_plaintext=self.auth_plaintext,
             user_agent=f"{self.program}/{__version__} nsqtools/{__version__}",
         )
 

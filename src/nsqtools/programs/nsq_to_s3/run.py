@@ -22,6 +22,7 @@ from nsqtools.errors import StorageError, StoreError
 from nsqtools.lifecycle import Lifecycle
 from nsqtools.observe.live import LiveLine
 from nsqtools.observe.log import configure, get_log
+from nsqtools.options import printable
 from nsqtools.outputs.file.archiving import hook_of, partition_of, rotation_of
 from nsqtools.outputs.file.output import FileOutput, Spooling
 from nsqtools.outputs.s3.backlog import Backlog
@@ -74,7 +75,8 @@ def _check(options: NsqToS3Options) -> int:
         findings = check(store, prefix)
     for found in findings:
         mark = "ok" if found.is_fine else ("FAILED" if found.needed else "note")
-        print(f"{mark:<7} {found.step}" + (f": {found.problem}" if found.problem else ""))
+        problem = f": {printable(found.problem)}" if found.problem else ""
+        print(f"{mark:<7} {found.step}{problem}")
         if found.hint:
             print(f"        hint: {found.hint}")
     failed = [found for found in findings if found.needed and not found.is_fine]
