@@ -264,9 +264,16 @@ def stamp(path: Path) -> None:
 
 
 def is_taken(path: Path) -> bool:
-    """Whether anything has this name, a dangling link too."""
+    """Whether anything has this name, a dangling link too.
+
+    Raises `StorageError` where that cannot be told: what may not be looked at is not gone.
+    """
     with storage("stat", path):
-        return os.path.lexists(path)
+        try:
+            os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
 
 
 def size_of(path: Path) -> int:

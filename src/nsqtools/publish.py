@@ -49,8 +49,8 @@ def place(source: Path, destination: Path) -> None:
     Raises `FileExistsError` when another file has the name (the source is untouched), and
     `StorageError`.
     """
-    if os.path.lexists(destination) and not _is_reservation(destination):
-        if os.path.lexists(source) and not _is_same(source, destination):
+    if durable.is_taken(destination) and not _is_reservation(destination):
+        if durable.is_taken(source) and not _is_same(source, destination):
             raise FileExistsError(errno.EEXIST, "file exists", str(destination))
         _remove_dead_copy(source, destination.parent)
     else:
