@@ -29,6 +29,18 @@ COUNTED = {
     "replace",
     "mkdir",
 }
+# All that `durable` and `publish` call on a disk.
+EVERY = COUNTED | {"listdir", "utime", "fchmod", "dup", "close", "rmdir", "chmod", "fchown", "stat"}
+# What disks, network filesystems and the limits of a process answer.
+FAULTS = (
+    errno.EIO,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EMFILE,
+    errno.EINTR,
+    errno.ESTALE,
+    errno.EROFS,
+)
 
 
 class FailingOs:
@@ -82,6 +94,8 @@ class FailingOs:
                 if name == "pwrite":
                     fd, data, offset = args
                     real(fd, bytes(data)[: len(data) // 2], offset)
+                elif name == "close":  # the descriptor is gone, whatever it says
+                    real(*args)
                 raise OSError(self._code, os.strerror(self._code))
             if name == "pwrite" and self._write_max is not None:
                 fd, data, offset = args
