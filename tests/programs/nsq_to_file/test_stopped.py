@@ -31,8 +31,10 @@ async def test_what_is_archived_again_is_counted_to_the_last_answer(
     to their FINs only behind SIGTERM."""
     nsqd = await start_nsqd(msg_timeout="300ms")
     async with archiver(folder, *flags, nsqd=nsqd) as tool:
+        await publish(nsqd, MANY[0])
+        await until_settled(nsqd, 1)  # it has told nsqd that it is ready
         tool.send(signal.SIGSTOP)
-        await publish(nsqd, *MANY)
+        await publish(nsqd, *MANY[1:])
         await until_stats(nsqd, lambda now: now["timeout_count"] > 0)
         tool.send(signal.SIGTERM)
         tool.send(signal.SIGCONT)
