@@ -82,6 +82,10 @@ class FailingOs:
         for name in self._only & EVERY:
             monkeypatch.setattr(os, name, self.counting(name, getattr(os, name)))
         monkeypatch.setattr(io, "open", self.counting("open", io.open))
+        self.install_reads(monkeypatch)
+
+    def install_reads(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Count what readers of archives read, too."""
         begin = Source.__init__
 
         def begin_failing(source: Source, file: Any, *args: Any, **options: Any) -> None:
