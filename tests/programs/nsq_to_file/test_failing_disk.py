@@ -61,6 +61,14 @@ PROBES = ".nsqtools-[0-9]*-*.tmp"
 
 
 @pytest.fixture(autouse=True)
+def _no_faults(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """What a disk says is expected: nothing else than an error with a path comes of it."""
+    yield
+    told = [record.getMessage() for record in caplog.get_records("call")]
+    assert not [each for each in told if "a fault in nsqtools" in each]
+
+
+@pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         program, "Lifecycle", lambda timeout_s: Lifecycle(timeout_s, handle_signals=False)

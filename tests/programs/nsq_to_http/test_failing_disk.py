@@ -25,6 +25,7 @@ from nsqtools.pipeline import topic as topic_module
 from nsqtools.programs.nsq_to_http import run as program
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.support.endpoints import Endpoint
@@ -37,6 +38,14 @@ pytestmark = pytest.mark.slow
 SIX = [b"message %d" % number for number in range(6)]
 STEP = 13
 CALLS_MAX = 2000
+
+
+@pytest.fixture(autouse=True)
+def _no_faults(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """What a disk says is expected: nothing else than an error with a path comes of it."""
+    yield
+    told = [record.getMessage() for record in caplog.get_records("call")]
+    assert not [each for each in told if "a fault in nsqtools" in each]
 
 
 @pytest.fixture(autouse=True)
