@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,6 +19,8 @@ from tests.programs.nsq_to_file.helpers import flags_of
 from tests.support.nsqd import PATIENCE_S
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.support.nsqd import Nsqd
 
 pytestmark = [pytest.mark.soak, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -81,7 +82,6 @@ async def test_a_kernel_that_refuses_call_n(call: str, nsqd: Nsqd, tmp_path: Pat
         await until_settled(nsqd, len(SIX), topic)
         files = sorted(folder.glob(f"{topic}*.gz"))
         assert sorted(chain.from_iterable(map(bodies_of, files))) == SIX, told
-        assert subprocess.run(["gzip", "-tq", *files], check=False).returncode == 0
         assert not list(folder.glob("*.part*")), told
         if "INJECTED" not in trace.read_text():
             return
