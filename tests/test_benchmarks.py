@@ -84,7 +84,8 @@ def test_every_figure_is_taken_and_counts_are_exact(tmp_path: Path) -> None:
     assert rows["lines-zstd"]["peak_bytes"].keys() == {"broker", "archiver"}
     assert 0 < rows["lines-none"]["start_s"] < 5
     assert "many-nsqds / one-nsqd: " in shown
-    assert len(found["targets"]) == 24
+    assert len(found["targets"]) == 33
+    assert len(found["load"]) == 9
     assert "\nupload to rclone: " in shown
     assert found["archive"]["archive_bytes"] >= 3_000_000
     assert found["archive"]["read_share"] > 0

@@ -108,3 +108,45 @@ def test_the_table_can_refuse() -> None:
     assert violation("client", "nsqtools.broker.topic")
     assert violation("archive", "nsqtools.client")
     assert violation("wire", "nsqtools.errors") is None
+
+
+def cycles(modules: dict[str, set[str]]) -> list[str]:
+    """The modules that lead back to themselves."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        todo = [start]
+        while todo:
+            new = modules[todo.pop()] - seen
+            seen |= new
+            todo += new
+        return seen
+
+    return sorted(module for module in modules if module in reached(module))
+
+
+# Parts of one thing, which know each other by their types only.
+KNOWN_CYCLES = {
+    f"nsqtools.broker.{name}"
+    for name in ("channel", "cursor", "reading", "redelivery", "stragglers", "topic")
+}
+
+
+def test_modules_of_the_broker_and_the_wire_import_in_no_circle() -> None:
+    modules = {
+        f"nsqtools.{folder}.{path.stem}": path
+        for folder in ("broker", "wire")
+        for path in (SOURCE / folder).glob("*.py")
+    }
+    graph = {}
+    for name, path in modules.items():
+        found = {imported for _, imported in imports_of(path)}
+        # `from nsqtools.broker import config` names the module in another way.
+        found |= {
+            f"{node.module}.{alias.name}"
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        }
+        graph[name] = found & (modules.keys() - {name})
+    assert set(cycles(graph)) <= KNOWN_CYCLES

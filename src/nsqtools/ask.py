@@ -7,7 +7,7 @@ ask do not pay for it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nsqtools.errors import ConnectionFailed, ProtocolError
 
@@ -46,17 +46,35 @@ async def ask(
     `secret` is sent as a bearer token when it is set. Raises ConnectionFailed, with `source` as the
     address, whatever goes wrong on the way. Cancelling it leaves nothing behind.
     """
+    headers = {"Authorization": f"Bearer {secret}"} if secret else {}
+    redirects = {"allow_redirects": redirects_max > 0, "max_redirects": max(1, redirects_max)}
+    times = (timeout_s, connect_timeout_s)
+    return await _request(session, "GET", url, source, times, headers=headers, **redirects)
+
+
+async def post(
+    session: aiohttp.ClientSession, url: str, source: str, *, timeout_s: float
+) -> tuple[int, bytes]:
+    """POST nothing to a URL, which must be encoded: status and body; as `ask`, without redirects."""
+    times = (timeout_s, timeout_s)
+    return await _request(session, "POST", url, source, times, allow_redirects=False)
+
+
+async def _request(
+    session: aiohttp.ClientSession,
+    method: str,
+    url: str,
+    source: str,
+    times_s: tuple[float, float],
+    **options: Any,
+) -> tuple[int, bytes]:
     import aiohttp
     import yarl
 
-    timeout = aiohttp.ClientTimeout(total=timeout_s, connect=min(timeout_s, connect_timeout_s))
+    timeout = aiohttp.ClientTimeout(total=times_s[0], connect=min(times_s))
     try:
-        async with session.get(
-            yarl.URL(url, encoded=True),
-            headers={"Authorization": f"Bearer {secret}"} if secret else {},
-            timeout=timeout,
-            allow_redirects=redirects_max > 0,
-            max_redirects=max(1, redirects_max),
+        async with session.request(
+            method, yarl.URL(url, encoded=True), timeout=timeout, **options
         ) as response:
             return response.status, await _read(response.content)
     except TimeoutError as error:

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.benchmarks import archives, data, figures, machine, uploads
+from tests.benchmarks import archives, data, figures, load, machine, uploads
 from tests.benchmarks.endpoint import server_name
 from tests.benchmarks.nsqd import Nsqd
 from tests.benchmarks.processes import BenchError, Children
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     Figure = Callable[[figures.Bench], Sample]
 
 QUICK_MESSAGES = 100_000
+BACKLOG_MESSAGES = 4_000_000
 MESSAGES_MAX = 100_000_000
 RUNS_MAX = 100
 ARCHIVE_BYTES_MAX = 100_000_000_000
@@ -55,6 +56,8 @@ class Plan:
     archive: archives.Measured | None = None
     upload_bytes: int = 0
     uploads: list[uploads.Uploads] = field(default_factory=list)
+    sizes: load.Sizes | None = None
+    load: list[load.Figure] = field(default_factory=list)
 
     def add(self, name: str, sample: Sample) -> None:
         self.samples.setdefault(name, []).append(sample)
@@ -88,6 +91,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="size of the file that is uploaded beside boto3",
     )
     parser.add_argument(
+        "--backlog",
+        type=_whole(MESSAGES_MAX),
+        default=BACKLOG_MESSAGES,
+        help="messages that wait in the broker under load",
+    )
+    parser.add_argument(
         "--quick", action="store_true", help="100,000 messages, a file of 100 MB, one run"
     )
     parsed = parser.parse_args(argv)
@@ -118,7 +127,11 @@ def make_plan(options: argparse.Namespace, folder: Path) -> Plan:
     brokers[-1][2].update(figures.EMBEDDED)
     if nsq_bin := os.environ.get("NSQ_BIN"):
         brokers[-1][2].update(figures.nsq_figures(Path(nsq_bin)))
-    known = {name for _, _, found in brokers for name in found} | {archives.NAME, uploads.NAME}
+    known = {name for _, _, found in brokers for name in found} | {
+        archives.NAME,
+        uploads.NAME,
+        load.NAME,
+    }
     if unknown := set(options.only) - known:
         raise BenchError(f"no figure {', '.join(unknown)}; there are {', '.join(sorted(known))}")
     if options.only:
@@ -136,8 +149,14 @@ def make_plan(options: argparse.Namespace, folder: Path) -> Plan:
         upload_bytes=0
         if options.only and uploads.NAME not in options.only
         else options.upload_bytes,
+        sizes=None if options.only and load.NAME not in options.only else _sizes(options),
         machine=machine.description(folder),
     )
+
+
+def _sizes(options: argparse.Namespace) -> load.Sizes:
+    is_quick = options.messages <= QUICK_MESSAGES
+    return load.QUICK if is_quick else load.Sizes(backlog=options.backlog)
 
 
 def measure(plan: Plan, folder: Path) -> None:
@@ -148,6 +167,9 @@ def measure(plan: Plan, folder: Path) -> None:
     if plan.upload_bytes:
         tell(f"upload, {plan.upload_bytes / 1e6:,.0f} MB")
         plan.uploads = uploads.measure(folder, plan.upload_bytes, plan.runs)
+    if plan.sizes is not None:
+        tell("the broker under load")
+        plan.load = load.measure(folder, plan.sizes)
     messages = folder / "messages"
     data.write_messages(messages, plan.messages)
     for number in range(plan.runs):
@@ -191,6 +213,7 @@ def targets(plan: Plan, version_s: float) -> list[Target]:
         at_least(f"s3, {server}'s server", S3_TARGET, by_name.get(f"s3-{server}"))
         for server in uploads.SERVERS
     ]
+    found += [one.target() for one in plan.load]
     found += [one.target() for one in plan.uploads]
     found += rss_targets(rows, ("broker", "archiver", "replayer", "deliverer", "uploader"))
     found.append(
@@ -256,6 +279,7 @@ def write_json(path: Path, plan: Plan, version_s: float) -> None:
         "endpoint": server_name(),
         "rows": [row.as_json() for row in plan.rows],
         "version_s": version_s,
+        "load": [asdict(one) for one in plan.load],
         "uploads": [asdict(one) for one in plan.uploads],
         "archive": None if plan.archive is None else asdict(plan.archive),
         "targets": [asdict(target) for target in targets(plan, version_s)],

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 CALLS = (COUNTED | {"writev", "write", "truncate", "listdir"}) - {"fstat", "lstat"}
 ROUNDS = 14
 # Large enough for a new segment every few rounds.
-BODY = b"%04d" + b"x" * 300
+BODY = b"%04d" + b"x" * 1000
 CALLS_MAX = 1000
 STEP = 9
 
@@ -42,6 +42,7 @@ class LossyOs(FailingOs):
         super().__init__(fail_at, code=code, only=CALLS)
         self._synced: dict[tuple[int, int], int] = {}
         self.lost: dict[tuple[int, int], int] = {}
+        self._held: list[int] = []
 
     def counting(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         counted = super().counting(name, real)
@@ -54,6 +55,8 @@ class LossyOs(FailingOs):
             counted(fd)
         except OSError:
             self.lost[file] = self._synced.get(file, 0)
+            # As long as it is open no other file gets its number.
+            self._held.append(os.dup(fd))
             raise
         if file not in self.lost:
             self._synced[file] = found.st_size
@@ -64,6 +67,8 @@ class LossyOs(FailingOs):
             size = self.lost.get((found.st_dev, found.st_ino))
             if size is not None and path.is_file():
                 os.truncate(path, size)
+        while self._held:
+            os.close(self._held.pop())
 
 
 class Reader:
@@ -142,8 +147,7 @@ async def one_life(folder: Path, *, is_durable: bool, disk: LossyOs) -> tuple[se
     with contextlib.suppress(StorageError):
         async with Broker(options_of(folder, is_durable=is_durable)) as broker:
             good = await live(broker, reader)
-    if is_durable:
-        disk.lose(folder)
+    disk.lose(folder if is_durable else folder / "none")
     return good, reader.finished
 
 
@@ -174,7 +178,10 @@ async def check(folder: Path, call: int, code: int, is_durable: bool) -> bool:
         for module in (files, journal, recovery, segment):
             patch.setattr(module, "os", disk)
         patch.setattr(upkeep, "PASS_INTERVAL_S", 0.02)
-        good, finished = await one_life(folder, is_durable=is_durable, disk=disk)
+        try:
+            good, finished = await one_life(folder, is_durable=is_durable, disk=disk)
+        except TimeoutError:
+            pytest.fail(f"call {call} ({disk.failed}): never answered")
     found = await what_is_there(folder)
     where = f"call {call} ({disk.failed}), {errno.errorcode[code]}"
     assert good <= set(found["unread"]), f"{where}: answered with OK, and lost"

@@ -150,8 +150,8 @@ def test_memory_is_bounded_but_keeps_the_newest_block(log: DiskLog) -> None:
 
 
 def test_memory_is_bounded_in_bytes() -> None:
-    memory = Memory(100, MemoryBudget(200))
     blocks = [build_block(number, [b"x" * 60], NOW_NS) for number in range(5)]
+    memory = Memory(100, MemoryBudget(2 * blocks[0].cost_bytes))
     for block in blocks:
         memory.append(block)
     assert [memory.first] == [3]
@@ -161,9 +161,9 @@ def test_memory_is_bounded_in_bytes() -> None:
 
 
 def test_the_oldest_block_of_any_topic_makes_room() -> None:
-    budget = MemoryBudget(400)
-    one, other = Memory(100, budget), Memory(100, budget)
     blocks = [build_block(number, [b"x" * 66], NOW_NS) for number in range(9)]
+    budget = MemoryBudget(4 * blocks[0].cost_bytes)
+    one, other = Memory(100, budget), Memory(100, budget)
     for block in blocks[:4]:
         one.append(block)
     assert [one.first] == [0]
@@ -176,7 +176,7 @@ def test_the_oldest_block_of_any_topic_makes_room() -> None:
         other.append(block)
     assert (one.first, other.first) == (None, 4)
     # One that fills the budget by itself stays, and is alone.
-    one.append(build_block(9, [b"x" * 1000], NOW_NS))
+    one.append(build_block(9, [b"x" * 5000], NOW_NS))
     assert (one.first, other.first) == (9, None)
     other.append(blocks[8])
     assert (one.first, other.first) == (None, 8)

@@ -99,8 +99,8 @@ class Ledger:
 @pytest.mark.parametrize(
     ("kills", "messages", "flags"),
     [
-        pytest.param(30, 200_000, (), id="30-kills"),
-        pytest.param(5, 20_000, ("--durable",), id="durable"),
+        pytest.param(50, 200_000, (), id="50-kills"),
+        pytest.param(10, 20_000, ("--durable",), id="durable"),
     ],
 )
 async def test_what_was_said_ok_to_is_delivered(

@@ -69,7 +69,8 @@ class Program:
     def limit(self, what: int, most: int) -> None:
         """Set one of its limits, a `resource.RLIMIT_...`."""
         assert self._process is not None
-        resource.prlimit(self._process.pid, what, (most, resource.RLIM_INFINITY))
+        hard = resource.prlimit(self._process.pid, what)[1]
+        resource.prlimit(self._process.pid, what, (most, hard))
 
     def send(self, number: signal.Signals) -> None:
         assert self._process is not None

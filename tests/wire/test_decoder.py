@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from nsqtools.errors import NsqToolsError, ProtocolError
 from nsqtools.wire import commands
 from nsqtools.wire.decoder import (
+    FIN_RUN_MAX,
     LINE_MAX_BYTES,
     Auth,
     ClientState,
     Cls,
     CommandDecoder,
-    CommandLimits,
     ConnectionDropped,
     Fin,
     Identify,
@@ -31,7 +31,8 @@ from nsqtools.wire.decoder import (
     Touch,
     split_ids,
 )
-from nsqtools.wire.mpub import read_mpub
+from nsqtools.wire.limits import CommandLimits
+from nsqtools.wire.mpub import SLICE_MESSAGES, read_mpub
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -153,7 +154,7 @@ def test_mpub_is_read_back_whatever_the_cuts(
     raw = b"  V2" + commands.mpub("t", messages) + commands.NOP
     assert read(pieces_of(raw, cuts), limits) == [Mpub("t", messages), Nop()]
     body = commands.mpub("t", messages).partition(b"\n")[2][4:]
-    assert read_mpub(body + behind, limits) == messages
+    assert read_mpub(body + behind, limits).take() == messages
 
 
 @given(bodies, st.data())
@@ -172,7 +173,35 @@ def test_a_batch_that_is_cut_or_changed_is_refused_or_read_but_nothing_else(
     except ProtocolError as error:
         assert error.code in ("E_BAD_BODY", "E_BAD_MESSAGE")  # noqa: PT017
     else:
-        assert sum(map(len, found)) <= len(body)
+        assert sum(map(len, found.take())) <= len(body)
+        assert not found.left
+
+
+@pytest.mark.parametrize("sizes", [(2,), (1, 2, 3)])
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_a_batch_of_very_many_is_cut_in_slices(sizes: tuple[int, ...], pieces: int) -> None:
+    count = 2 * SLICE_MESSAGES + 7
+    messages = [b"%03d"[: sizes[number % len(sizes)]] for number in range(count)]
+    raw = b"  V2" + commands.mpub("t", messages) + commands.NOP
+    limits = CommandLimits(max_body_size_bytes=1 << 20)
+    batch, nop = read(pieces_of(raw, [len(raw) * at // pieces for at in range(pieces)]), limits)
+    assert isinstance(batch, Mpub)
+    assert batch.rest is not None
+    slices = [batch.bodies]
+    while some := batch.rest.take():
+        slices.append(some)
+    assert list(map(len, slices)) == [SLICE_MESSAGES, SLICE_MESSAGES, 7]
+    assert [one for some in slices for one in some] == messages
+    assert nop == Nop()
+
+
+def read_as_subscriber(pieces: Iterable[bytes]) -> list[Command]:
+    session = Session()
+    session.receive(b"  V2")
+    session.decoder.state = ClientState.SUBSCRIBED
+    for piece in pieces:
+        session.receive(piece)
+    return session.commands
 
 
 ids = st.lists(st.binary(min_size=16, max_size=16).filter(lambda raw: b"\n" not in raw), min_size=1)
@@ -180,27 +209,40 @@ ids = st.lists(st.binary(min_size=16, max_size=16).filter(lambda raw: b"\n" not 
 
 @given(ids, st.lists(st.integers(0, 400), max_size=4))
 def test_a_run_of_fins_is_all_of_its_ids(many: list[bytes], cuts: list[int]) -> None:
-    session = Session()
-    session.receive(b"  V2")
-    session.decoder.state = ClientState.SUBSCRIBED
+    # A space ends an id, and a CR behind it is the line's: what is left is no id (spec: part 1).
+    is_right = not any(b" " in one or one.endswith(b"\r") for one in many)
     try:
-        for piece in pieces_of(commands.fin(many), cuts):
-            session.receive(piece)
-    except ProtocolError:
-        # A space inside of what should be an id makes it two parameters, unless it is in a run.
-        assert any(b" " in one or b"\r" in one for one in many)
+        found = read_as_subscriber(pieces_of(commands.fin(many), cuts))
+    except ProtocolError as error:
+        assert str(error) == "E_INVALID invalid message ID"  # noqa: PT017
+        assert not is_right
         return
-    found = [one for command in session.commands for one in split_ids(command[0])]  # type: ignore[misc, arg-type]
-    assert found == many
+    assert is_right
+    got = [one for command in found for one in split_ids(command[0])]  # type: ignore[misc, arg-type]
+    assert got == many
 
 
-def test_an_id_that_looks_like_commands_is_cut_by_position() -> None:
-    session = Session()
-    session.receive(b"  V2")
-    session.decoder.state = ClientState.SUBSCRIBED
-    tricky = b"xxFIN xxxxFIN xx"
-    session.receive(commands.fin([ID, tricky, ID2]))
-    assert session.commands == [Fin(ID + tricky + ID2)]
+@pytest.mark.parametrize("wrong", [b"0123456 89abcdef", b"0123456789abcde\r", b" " * 16])
+@pytest.mark.parametrize("place", range(3))
+def test_an_id_with_a_space_or_a_cr_at_its_end_is_none_in_a_run_either(
+    wrong: bytes, place: int
+) -> None:
+    many = [ID, ID2]
+    many.insert(place, wrong)
+    with pytest.raises(ProtocolError, match="invalid message ID") as caught:
+        read_as_subscriber([commands.fin(many)])
+    assert caught.value.fatal
+
+
+def test_a_cr_inside_of_an_id_is_a_byte_like_others() -> None:
+    assert read_as_subscriber([commands.fin([ID, b"01\r3456789abcdef"])]) == [
+        Fin(ID + b"01\r3456789abcdef")
+    ]
+
+
+def test_a_flood_of_fins_comes_in_bounded_commands() -> None:
+    found = read_as_subscriber([commands.fin([ID] * (2 * FIN_RUN_MAX + 5))])
+    assert [len(command[0]) // 16 for command in found] == [FIN_RUN_MAX, FIN_RUN_MAX, 5]  # type: ignore[misc, arg-type]
 
 
 @settings(max_examples=300)

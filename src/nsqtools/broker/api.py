@@ -20,15 +20,17 @@ from urllib.parse import unquote_to_bytes
 from nsqtools.broker import config
 from nsqtools.broker.stats import StatsQuery, stats, stats_text
 from nsqtools.errors import NsqToolsError, ProtocolError, StorageError
-from nsqtools.wire.mpub import read_mpub
+from nsqtools.options import parse_time_ns
+from nsqtools.wire.mpub import Lines, long_line, read_mpub
 from nsqtools.wire.names import is_valid_name
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from nsqtools.broker.channel import Channel
-    from nsqtools.broker.server import Broker
     from nsqtools.broker.topic import Topic
+    from nsqtools.broker.view import BrokerView
+    from nsqtools.wire.mpub import Batch
 
 log = logging.getLogger("nsqtools.broker.http")
 
@@ -111,7 +113,7 @@ def _unescape(text: str) -> str:
 class Api:
     """The endpoints of one broker."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: BrokerView) -> None:
         self._broker = broker
 
     # What the broker is
@@ -178,10 +180,11 @@ class Api:
         if self._is_binary(params.get("binary")):
             if len(body) > limit:
                 raise HttpError(413, "BODY_TOO_BIG", close=True)
-            bodies = self._binary_batch(body)
+            batch: Batch | Lines = self._binary_batch(body)
         else:
-            bodies = self._text_batch(body, limit)
-        if bodies:
+            batch = self._text_batch(body, limit)
+        # A very long one goes a slice at a time, and others have their turn in between.
+        while bodies := batch.take():
             await self._publish(topic, bodies, 0)
         return Text("OK")
 
@@ -207,24 +210,21 @@ class Api:
             log.warning("deprecated value %r used for /mpub binary param", text)
         return _BOOLEANS.get(text, True)
 
-    def _binary_batch(self, body: bytes) -> list[bytes]:
+    def _binary_batch(self, body: bytes) -> Batch:
         try:
             return read_mpub(body, self._broker.command_limits)
         except ProtocolError as failure:
             raise HttpError(413, failure.code.removeprefix("E_")) from failure
 
-    def _text_batch(self, body: bytes, limit: int) -> list[bytes]:
-        """The lines; nsqd reads line by line, so that the first thing wrong is what it says."""
-        size_max = self._broker.options.max_msg_size_bytes
-        lines = body.split(b"\n")
-        total = 0
-        for line in lines:
-            total += len(line) + 1
-            if total > limit and len(body) > limit:
-                raise HttpError(413, "BODY_TOO_BIG", close=True)
-            if len(line) > size_max:
-                raise HttpError(413, "MSG_TOO_BIG")
-        return [line for line in lines if line]
+    def _text_batch(self, body: bytes, limit: int) -> Lines:
+        """nsqd reads line by line, so that the first thing wrong is what it says."""
+        too_long = long_line(body, self._broker.options.max_msg_size_bytes)
+        is_above = len(body) > limit
+        if is_above and (too_long is None or too_long + 1 > limit):
+            raise HttpError(413, "BODY_TOO_BIG", close=True)
+        if too_long is not None:
+            raise HttpError(413, "MSG_TOO_BIG")
+        return Lines(body)
 
     async def _publish(self, topic: Topic, bodies: list[bytes], delay_ms: int) -> None:
         answer: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
@@ -313,6 +313,33 @@ class Api:
         self._settle(topic)
         return None
 
+    async def seek_channel(self, request: Request) -> Answer:
+        """Not nsqd's: move a channel to another place of what is retained."""
+        topic, channel = self._channel(request)
+        to = parse_query(request.query).get("to")
+        if to is None:
+            raise HttpError(400, "MISSING_ARG_TO")
+        number = await self._place(topic, to)
+        if topic.channels.get(channel.name) is not channel:
+            raise HttpError(404, "CHANNEL_NOT_FOUND")
+        channel.seek(number)
+        channel.deliver()
+        self._settle(topic)
+        await self._broker.keep(topic)
+        return Json({"cursor": f"{channel.cursor:016x}", "depth": channel.depth})
+
+    async def _place(self, topic: Topic, to: str) -> int:
+        if to == "oldest":
+            return topic.log.start
+        if to == "newest":
+            return topic.pumped
+        try:
+            time_ns = parse_time_ns(to)
+        except ValueError as error:
+            raise HttpError(400, "INVALID_ARG_TO") from error
+        number = await self._broker.number_at(topic, time_ns)
+        return topic.pumped if number is None else number
+
     def _settle(self, topic: Topic) -> None:
         """Have it in the journal before it is answered."""
         topic.flush()
@@ -394,5 +421,6 @@ ROUTES: dict[str, dict[str, Callable[[Api, Request], Awaitable[Answer]]]] = {
     "/channel/empty": {"POST": Api.empty_channel},
     "/channel/pause": {"POST": Api.pause_channel},
     "/channel/unpause": {"POST": Api.unpause_channel},
+    "/channel/seek": {"POST": Api.seek_channel},
     CONFIG_PATH: {"GET": Api.get_config, "PUT": Api.put_config},
 }

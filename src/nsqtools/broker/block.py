@@ -13,6 +13,7 @@ deferred messages may be delivered. `frames` are NSQ message frames with attempt
 from __future__ import annotations
 
 import struct
+from array import array
 from binascii import hexlify
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
@@ -38,7 +39,11 @@ _ATTEMPTS_AT = 16
 _ID_AT = 18
 _U16 = struct.Struct(">H")
 _I32 = struct.Struct(">i")
+_I64 = struct.Struct(">q")
 ATTEMPTS_MAX = 65535
+# In memory a message has its id and its start, a block what holds all of it.
+_COST_BYTES = ID_BYTES + 8
+_BLOCK_COST_BYTES = 400
 
 
 class Block:
@@ -59,6 +64,17 @@ class Block:
 
     def __len__(self) -> int:
         return self.end - self.first
+
+    @property
+    def cost_bytes(self) -> int:
+        """About what it takes in memory: a small message costs more than its frame."""
+        return len(self.frames) + len(self) * _COST_BYTES + _BLOCK_COST_BYTES
+
+    @property
+    def timestamp_ns(self) -> int:
+        """When they were published, in nanoseconds since the epoch."""
+        timestamp_ns: int = _I64.unpack_from(self.frames, _FRAME_HEADER_BYTES)[0]
+        return timestamp_ns
 
     def slice(self, first: int, end: int) -> bytes:
         """The frames of messages `first` to `end` (exclusive), as they go to a consumer."""
@@ -90,7 +106,8 @@ def build_block(first: int, bodies: Sequence[bytes], timestamp_ns: int, due_ns: 
         stride = FRAME_OVERHEAD_BYTES + sizes[0]
         starts = range(0, (count + 1) * stride, stride)
     else:
-        starts = [0, *accumulate(FRAME_OVERHEAD_BYTES + size for size in sizes)]
+        strides = map(FRAME_OVERHEAD_BYTES.__add__, sizes)
+        starts = array("Q", accumulate(strides, initial=0))
     return Block(first, b"".join(parts), starts, ids, due_ns)
 
 
@@ -165,7 +182,7 @@ def _starts(frames: bytes, count: int) -> Sequence[int] | None:
     stride = _SIZE_FIELD_BYTES + _I32.unpack_from(frames)[0]
     if stride * count == len(frames) and same_in_run(frames, 0, len(frames), stride, (3, 2, 1, 0)):
         return range(0, len(frames) + 1, stride)
-    starts, position = [0], 0
+    starts, position = array("Q", [0]), 0
     while position + 4 <= len(frames) and len(starts) <= count:
         position += 4 + _I32.unpack_from(frames, position)[0]
         starts.append(position)

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, cast
 from nsqtools.broker.consumers import Consumers
 from nsqtools.broker.cursor import Cursor
 from nsqtools.broker.flight import Flight, Lease, ids_of
-from nsqtools.broker.journal import ChannelState, Frozen, Pending
+from nsqtools.broker.journal import ChannelState, Frozen, NoJournal, Pending
 from nsqtools.broker.ranges import Ranges
 from nsqtools.broker.reading import NotAtHand
 from nsqtools.broker.redelivery import Redelivery
@@ -84,7 +84,7 @@ class Channel:
         self.timeout_count = 0
         self.dropped_count = 0
         self._feed = feed
-        self._journal = journal
+        self.journal = NoJournal() if journal is None else journal
         self._depth_max = depth_max
         self._max_msg_timeout_s = max_msg_timeout_s
         self._cursor = Cursor(feed, state.cursor, state.voids, self.deliver)
@@ -163,8 +163,8 @@ class Channel:
 
     def void(self, first: int, end: int) -> None:
         """Messages `first` to `end` are never to be delivered here."""
-        if self._journal is not None and first < end:
-            self._journal.voided(first, end)
+        if first < end:
+            self.journal.voided(first, end)
         self._cursor.void(first, end)
 
     def ready(self, subscriber: Subscriber) -> None:
@@ -193,8 +193,7 @@ class Channel:
         """FIN for a run of ids; the ids that were refused, with the reason."""
         settled = self._flight.settle(holder, ids)
         self._carried.settle(settled)
-        if self._journal is not None:
-            self._journal.finished(settled.runs, settled.numbers)
+        self.journal.finished(settled.runs, settled.numbers)
         self.subscribers.wake(holder)
         return settled.refused
 
@@ -255,17 +254,22 @@ class Channel:
 
     def pause(self, *, paused: bool) -> None:
         self.paused = paused
-        if self._journal is not None:
-            self._journal.paused(paused)
+        self.journal.paused(paused)
 
     def empty(self) -> None:
         """Drop everything: waiting, in flight and deferred (spec: tcp-protocol, part 7)."""
+        self.seek(self._feed.pumped)
+
+    def seek(self, number: int) -> None:
+        """Go on from a message, or the first behind it that the log has; what waits, is in flight or
+        deferred is forgotten. What consumers hold they can no longer answer for."""
         self._flight.clear()
         self._waiting.clear()
         self._carried.clear()
-        self._cursor.move_to(self._feed.pumped)
-        if self._journal is not None:
-            self._journal.emptied(self.cursor)
+        self._cursor.seek(number)
+        # What is deferred there is met by the cursor.
+        self._seen_from = self._feed.pumped
+        self.journal.emptied(self.cursor)
         for subscriber in self.subscribers:
             self.subscribers.wake(subscriber)
 
@@ -273,39 +277,13 @@ class Channel:
         for subscriber in list(self.subscribers):
             subscriber.disconnect()
 
-    @property
-    def wants_flush(self) -> bool:
-        """Whether the journal has something to write."""
-        return self._journal is not None and self._journal.wants_flush
-
-    @property
-    def wants_rewrite(self) -> bool:
-        """Whether the journal is to be replaced by a shorter one."""
-        return self._journal is not None and self._journal.wants_rewrite
-
     def rewrite(self) -> Rewrite:
-        """Begin that; it must be wanted."""
-        if self._journal is None:
-            raise RuntimeError("an ephemeral channel has no journal")
-        return self._journal.rewrite(self.frozen())
-
-    def flush(self) -> None:
-        """Write the journal; raises StorageError."""
-        if self._journal is not None:
-            self._journal.flush()
-
-    def sync(self) -> None:
-        """Bring the journal to the disk; for a thread. Raises StorageError."""
-        if self._journal is not None:
-            self._journal.sync()
+        """Begin to replace the journal by a shorter one; that must be wanted."""
+        return self.journal.rewrite(self.frozen())
 
     def close(self) -> None:
-        if self._journal is not None:
-            self._journal.close(self.frozen())
-
-    def remove(self) -> None:
-        if self._journal is not None:
-            self._journal.remove()
+        """Have everything written that a restart needs. Raises StorageError."""
+        self.journal.close(self.frozen())
 
     # Letting go of the log
 
@@ -346,8 +324,7 @@ class Channel:
         self._bring_in(ahead, min(end, self._feed.pumped), due_ns or {})
         for number, frame in copies.items():
             self._carried.add(number, frame)
-            if self._journal is not None:
-                self._journal.carried(number, frame)
+            self.journal.carried(number, frame)
         self._wants_scan = True
         return True
 
@@ -368,8 +345,7 @@ class Channel:
         if self.cursor >= end:
             return
         self._put([(number, 0, due_ns.get(number, 0)) for number in ahead])
-        if self._journal is not None:
-            self._journal.passed(self.cursor, end)
+        self.journal.passed(self.cursor, end)
         self._cursor.move_to(end)
 
     # Where messages wait
@@ -378,17 +354,13 @@ class Channel:
         position = min(self._feed.pumped, self.cursor + TAIL_MESSAGES)
         for number, attempts in entries:
             self._waiting.put_last(number, attempts, position)
-        self._journal_queued([(*entry, 0) for entry in entries])
+        self.journal.queued([(*entry, 0) for entry in entries])
 
     def _put(self, entries: list[tuple[int, int, int]]) -> None:
         """Before all that is new, or until their time."""
         for entry in entries:
             self._waiting.put(*entry)
-        self._journal_queued(entries)
-
-    def _journal_queued(self, entries: list[tuple[int, int, int]]) -> None:
-        if entries and self._journal is not None:
-            self._journal.queued(entries)
+        self.journal.queued(entries)
 
     def _defer_pumped(self, first: int, end: int) -> None:
         """What is deferred is so from now on; what is not in memory is met by the cursor."""
@@ -451,8 +423,7 @@ class Channel:
         log.error("a message that waited again is not in the log id=%016x", number)
         self.dropped_count += 1
         self._carried.forget(number)
-        if self._journal is not None:
-            self._journal.finished([], [number])
+        self.journal.finished([], [number])
 
     def _deliver_next(self, subscriber: Subscriber) -> bool:
         """Deliver a run from the cursor; False when there is nothing, or it is not at hand."""
@@ -471,8 +442,7 @@ class Channel:
         if subscriber.sample_rate:
             self._deliver_sampled(subscriber, block, first, end)
             return True
-        if self._journal is not None:
-            self._journal.delivered(first, end)
+        self.journal.delivered(first, end)
         ids = block.slice_ids(first, end)
         self._hand_out(subscriber, range(first, end), ids, block.slice(first, end))
         return True
@@ -482,9 +452,8 @@ class Channel:
         rate = subscriber.sample_rate
         chosen = [n for n in range(first, end) if random.randrange(100) < rate]  # noqa: S311
         self.dropped_count += end - first - len(chosen)
-        self._journal_queued([(number, 1, 0) for number in chosen])
-        if self._journal is not None:
-            self._journal.passed(first, end)
+        self.journal.queued([(number, 1, 0) for number in chosen])
+        self.journal.passed(first, end)
         if chosen:
             frames = b"".join([block.slice(number, number + 1) for number in chosen])
             self._hand_out(subscriber, chosen, ids_of(chosen), frames)

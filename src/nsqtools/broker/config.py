@@ -11,12 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nsqtools.broker import unused
 from nsqtools.errors import OptionsError
 from nsqtools.observe.log import set_level
 from nsqtools.options import LOG_LEVEL, Duration, options_of
 
 if TYPE_CHECKING:
-    from nsqtools.broker.server import Broker
+    from nsqtools.broker.view import BrokerView
     from nsqtools.options import Option
 
 LOOKUPD_KEY = "nsqlookupd_tcp_addresses"
@@ -28,19 +29,19 @@ def nanoseconds(seconds: float) -> int:
     return round(seconds * 1_000_000_000)
 
 
-def value_of(broker: Broker, key: str) -> object:
+def value_of(broker: BrokerView, key: str) -> object:
     """What GET answers. Raises KeyError for an option that does not exist."""
     if key == LOOKUPD_KEY and broker.registrar is not None:
         return broker.registrar.addresses
     if key == "broadcast_address":
         return broker.options.effective_broadcast_address
     for option in options_of(type(broker.options)):
-        if _key_of(option) == key:
+        if _key_of(option) == key and option.group != unused.GROUP:
             return _shown(option, getattr(broker.options, option.name))
     raise KeyError(key)
 
 
-def change(broker: Broker, key: str, body: bytes) -> None:
+def change(broker: BrokerView, key: str, body: bytes) -> None:
     """What PUT does; nothing of it outlives the process.
 
     Raises KeyError for an option that cannot be changed, ValueError for a value that is none.
@@ -55,7 +56,7 @@ def change(broker: Broker, key: str, body: bytes) -> None:
         raise KeyError(key)
 
 
-def _change_lookupds(broker: Broker, body: bytes) -> None:
+def _change_lookupds(broker: BrokerView, body: bytes) -> None:
     try:
         addresses = json.loads(body)
     except RecursionError as error:

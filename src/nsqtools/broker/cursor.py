@@ -94,6 +94,15 @@ class Cursor:
         if self._block is not None and self._block.end <= end:
             self._block = self._block.next
 
+    def seek(self, number: int) -> None:
+        """Go anywhere; everything from there on is the cursor's."""
+        self.voids.clear()
+        self._void_count = 0
+        self._block = None
+        self._forward.drop()
+        self._here_and_there.drop()
+        self.position = min(self._feed.log.following(number), self._feed.pumped)
+
     def ahead(self, end: int, count_max: int) -> list[int] | None:
         """The messages before `end` that are the cursor's to deliver; None when they are too many."""
         found: list[int] = []

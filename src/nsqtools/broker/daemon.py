@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from nsqtools import __version__
 from nsqtools.broker.metrics import BrokerMetrics, tell_health
 from nsqtools.broker.server import Broker
+from nsqtools.ending import INTERRUPTED
 from nsqtools.lifecycle import Lifecycle
 from nsqtools.observe.counters import Registry
 from nsqtools.observe.log import configure, get_log
@@ -35,10 +36,17 @@ async def run(options: NsqdOptions) -> int:
             refresh=lambda: tell_health(broker, life.health),
         ),
     ):
-        async with broker:
+        if unused := options.without_effect():
+            get_log("broker").info("options without effect here", options=" ".join(unused))
+        await broker.__aenter__()
+        try:
             life.ready(f"listening on {options.tcp_address}")
             get_log("broker").info(
                 "serving", topics=len(broker.topics), tcp=broker.tcp_port, http=broker.http_port
             )
             await life.stopping.wait()
-        return 0
+        finally:
+            # What was answered is written already: a second signal loses nothing.
+            closing = broker.__aexit__(None, None, None)
+            is_closed = await life.drain(closing, what="closing the broker")
+        return 0 if is_closed else INTERRUPTED

@@ -31,23 +31,21 @@ from nsqtools.broker.api import (
     Json,
     Request,
 )
-from nsqtools.clock import SystemClock
-from nsqtools.errors import ConnectionFailed, StorageError
-from nsqtools.observe.log import Repeated, get_log
+from nsqtools.errors import StorageError
 from nsqtools.options import join_address, render_duration
 from nsqtools.wire.gojson import go_json
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
-    from nsqtools.broker.server import Broker
+    from nsqtools.broker.budget import BodyBudget
+    from nsqtools.broker.view import BrokerView
 
 log = logging.getLogger("nsqtools.broker.http")
 
 # nsqd has none of these limits; each is far above what an honest client needs.
-CONNECTIONS_MAX = 1024
-# What all bodies that are being received may take together.
-BODIES_BYTES_MAX = 256 << 20
+# How long a request waits for its part of the budget of all bodies.
+BODY_WAIT_S = 10.0
 LINE_MAX_BYTES = 8190
 HEADERS_MAX = 128
 # From the accept, or the last answer, to a whole request head.
@@ -64,47 +62,31 @@ JSON = "application/json; charset=utf-8"
 HTML = "text/html; charset=utf-8"
 # Paths of the hot requests, which are not logged.
 _UNLOGGED = ("/pub", "/mpub")
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
 
 
 class HttpApi:
-    """The HTTP listener of one broker."""
+    """The HTTP side of one broker; made on its loop."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: BrokerView) -> None:
         self._api = Api(broker)
-        self._bodies = _Bodies()
-        self._server: _Server | None = None
-        self._listener: asyncio.AbstractServer | None = None
-
-    async def start(self, address: str) -> int:
-        """Listen on `host:port`, or on the path of a socket; returns the port, -1 for a path.
-
-        Raises ConnectionFailed when that is not possible.
-        """
-        loop = asyncio.get_running_loop()
+        self._bodies = broker.bodies
         self._server = _Server(self._handle)
-        host, _, port = address.rpartition(":")
-        try:
-            if "/" in address:
-                self._listener = await loop.create_unix_server(self._server, address)
-                log.info("HTTP: listening on %s", address)
-                return -1
-            listener = await loop.create_server(self._server, host.strip("[]") or None, int(port))
-        except OSError as cause:
-            raise ConnectionFailed(address, f"cannot listen: {cause.strerror or cause}") from cause
-        self._listener = listener
-        bound: int = listener.sockets[0].getsockname()[1]
-        log.info("HTTP: listening on %s:%d", host, bound)
-        return bound
+
+    @property
+    def connection_count(self) -> int:
+        return len(self._server.connections)
+
+    def connection(self) -> asyncio.BaseProtocol:
+        """The protocol of a new connection."""
+        return self._server()
 
     async def stop(self) -> None:
-        """Take no more connections and end those there are; a request under way gets a moment."""
-        if self._listener is not None:
-            self._listener.close()
-        if self._server is not None:
-            self._server.pre_shutdown()
-            await self._server.shutdown(STOP_TIMEOUT_S)
+        """End the connections that there are; a request under way gets a moment."""
+        self._server.pre_shutdown()
+        await self._server.shutdown(STOP_TIMEOUT_S)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; on time, or its connection is cut."""
@@ -131,6 +113,8 @@ class HttpApi:
         return response
 
     async def _respond(self, request: web.BaseRequest, path: str, query: str) -> web.Response:
+        if is_foreign(request.method, request.headers):
+            return _error(403, "FORBIDDEN: web pages of other sites may not change anything")
         found = find_route(request.method, path)
         if isinstance(found, Redirect):
             return _redirect(request.method, found, query)
@@ -160,7 +144,7 @@ class HttpApi:
 
 
 class _Server(web.Server):
-    """aiohttp's connections, bounded in number."""
+    """aiohttp's connections, with limits to what each of them may take."""
 
     def __init__(self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]) -> None:
         super().__init__(
@@ -174,15 +158,6 @@ class _Server(web.Server):
             max_headers=HEADERS_MAX,
             auto_decompress=False,
         )
-        self._refused = Repeated(
-            get_log("broker.http"), "too many http connections", clock=SystemClock()
-        )
-
-    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
-        super().connection_made(handler, transport)
-        if len(self.connections) > CONNECTIONS_MAX:
-            self._refused.failed(f"more than {CONNECTIONS_MAX}")
-            transport.abort()
 
 
 def _silent_log() -> logging.Logger:
@@ -192,20 +167,22 @@ def _silent_log() -> logging.Logger:
     return silent
 
 
-class _Bodies:
-    """How much of all bodies together is in memory."""
-
-    def __init__(self) -> None:
-        self.held_bytes = 0
-
-
 class _Body:
-    """The body of one request; `release` when it is done with."""
+    """The body of one request, a holder of the budget; `release` when it is done with."""
 
-    def __init__(self, request: web.BaseRequest, bodies: _Bodies) -> None:
+    def __init__(self, request: web.BaseRequest, bodies: BodyBudget) -> None:
         self._request = request
         self._bodies = bodies
         self._held_bytes = 0
+        self._may_read = asyncio.Event()
+
+    def go_on(self) -> None:
+        self._may_read.set()
+
+    def cut(self, reason: str) -> None:
+        log.warning("client(%s) closed: %s", _peer(self._request), reason)
+        if self._request.transport is not None:
+            self._request.transport.abort()
 
     @property
     def declared_bytes(self) -> int | None:
@@ -219,14 +196,17 @@ class _Body:
             while size <= limit_bytes and (part := await self._request.content.readany()):
                 parts.append(part)
                 size += len(part)
-                self._hold(len(part))
+                await self._hold(len(part))
         except (web.RequestPayloadError, OSError) as error:
             raise HttpError(500, INTERNAL_ERROR, close=True) from error
+        if self._held_bytes:
+            self._bodies.hold(self, self._held_bytes, is_ours=True)
         return b"".join(parts)[: limit_bytes + 1]
 
     def release(self) -> None:
-        self._bodies.held_bytes -= self._held_bytes
-        self._held_bytes = 0
+        if self._held_bytes:
+            self._held_bytes = 0
+            self._bodies.hold(self, 0)
 
     async def _continue(self) -> None:
         """A client may wait for our word before it sends a large body."""
@@ -237,11 +217,34 @@ class _Body:
             # What was sent does not belong to the answer.
             request.writer.output_size = 0
 
-    def _hold(self, size_bytes: int) -> None:
+    async def _hold(self, size_bytes: int) -> None:
         self._held_bytes += size_bytes
-        self._bodies.held_bytes += size_bytes
-        if self._bodies.held_bytes > BODIES_BYTES_MAX:
-            raise HttpError(503, "OVERLOADED", close=True)
+        if self._bodies.hold(self, self._held_bytes):
+            return
+        self._may_read.clear()
+        try:
+            async with asyncio.timeout(BODY_WAIT_S):
+                await self._may_read.wait()
+        except TimeoutError as error:
+            raise HttpError(503, "OVERLOADED", close=True) from error
+
+
+# Browsers
+
+
+def is_foreign(method: str, headers: Mapping[str, str]) -> bool:
+    """Whether a web page of another site has made a browser send what would change something.
+
+    Browsers say where a page comes from, in one header or the other; nothing else sends them.
+    """
+    if method in _SAFE_METHODS:
+        return False
+    origin = headers.get("Origin")
+    if origin is not None:
+        scheme, _, host = origin.partition("://")
+        is_own = scheme in ("http", "https") and host.lower() == headers.get("Host", "").lower()
+        return not is_own
+    return headers.get("Sec-Fetch-Site", "none").lower() not in ("none", "same-origin")
 
 
 # Routing

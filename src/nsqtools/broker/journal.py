@@ -92,6 +92,39 @@ class Frozen(NamedTuple):
     voids: list[tuple[int, int]]
 
 
+class NoJournal:
+    """The journal of an ephemeral channel: nothing is kept."""
+
+    wants_flush = wants_rewrite = False
+
+    def delivered(self, first: int, end: int) -> None: ...
+
+    def finished(self, runs: Sequence[tuple[int, int]], numbers: Sequence[int]) -> None: ...
+
+    def queued(self, entries: Sequence[tuple[int, int, int]]) -> None: ...
+
+    def voided(self, first: int, end: int) -> None: ...
+
+    def passed(self, first: int, end: int) -> None: ...
+
+    def emptied(self, cursor: int) -> None: ...
+
+    def paused(self, paused: bool) -> None: ...
+
+    def carried(self, number: int, frame: bytes) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def sync(self) -> None: ...
+
+    def rewrite(self, state: Frozen) -> Rewrite:
+        raise RuntimeError("nothing is kept")
+
+    def close(self, state: Frozen) -> None: ...
+
+    def remove(self) -> None: ...
+
+
 class Journal:
     """The journal of one channel of a topic on disk. Methods that write raise StorageError.
 
@@ -169,9 +202,10 @@ class Journal:
         if numbers:
             self._add(b"f", struct.pack(f">{len(numbers)}Q", *numbers))
 
-    def queued(self, entries: Iterable[tuple[int, int, int]]) -> None:
+    def queued(self, entries: Sequence[tuple[int, int, int]]) -> None:
         """Messages that wait again: (number, attempts so far, due_ns or 0)."""
-        self._add(b"Q", b"".join([_ENTRY.pack(*entry) for entry in entries]))
+        if entries:
+            self._add(b"Q", b"".join([_ENTRY.pack(*entry) for entry in entries]))
 
     def voided(self, first: int, end: int) -> None:
         self._add(b"N", _RUN.pack(first, end))

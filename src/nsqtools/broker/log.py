@@ -69,6 +69,10 @@ class TopicLog(Protocol):
     def memory_start(self) -> int:
         """The first message that is in memory."""
 
+    @property
+    def size_bytes(self) -> int:
+        """What it takes on the disk."""
+
     def append(self, block: Block) -> None:
         """Take the block, or raise StorageError and be as before."""
 
@@ -112,6 +116,10 @@ class MemoryLog:
     @property
     def memory_start(self) -> int:
         return self._start
+
+    @property
+    def size_bytes(self) -> int:
+        return 0
 
     def append(self, block: Block) -> None:
         self._memory.append(block)
@@ -196,9 +204,9 @@ class DiskLog:
         return sum(segment.size_bytes for segment in self._segments)
 
     @property
-    def first_segment_end(self) -> int | None:
-        """Where the oldest sealed segment ends; None when only the written one is left."""
-        return self._segments[0].end if len(self._segments) > 1 else None
+    def segments(self) -> list[Segment]:
+        """All files of the log, the oldest first; the last is written to."""
+        return list(self._segments)
 
     @property
     def wants_sync(self) -> bool:
@@ -215,6 +223,7 @@ class DiskLog:
         segment.note(block.first, segment.size_bytes)
         segment.size_bytes += len(header) + len(block.frames)
         segment.end = self._next = block.end
+        segment.written_ns = block.timestamp_ns
         self._memory.append(block)
 
     def in_memory(self, number: int) -> Block | None:
@@ -318,7 +327,7 @@ class DiskLog:
             self._unsealed[:] = [pair for pair in self._unsealed if pair[0] in known]
         self._file.doubtful |= last.is_sealed
         last.is_sealed = False
-        last.cut(size_bytes, end)
+        last.cut(size_bytes, max(end, last.first))
         self._memory.drop_from(end)
         if self._gone:
             self._defer(self._remove_gone)

@@ -16,7 +16,7 @@ _DROPPED = Block(0, b"", [0], b"", 0)
 
 
 class MemoryBudget:
-    """Bytes of frames over all topics; beyond it the oldest block goes, whosever it is.
+    """Bytes in memory over all topics; beyond it the oldest block goes, whosever it is.
 
     The newest block stays, however large.
     """
@@ -29,14 +29,14 @@ class MemoryBudget:
     def add(self, block: Block, memory: Memory) -> None:
         """Count the newest block of a topic, and make room for it."""
         self._blocks[block] = memory
-        self._bytes += len(block.frames)
+        self._bytes += block.cost_bytes
         while self._bytes > self._bytes_max and len(self._blocks) > 1:
             # The oldest of all is the oldest of its topic, too.
             next(iter(self._blocks.values())).drop_first()
 
     def remove(self, block: Block) -> None:
         del self._blocks[block]
-        self._bytes -= len(block.frames)
+        self._bytes -= block.cost_bytes
 
 
 class Memory:

@@ -1,8 +1,7 @@
 """The options of the embedded nsqd: NSQ's flags for what it does, with NSQ's defaults.
 
-Spec: nsqd-http, part 4. Flags of features that this broker does not have are not offered: an
-operator who asks for TLS must not get a plain port. There is no --node-id: ids are numbers that only
-grow, made from the clock, and no two brokers need to agree on them.
+Spec: nsqd-http, part 4. The flags of features that this broker does not have are in `unused`: an
+operator who asks for TLS must not get a plain port.
 """
 
 # ruff: noqa: RUF009 - option() makes a dataclass field
@@ -13,6 +12,8 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from nsqtools.broker.retention import RETENTION, Retention
+from nsqtools.broker.unused import UnusedOptions
 from nsqtools.observe.options import LogOptions, StatusOptions
 from nsqtools.options import (
     ADDRESS,
@@ -22,6 +23,7 @@ from nsqtools.options import (
     LISTEN_ADDRESS,
     TEXT,
     Address,
+    Choice,
     Duration,
     Int,
     Size,
@@ -50,7 +52,7 @@ _BUFFERS = "Output buffers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NsqdOptions(LogOptions, StatusOptions):
+class NsqdOptions(LogOptions, StatusOptions, UnusedOptions):
     """One run of the broker. Times are in seconds, sizes in bytes."""
 
     tcp_address: str = option(
@@ -80,10 +82,13 @@ class NsqdOptions(LogOptions, StatusOptions):
         aliases=("nsqlookupd_tcp_addresses",),
     )
     http_client_connect_timeout_s: float = option(
-        _DURATION, default="2s", help="time for a connection to nsqlookupd", group=_NETWORK
+        _DURATION,
+        default="2s",
+        help="time to connect when nsqlookupd is asked for channels",
+        group=_NETWORK,
     )
     http_client_request_timeout_s: float = option(
-        _DURATION, default="5s", help="time for an answer of nsqlookupd", group=_NETWORK
+        _DURATION, default="5s", help="time for its answer", group=_NETWORK
     )
 
     data_path: Path = option(
@@ -116,6 +121,19 @@ class NsqdOptions(LogOptions, StatusOptions):
     )
     sync_timeout_s: float = option(
         _DURATION, default="2s", help="longest time between two fsyncs", group=_STORAGE
+    )
+    retain: Retention = option(
+        RETENTION,
+        default="0",
+        help="keep that much of each topic's log beyond what channels need, so that they can be moved"
+        " back (nsqtools seek); 0: nothing",
+        group=_STORAGE,
+    )
+    start_from: str = option(
+        Choice(("newest", "oldest")),
+        default="newest",
+        help="where a new channel begins: with what comes next, or with the oldest message there is",
+        group=_STORAGE,
     )
     durable: bool = option(
         BOOL,
@@ -173,7 +191,8 @@ class NsqdOptions(LogOptions, StatusOptions):
         return self.broadcast_address or socket.gethostname()
 
     def check(self) -> Iterator[str]:
-        """Bounds that cross each other."""
+        """Bounds that cross each other, and what cannot be had."""
+        yield from UnusedOptions.check(self)
         for low, high in (
             ("msg_timeout", "max_msg_timeout"),
             ("min_output_buffer_timeout", "max_output_buffer_timeout"),

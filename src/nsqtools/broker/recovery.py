@@ -69,7 +69,14 @@ def _open_segment(path: Path) -> Segment | None:
     if head is None:
         _put_aside(path, size_bytes)
         return None
-    segment = Segment(path=path, first=head[0], ordinal=head[1], end=head[0], size_bytes=size_bytes)
+    segment = Segment(
+        path=path,
+        first=head[0],
+        ordinal=head[1],
+        end=head[0],
+        size_bytes=size_bytes,
+        written_ns=found.st_mtime_ns,
+    )
     segment.is_sealed = segment.load_index(raw_index)
     if not segment.is_sealed:
         bad = scan(segment)

@@ -45,6 +45,8 @@ BLOCK_LENGTH_MAX_BYTES = 1 << 30
 class Segment:
     """What is known of one file of the log; `end` and `size_bytes` grow while it is written.
 
+    `written_ns` is when something was written last, in nanoseconds since the epoch.
+
     Once `is_sealed` nothing is added to it, it is on the disk, and has its index.
     """
 
@@ -56,6 +58,7 @@ class Segment:
     firsts: array[int] = field(default_factory=lambda: array("Q"))
     positions: array[int] = field(default_factory=lambda: array("Q"))
     is_sealed: bool = False
+    written_ns: int = 0
 
     def header(self) -> bytes:
         raw = _HEADER.pack(MAGIC, self.first, self.ordinal)

@@ -1,4 +1,4 @@
-"""The broker: topics in a folder, TCP and HTTP servers; `async with Broker(options)`.
+"""The broker: topics in a folder, and its outer side (`outside`); `async with Broker(options)`.
 
 What is written when is `commits`; what happens by itself, and not at once, is `upkeep`.
 """
@@ -9,28 +9,28 @@ import asyncio
 import contextlib
 import errno
 import logging
-import os
-import random
-import resource
-import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Self
 
 from nsqtools import durable
+from nsqtools.broker.accepting import Admission
+from nsqtools.broker.budget import BODIES_BYTES_MAX, BodyBudget
 from nsqtools.broker.commits import Commits
+from nsqtools.broker.data_path import require_data_path
 from nsqtools.broker.files import OpenFiles
+from nsqtools.broker.log import DiskLog
 from nsqtools.broker.memory import MemoryBudget
+from nsqtools.broker.outside import Outside, cancel
 from nsqtools.broker.reading import Reading, Share
-from nsqtools.broker.registrar import Registrar
-from nsqtools.broker.session import RECEIVE_BUFFER_BYTES, Session
+from nsqtools.broker.retention import number_at
+from nsqtools.broker.session import RECEIVE_BUFFER_BYTES
 from nsqtools.broker.topic import TOPIC_SUFFIX, Topic, sweep
 from nsqtools.broker.troubles import PUBLISH, Troubles
 from nsqtools.broker.upkeep import Upkeep
-from nsqtools.errors import ConnectionFailed, StorageError
-from nsqtools.wire.decoder import CommandLimits
+from nsqtools.errors import StorageError
 from nsqtools.wire.identify import ServerLimits
-from nsqtools.wire.lookup import PeerInfo
+from nsqtools.wire.limits import CommandLimits
 from nsqtools.wire.names import is_ephemeral, is_valid_name
 
 if TYPE_CHECKING:
@@ -42,14 +42,13 @@ if TYPE_CHECKING:
     from nsqtools.broker.channel import Channel
     from nsqtools.broker.options import NsqdOptions
     from nsqtools.broker.reading import Found, Read
+    from nsqtools.broker.registrar import Registrar
+    from nsqtools.broker.session import Session
 
 log = logging.getLogger("nsqtools.broker")
 
 # nsqd's version that this broker behaves like (spec: nsqd-http); clients read it.
 NSQD_VERSION = "1.3.0"
-# Of the descriptors that the process may have, files of topics and channels take no more than this
-# part; connections, and what is open for a moment, need the rest.
-_OPEN_FILES_SHARE = 4
 READERS = 2
 # How long a client may take what was sent to it before its connection is cut.
 CLOSE_SESSIONS_S = 1.0
@@ -70,12 +69,12 @@ class Broker:
         self.start_time_s = int(time.time())
         self.troubles = Troubles()
         self.receive_buffer = memoryview(bytearray(RECEIVE_BUFFER_BYTES))
+        self.bodies = BodyBudget(BODIES_BYTES_MAX, time.monotonic)
         self.max_channel_consumers = options.max_channel_consumers
         self.command_limits = _command_limits(options)
         self.server_limits = _server_limits(options)
-        self.registrar: Registrar | None = None
-        self.tcp_port = -1
-        self.http_port = -1
+        self.admission = Admission.of_process()
+        self._outside = Outside(self, self)
         self._budget = MemoryBudget(options.mem_queue_bytes)
         self._data_path: Path = options.data_path
         self._deserted = asyncio.Event()
@@ -85,9 +84,8 @@ class Broker:
         self._syncer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nsqd-sync")
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nsqd-upkeep")
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="nsqd-read")
-        self._files = OpenFiles(_open_files_max(), self._defer)
+        self._files = OpenFiles(self.admission.files_max, self._defer)
         self._reading = Reading(self._read, Share(), self.touched)
-        self._precreating: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
@@ -126,6 +124,18 @@ class Broker:
         return self.troubles.health
 
     @property
+    def registrar(self) -> Registrar | None:
+        return self._outside.registrar
+
+    @property
+    def tcp_port(self) -> int:
+        return self._outside.tcp_port
+
+    @property
+    def http_port(self) -> int:
+        return self._outside.http_port
+
+    @property
     def tcp_address(self) -> str:
         """Where a local client connects."""
         return f"127.0.0.1:{self.tcp_port}"
@@ -144,8 +154,8 @@ class Broker:
                 self.troubles.failed(PUBLISH, "", failure, self._data_path)
                 raise
             log.info("TOPIC(%s): created", name)
-            self._precreate(topic)
-            self._changed(name)
+            self._outside.created(topic)
+            self._outside.changed(name)
         return topic
 
     def delete_topic(self, name: str) -> None:
@@ -156,7 +166,7 @@ class Broker:
         try:
             topic.remove()
         finally:
-            self._changed(name)
+            self._outside.changed(name)
 
     def delete_channel(self, topic: Topic, name: str) -> None:
         """Delete a channel; an ephemeral topic goes with its last one (spec: part 7)."""
@@ -193,6 +203,13 @@ class Broker:
 
         self._loop.run_in_executor(self._readers, read).add_done_callback(finished)
 
+    async def number_at(self, topic: Topic, time_ns: int) -> int | None:
+        """The first message of a topic that was published then or later. Raises StorageError."""
+        if not isinstance(topic.log, DiskLog):
+            return topic.log.start
+        segments = topic.log.segments
+        return await self._loop.run_in_executor(self._readers, number_at, segments, time_ns)
+
     def _defer(self, function: Callable[[], object]) -> None:
         self._syncer.submit(_logged, function)
 
@@ -225,77 +242,30 @@ class Broker:
     # Start and stop
 
     async def _start(self) -> None:
-        _require_folder(self._data_path)
+        require_data_path(self._data_path)
         self._lock.enter_context(durable.lock(self._data_path))
         self._defer(lambda: sweep(self._data_path))
         for entry in durable.names_in(self._data_path):
             name = entry.removesuffix(TOPIC_SUFFIX)
             if name != entry and is_valid_name(name):
                 self._commits.touched(self._open_topic(name))
-        if self.options.http_address:
-            await self._listen_http(self.options.http_address)
-        await self._listen()
-        self._register()
+        await self._outside.start(self.registrations)
         upkeep = Upkeep(
             self.topics,
             self._commits,
             self.troubles,
             self._worker,
             sync_timeout_s=self.options.sync_timeout_s,
+            retain=self.options.retain,
             now_ns=self.now_ns,
         )
         keeping = self._loop.create_task(upkeep.run())
-        self._exits.push_async_callback(_cancel, keeping)
-
-    def _register(self) -> None:
-        """Keep nsqlookupds informed; the ports that they are told are known now."""
-        options = self.options
-        self.registrar = Registrar(
-            options.lookupd_tcp_address,
-            PeerInfo(
-                version=NSQD_VERSION,
-                broadcast_address=options.effective_broadcast_address,
-                hostname=socket.gethostname(),
-                tcp_port=options.broadcast_tcp_port or self.tcp_port,
-                http_port=options.broadcast_http_port or self.http_port,
-            ),
-            self.registrations,
-            rng=random.Random(),  # noqa: S311 - jitter
-        )
-        registering = self._loop.create_task(self.registrar.run())
-        self._exits.push_async_callback(_cancel, registering)
-
-    async def _listen_http(self, address: str) -> None:
-        from nsqtools.broker.http import HttpApi  # aiohttp takes a third of a second
-
-        api = HttpApi(self)
-        self._exits.push_async_callback(api.stop)
-        self.http_port = await api.start(address)
-
-    async def _listen(self) -> None:
-        address = self.options.tcp_address
-        host, _, port = address.rpartition(":")
-        try:
-            if "/" in address:
-                server: asyncio.AbstractServer = await self._loop.create_unix_server(
-                    lambda: Session(self), address
-                )
-            else:
-                server = await self._loop.create_server(
-                    lambda: Session(self), host.strip("[]") or None, int(port), backlog=1024
-                )
-        except OSError as cause:
-            raise ConnectionFailed(address, f"cannot listen: {cause.strerror or cause}") from cause
-        if "/" not in address:
-            self.tcp_port = server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
-        log.info("TCP: listening on %s", address if "/" in address else f"{host}:{self.tcp_port}")
-        self._exits.push_async_callback(_close_server, server)
+        self._exits.push_async_callback(cancel, keeping)
 
     async def _stop(self) -> None:
         """Raises StorageError for what the disk refused."""
         await self._exits.aclose()
-        for task in list(self._precreating):
-            await _cancel(task)
+        await self._outside.stop()
         await self._commits.idle()
         await self._close_sessions()
         await self._commits.close()
@@ -329,34 +299,12 @@ class Broker:
             now_s=self.now_s,
             files=self._files,
             defer=self._defer,
-            changed=self._changed,
+            changed=self._outside.changed,
             budget=self._budget,
             reading=self._reading,
         )
         self.topics[name] = topic
         return topic
-
-    def _changed(self, topic: str) -> None:
-        if self.registrar is not None:
-            self.registrar.changed(topic)
-
-    def _precreate(self, topic: Topic) -> None:
-        """A new topic waits for the channels that nsqlookupd knows (spec: lookupd, A5)."""
-        registrar = self.registrar
-        if registrar is not None and registrar.addresses and not topic.ephemeral:
-            topic.hold()
-            task = self._loop.create_task(self._precreate_channels(topic, registrar))
-            self._precreating.add(task)
-            task.add_done_callback(self._precreating.discard)
-
-    async def _precreate_channels(self, topic: Topic, registrar: Registrar) -> None:
-        try:
-            for name in sorted(await registrar.channels(topic.name)):
-                if is_valid_name(name) and not is_ephemeral(name) and not topic.exiting:
-                    topic.channel(name)
-        finally:
-            topic.release()
-            self.touched(topic)
 
 
 def _command_limits(options: NsqdOptions) -> CommandLimits:
@@ -382,19 +330,6 @@ def _server_limits(options: NsqdOptions) -> ServerLimits:
         deflate=False,
         snappy=False,
     )
-
-
-def _open_files_max() -> int:
-    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return min(4096, max(16, soft // _OPEN_FILES_SHARE)) if soft > 0 else 4096
-
-
-def _require_folder(path: Path) -> None:
-    try:
-        if not path.is_dir():
-            raise NotADirectoryError(20, os.strerror(20), str(path))
-    except OSError as cause:
-        raise StorageError("open data path", path, cause) from cause
 
 
 def _closed(topic: Topic) -> list[StorageError]:
@@ -424,13 +359,3 @@ def _logged(function: Callable[[], object]) -> None:
         function()
     except (OSError, StorageError) as failure:
         log.error("background file work failed error=%s", failure)
-
-
-async def _close_server(server: asyncio.AbstractServer) -> None:
-    server.close()
-
-
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task

@@ -1,9 +1,10 @@
 """One client's TCP connection to the broker (spec: tcp-protocol).
 
-Theory of operation. A read is decoded into commands, pulled one by one. FIN and publishing commands
-go on at once; what answers in order with a publish (anything but another publish) waits until the
-publishes before it are answered, because replies are sent strictly in command order. While something
-waits, and when a client sends more than it takes, reading is paused.
+Theory of operation. A read is decoded into commands, pulled one by one. Publishes go on while others
+wait for their write, each with its own slot (`replies`); every other command waits until they are
+answered, because replies are sent strictly in command order. Reading is paused while something waits,
+while the client does not take what it was sent, and while all connections together hold too much of
+what is not all there yet (`budget`). A client that takes nothing at all is cut.
 
 All connections share one receive buffer: `get_buffer` and `buffer_updated` come in pairs, and the
 decoder keeps its unfinished tail, so that ten thousand idle connections cost no buffers.
@@ -11,39 +12,40 @@ decoder keeps its unfinished tail, so that ten thousand idle connections cost no
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections import deque
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol
 
+from nsqtools.broker.connection import Connection
+from nsqtools.broker.replies import Replies
 from nsqtools.errors import NsqToolsError, ProtocolError, StorageError
 from nsqtools.wire import decoder as command
 from nsqtools.wire.decoder import ClientState, CommandDecoder, ConnectionDropped
-from nsqtools.wire.frames import CLOSE_WAIT, ERROR, HEARTBEAT, OK, RESPONSE, encode_frame
+from nsqtools.wire.frames import CLOSE_WAIT, ERROR, OK, RESPONSE, encode_frame
 from nsqtools.wire.identify import default_settings, identify_response, parse_identify
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
 
+    from nsqtools.broker.budget import BodyBudget
     from nsqtools.broker.channel import Channel
+    from nsqtools.broker.replies import Slot
     from nsqtools.broker.topic import Topic
-    from nsqtools.wire.decoder import Command, CommandLimits
-    from nsqtools.wire.identify import ClientSettings, ServerLimits
+    from nsqtools.wire.decoder import Command
+    from nsqtools.wire.identify import ServerLimits
+    from nsqtools.wire.limits import CommandLimits
+    from nsqtools.wire.mpub import Batch
 
 log = logging.getLogger("nsqtools.broker.session")
 
 RECEIVE_BUFFER_BYTES = 1 << 20
-# Above this many unsent bytes a consumer gets no more messages until it has taken some.
-WRITE_HIGH_WATER_BYTES = 1 << 20
-# Publishes of one connection that may wait for their write before reading is paused.
-UNANSWERED_MAX = 1024
-UNANSWERED_BYTES_MAX = 8 << 20
-# nsqd closes a client that was silent for two heartbeats.
-SILENT_HEARTBEATS_MAX = 2
+# Each message of a batch is looked at: the read of one should not hold up all others.
+BATCH_READ_BYTES = 256 << 10
+# What is read at a time, and what a connection may hold for nothing, when the budget is spent.
+SMALL_READ_BYTES = 16 << 10
 PUB_COUNTS_MAX = 1024
 
 OK_FRAME = encode_frame(RESPONSE, OK)
-HEARTBEAT_FRAME = encode_frame(RESPONSE, HEARTBEAT)
 CLOSE_WAIT_FRAME = encode_frame(RESPONSE, CLOSE_WAIT)
 
 
@@ -53,6 +55,7 @@ class Server(Protocol):
     command_limits: CommandLimits
     server_limits: ServerLimits
     receive_buffer: memoryview
+    bodies: BodyBudget
     max_channel_consumers: int
 
     def topic(self, name: str) -> Topic:
@@ -82,23 +85,20 @@ class Server(Protocol):
         """Wall time."""
 
 
-class Session(asyncio.BufferedProtocol):
+class Session(Connection):
     """See the module; also the `Subscriber` of its channel."""
 
     def __init__(self, server: Server) -> None:
+        super().__init__(default_settings(server.server_limits), server.now_s)
         self._server = server
-        self._loop = asyncio.get_running_loop()
         self._decoder = CommandDecoder(server.command_limits)
-        self._transport: asyncio.Transport | None = None
         self._writable = True
+        self._may_read = True
+        self._in_batch = False
         self._ended = False
-        self._unanswered: deque[tuple[str, int]] = deque()
-        self._unanswered_bytes = 0
+        self._replies = Replies(self._answered, self._drained)
+        self._charged_bytes = 0
         self._stashed: Command | NsqToolsError | None = None
-        self._heartbeat: asyncio.TimerHandle | None = None
-        self._heard_s = server.now_s()
-        self.settings: ClientSettings = default_settings(server.server_limits)
-        self.remote_address = ""
         self.connected_at_s = server.now_ns() // 1_000_000_000
         self.topic: Topic | None = None
         self.channel: Channel | None = None
@@ -110,7 +110,6 @@ class Session(asyncio.BufferedProtocol):
         self.pub_counts: dict[str, int] = {}
         self.msg_timeout_s = self.settings.msg_timeout_ms / 1000
         self.sample_rate = 0
-        self.client_id = self.hostname = ""
 
     @property
     def state(self) -> ClientState:
@@ -119,29 +118,38 @@ class Session(asyncio.BufferedProtocol):
     # asyncio.BufferedProtocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-        self._transport.set_write_buffer_limits(high=WRITE_HIGH_WATER_BYTES)
-        peer = transport.get_extra_info("peername")
-        is_ip = isinstance(peer, tuple)
-        self.remote_address = join_address(peer[0], peer[1]) if is_ip else "@"
-        self.client_id = self.hostname = peer[0] if is_ip else "@"
+        super().connection_made(transport)
         self._server.joined(self)
-        self._arm_heartbeat()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._server.receive_buffer
+        server, bodies = self._server, self._server.bodies
+        room = bodies.bytes_max - bodies.held_bytes
+        if room >= RECEIVE_BUFFER_BYTES and not self._decoder.is_in_batch:
+            return server.receive_buffer
+        size = BATCH_READ_BYTES if self._decoder.is_in_batch else RECEIVE_BUFFER_BYTES
+        return server.receive_buffer[: min(size, max(SMALL_READ_BYTES, bodies.room_bytes(self)))]
 
     def buffer_updated(self, nbytes: int) -> None:
         self._decoder.receive(self._server.receive_buffer[:nbytes])
         self._run()
+        is_more = nbytes == BATCH_READ_BYTES and self._decoder.is_in_batch
+        if is_more and self._transport is not None:
+            # uvloop would read on up to 32 times before it serves anyone else.
+            self._transport.pause_reading()
+            self._loop.call_soon(self._pace_reading)
 
     def eof_received(self) -> bool:
         """The client sends no more; what it has sent is answered before the connection ends."""
         self._ended = True
-        if self._unanswered or self._stashed is not None:
+        if self._is_busy:
             return True
         self._end()
         return False
+
+    @property
+    def _is_busy(self) -> bool:
+        """Whether there is something that was sent and is not answered."""
+        return bool(self._replies) or self._stashed is not None or not self._writable
 
     def _end(self) -> None:
         failure = self._decoder.receive_eof()
@@ -150,9 +158,9 @@ class Session(asyncio.BufferedProtocol):
         self.disconnect()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._transport = None
-        if self._heartbeat is not None:
-            self._heartbeat.cancel()
+        super().connection_lost(exc)
+        self._replies.forget()
+        self._server.bodies.hold(self, 0)
         if self.channel is not None and self.topic is not None:
             self.channel.unsubscribe(self)
             self._server.release(self.topic, self.channel)
@@ -160,12 +168,30 @@ class Session(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         self._writable = False
+        self._pace_reading()
+        self._watch_unsent()
 
     def resume_writing(self) -> None:
         self._writable = True
         if self.channel is not None and self.topic is not None:
             self.channel.ready(self)
             self._server.touched(self.topic)
+        self._run()
+
+    # Holder of what is not all there yet
+
+    def go_on(self) -> None:
+        self._may_read = True
+        self._pace_reading()
+
+    def _charge(self) -> None:
+        """Tell the budget what is held; what anyone may have is not worth a call."""
+        held = self._decoder.held_bytes + self._replies.size_bytes
+        if held > SMALL_READ_BYTES or self._charged_bytes:
+            held = held if held > SMALL_READ_BYTES else 0
+            self._charged_bytes = held
+            is_ours = len(self._replies) > 0
+            self._may_read = self._server.bodies.hold(self, held, is_ours=is_ours)
 
     # Subscriber
 
@@ -177,38 +203,37 @@ class Session(asyncio.BufferedProtocol):
         self._send(frames)
 
     def disconnect(self) -> None:
-        """Close, after what was written is sent; no error frame (spec: tcp-protocol, part 7)."""
         self.ready_count = 0
-        if self._transport is not None:
-            self._transport.close()
+        super().disconnect()
 
     def abort(self) -> None:
-        """Close at once, with what was not sent yet."""
         self.ready_count = 0
-        if self._transport is not None:
-            self._transport.abort()
+        super().abort()
 
     # Commands
 
     def _run(self) -> None:
         """Carry out what has been received, as far as it may go now."""
         served = False
-        while self._transport is not None and not self._transport.is_closing():
+        while self._writable:
             # A command without parameters is an empty tuple, and false.
             item = self._pull() if self._stashed is None else self._stashed
-            if item is None:
+            if item is None or self._is_ending:
+                break
+            self._stashed = item
+            served = True
+            if self._replies and self._must_wait(item):
                 break
             self._stashed = None
-            served = True
-            if self._unanswered and self._must_wait(item):
-                self._stashed = item
-                break
             self._carry_out(item)
         if served:
-            self._heard_s = self._server.now_s()
+            self._heard_s = self._now_s()
             if self.topic is not None:
                 self._server.touched(self.topic)
+        self._charge()
         self._pace_reading()
+        if self._ended and not self._is_busy:
+            self._end()
 
     def _pull(self) -> Command | NsqToolsError | None:
         try:
@@ -218,25 +243,25 @@ class Session(asyncio.BufferedProtocol):
 
     def _must_wait(self, item: Command | NsqToolsError) -> bool:
         publishing = isinstance(item, command.Pub | command.Mpub)
-        full = (
-            len(self._unanswered) >= UNANSWERED_MAX or self._unanswered_bytes > UNANSWERED_BYTES_MAX
-        )
-        return full or not publishing
+        return self._in_batch or self._replies.is_full or not publishing
 
     def _pace_reading(self) -> None:
         if self._transport is None or self._transport.is_closing():
             return
-        if self._stashed is not None:
+        wants = self._writable and self._may_read and self._stashed is None
+        if not wants:
             self._transport.pause_reading()
         elif not self._transport.is_reading():
+            # Meanwhile it could not be heard.
+            self._heard_s = self._now_s()
             self._transport.resume_reading()
 
     def _carry_out(self, item: Command | NsqToolsError) -> None:
         match item:
             case command.Fin(ids):
                 self._finish(ids)
-            case command.Mpub(topic, bodies):
-                self._publish("MPUB", topic, bodies, 0)
+            case command.Mpub(topic, bodies, rest):
+                self._publish("MPUB", topic, bodies, 0, rest)
             case command.Pub(topic, body, delay_ms):
                 self._publish("PUB" if delay_ms is None else "DPUB", topic, [body], delay_ms or 0)
             case command.Rdy(count):
@@ -282,31 +307,58 @@ class Session(asyncio.BufferedProtocol):
         self._refuse("REQ", [(message_id, reason)] if reason else [])
         channel.deliver()
 
-    def _publish(self, name: str, topic_name: str, bodies: list[bytes], delay_ms: int) -> None:
+    def _publish(
+        self,
+        name: str,
+        topic_name: str,
+        bodies: list[bytes],
+        delay_ms: int,
+        rest: Batch | None = None,
+    ) -> None:
+        size_bytes = sum(map(len, bodies)) if rest is None else rest.size_bytes
+        slot = self._replies.slot(name, size_bytes)
         try:
             topic = self._server.topic(topic_name)
         except StorageError as failure:
-            self._error(ProtocolError(f"E_{name}_FAILED", f"{name} failed {failure}"))
+            slot.answer(str(failure))
             return
         if topic_name in self.pub_counts or len(self.pub_counts) < PUB_COUNTS_MAX:
-            self.pub_counts[topic_name] = self.pub_counts.get(topic_name, 0) + len(bodies)
-        size_bytes = sum(map(len, bodies))
-        self._unanswered.append((name, size_bytes))
-        self._unanswered_bytes += size_bytes
-        self._server.put(topic, bodies, delay_ms, self._published)
+            count = len(bodies) + (0 if rest is None else rest.left)
+            self.pub_counts[topic_name] = self.pub_counts.get(topic_name, 0) + count
+        if rest is None:
+            self._server.put(topic, bodies, delay_ms, slot.answer)
+        else:
+            self._publish_slices(topic, bodies, rest, slot)
 
-    def _published(self, reason: str | None) -> None:
-        """The answer to the publish that has waited longest."""
-        name, size_bytes = self._unanswered.popleft()
-        self._unanswered_bytes -= size_bytes
+    def _publish_slices(self, topic: Topic, bodies: list[bytes], rest: Batch, slot: Slot) -> None:
+        """A very long batch, one slice a turn of the loop; others have theirs in between."""
+
+        def answered(reason: str | None) -> None:
+            more = [] if reason is not None else rest.take()
+            if more:
+                self._server.put(topic, more, 0, answered)
+            else:
+                self._in_batch = False
+                slot.answer(reason)
+
+        self._in_batch = True
+        self._server.put(topic, bodies, 0, answered)
+
+    def _answered(self, name: str, reason: str | None) -> None:
+        """The reply to a publish, when it is its turn."""
         if reason is None:
             self._send(OK_FRAME)
-        else:
+        elif not self._is_ending:
             self._error(ProtocolError(f"E_{name}_FAILED", f"{name} failed {reason}"))
-        if not self._unanswered and self._stashed is not None:
+
+    def _drained(self) -> None:
+        if self._transport is None:
+            return
+        if self._stashed is not None or self._ended:
             self._run()
-        if self._ended and not self._unanswered and self._stashed is None:
-            self._end()
+        elif self._charged_bytes:
+            self._charge()
+            self._pace_reading()
 
     def _subscribe(self, topic_name: str, channel_name: str) -> None:
         limit = self._server.max_channel_consumers
@@ -348,42 +400,19 @@ class Session(asyncio.BufferedProtocol):
         return self.channel
 
     def _refuse(self, name: str, refused: list[tuple[bytes, str]]) -> None:
-        for message_id, reason in refused:
-            text = f"{name} {message_id.decode('utf-8', 'replace')} failed {reason}"
-            self._error(ProtocolError(f"E_{name}_FAILED", text, fatal=False))
+        """Answer each; anyone can have thousands refused, so that the log gets one line."""
+        if not refused:
+            return
+        texts = [
+            f"E_{name}_FAILED {name} {message_id.decode('utf-8', 'replace')} failed {reason}"
+            for message_id, reason in refused
+        ]
+        more = f" (and {len(texts) - 1} more)" if len(texts) > 1 else ""
+        log.warning("client(%s) - %s%s", self.remote_address, texts[0], more)
+        self._send(b"".join([encode_frame(ERROR, text.encode()) for text in texts]))
 
     def _error(self, failure: ProtocolError) -> None:
         log.warning("client(%s) - %s", self.remote_address, failure)
         self._send(encode_frame(ERROR, str(failure).encode()))
         if failure.fatal:
             self.disconnect()
-
-    def _send(self, data: bytes) -> None:
-        if self._transport is not None:
-            self._transport.write(data)
-
-    # Heartbeats (spec: tcp-protocol, 6.8)
-
-    def _arm_heartbeat(self) -> None:
-        if self._heartbeat is not None:
-            self._heartbeat.cancel()
-            self._heartbeat = None
-        if self.settings.heartbeat_interval_ms > 0:
-            interval_s = self.settings.heartbeat_interval_ms / 1000
-            self._heartbeat = self._loop.call_later(interval_s, self._beat)
-
-    def _beat(self) -> None:
-        silent_s = self._server.now_s() - self._heard_s
-        interval_s = self.settings.heartbeat_interval_ms / 1000
-        if silent_s >= SILENT_HEARTBEATS_MAX * interval_s and self._stashed is None:
-            log.info("client(%s) closed: silent for %.1fs", self.remote_address, silent_s)
-            if self._transport is not None:
-                self._transport.abort()
-            return
-        self._send(HEARTBEAT_FRAME)
-        self._arm_heartbeat()
-
-
-def join_address(host: str, port: int) -> str:
-    """`host:port`, with brackets around an IPv6 address."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from nsqtools.broker.channel import Channel
     from nsqtools.broker.consumers import Subscriber
-    from nsqtools.broker.server import Broker
     from nsqtools.broker.topic import Topic
+    from nsqtools.broker.view import BrokerView
 
 Json = dict[str, Any]
 
@@ -44,7 +44,7 @@ class StatsQuery:
     include_mem: bool = True
 
 
-def stats(broker: Broker, query: StatsQuery, version: str) -> Json:
+def stats(broker: BrokerView, query: StatsQuery, version: str) -> Json:
     """The object that GET /stats?format=json answers with."""
     topics, producers = _selected(broker, query)
     result: Json = {
@@ -59,7 +59,7 @@ def stats(broker: Broker, query: StatsQuery, version: str) -> Json:
     return result
 
 
-def _selected(broker: Broker, query: StatsQuery) -> tuple[list[Json] | None, list[Json] | None]:
+def _selected(broker: BrokerView, query: StatsQuery) -> tuple[list[Json] | None, list[Json] | None]:
     """Topics, None when the one that is asked for does not exist, and producers, None for none."""
     if query.topic and query.topic not in broker.topics:
         return None, None
@@ -90,8 +90,23 @@ def topic_stats(topic: Topic, query: StatsQuery) -> Json:
         "backend_depth": topic.backend_depth,
         "message_count": topic.message_count,
         "message_bytes": topic.message_bytes,
+        # nsqd has no such key: what it drops of ephemeral topics and channels nobody learns.
+        **_unless_empty("dropped_count", topic.dropped_count),
+        # Nor has nsqd a log.
+        "retained": _retained(topic),
         "paused": topic.paused,
         "e2e_processing_latency": _E2E_OFF,
+    }
+
+
+def _retained(topic: Topic) -> Json:
+    """What of the log there is: the ids where it begins and goes on, messages, bytes on the disk."""
+    log = topic.log
+    return {
+        "first_id": f"{log.start:016x}",
+        "next_id": f"{log.end:016x}",
+        "message_count": log.count(log.start, log.end),
+        "bytes": log.size_bytes,
     }
 
 
@@ -106,6 +121,7 @@ def channel_stats(channel: Channel, query: StatsQuery) -> Json:
         "message_count": channel.message_count,
         # Without topology every delivery is a global one; zero is left out.
         **_unless_empty("global_msg_count", channel.delivered_count),
+        **_unless_empty("dropped_count", channel.dropped_count),
         "requeue_count": channel.requeue_count,
         "timeout_count": channel.timeout_count,
         "client_count": len(clients),
@@ -177,7 +193,7 @@ def memory_stats() -> Json:
 # Text
 
 
-def stats_text(broker: Broker, query: StatsQuery, version: str, now_s: float) -> str:
+def stats_text(broker: BrokerView, query: StatsQuery, version: str, now_s: float) -> str:
     """What GET /stats answers with; `now_s` is wall time in seconds."""
     topics, producers = _selected(broker, query)
     started = dt.datetime.fromtimestamp(broker.start_time_s, dt.UTC)
@@ -203,7 +219,7 @@ def _topic_lines(topic: Json, now_s: float) -> list[str]:
     head = (
         f"{'*P ' if topic['paused'] else '   '}[{topic['topic_name']:<15}]"
         f" depth: {topic['depth']:<5} be-depth: {topic['backend_depth']:<5}"
-        f" msgs: {topic['message_count']:<8} e2e%: "
+        f" msgs: {topic['message_count']:<8} e2e%: {_dropped(topic)}"
     )
     lines = [head]
     for channel in topic["channels"]:
@@ -212,10 +228,15 @@ def _topic_lines(topic: Json, now_s: float) -> list[str]:
             f" depth: {channel['depth']:<5} be-depth: {channel['backend_depth']:<5}"
             f" inflt: {channel['in_flight_count']:<4} def: {channel['deferred_count']:<4}"
             f" re-q: {channel['requeue_count']:<5} timeout: {channel['timeout_count']:<5}"
-            f" msgs: {channel['message_count']:<8} e2e%: "
+            f" msgs: {channel['message_count']:<8} e2e%: {_dropped(channel)}"
         )
         lines += [f"        {_client_line(client, now_s)}" for client in channel["clients"] or ()]
     return lines
+
+
+def _dropped(counts: Json) -> str:
+    dropped = counts.get("dropped_count", 0)
+    return f"dropped: {dropped}" if dropped else ""
 
 
 def _client_line(client: Json, now_s: float) -> str:

@@ -49,6 +49,8 @@ STATE_FILE = "topic.json"
 EXITING = "exiting"
 # Publishes that came together become one block up to this size: who reads it back holds all of it.
 RUN_BYTES_MAX = 256 << 10
+# And this many: a message of a byte costs several hundred while its block is built.
+RUN_MESSAGES_MAX = 16384
 
 
 class Topic:
@@ -146,7 +148,8 @@ class Topic:
         run_bytes = 0
         for bodies, delay_ms, answer in waiting:
             size_bytes = sum(map(len, bodies))
-            if delay_ms or run_bytes + size_bytes > RUN_BYTES_MAX:
+            is_much = run_bytes + size_bytes > RUN_BYTES_MAX
+            if delay_ms or is_much or len(run) + len(bodies) > RUN_MESSAGES_MAX:
                 self._commit_run(run, run_answers, 0, answers)
                 run, run_answers, run_bytes = [], [], 0
             if delay_ms:
@@ -184,7 +187,7 @@ class Topic:
         """The channel of that name, made when it is missing. Raises StorageError."""
         channel = self.channels.get(name)
         if channel is None:
-            state = ChannelState(self.pumped)
+            state = ChannelState(self._first_for_new())
             journal = self._journal(name)
             if journal is not None and isinstance(self.log, DiskLog):
                 journal.create(state)
@@ -199,7 +202,7 @@ class Topic:
     def delete_channel(self, name: str) -> None:
         channel = self.channels.pop(name)
         channel.disconnect()
-        channel.remove()
+        channel.journal.remove()
         if isinstance(self.log, DiskLog):
             self.log.name_changed()
         self._save_state()
@@ -301,7 +304,7 @@ class Topic:
     def flush(self) -> None:
         """Write the channels' journals. Raises StorageError."""
         for channel in self.channels.values():
-            channel.flush()
+            channel.journal.flush()
 
     def close(self) -> None:
         """Stop: nothing is taken any more; one more `sync` brings everything to the disk.
@@ -336,7 +339,7 @@ class Topic:
         for name in list(self.channels):
             channel = self.channels.pop(name)
             channel.disconnect()
-            channel.remove()
+            channel.journal.remove()
         if gone is not None:
             self._defer(lambda: _remove_folder(gone))
 
@@ -355,6 +358,10 @@ class Topic:
             for channel in channels:
                 channel.carry_over(self.pumped, bounded=False)
             log.trim(self.floor())
+
+    def _first_for_new(self) -> int:
+        """Where a new channel begins."""
+        return self.log.start if self._options.start_from == "oldest" else self.pumped
 
     def _open_log(self, folder: Path) -> DiskLog:
         options = self._options

@@ -12,9 +12,9 @@ import asyncio
 import contextlib
 import logging
 from typing import TYPE_CHECKING, TypeVar
+from weakref import WeakKeyDictionary
 
 from nsqtools import durable
-from nsqtools.broker.channel import CARRY_BYTES_MAX
 from nsqtools.broker.log import DiskLog
 from nsqtools.broker.troubles import JOURNAL, UPKEEP
 from nsqtools.errors import StorageError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from nsqtools.broker.channel import Channel
     from nsqtools.broker.commits import Commits
+    from nsqtools.broker.retention import Retention
     from nsqtools.broker.topic import Topic
     from nsqtools.broker.troubles import Troubles
 
@@ -47,6 +48,7 @@ class Upkeep:
         worker: Executor,
         *,
         sync_timeout_s: float,
+        retain: Retention,
         now_ns: Callable[[], int],
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -55,7 +57,10 @@ class Upkeep:
         self._troubles = troubles
         self._worker = worker
         self._sync_timeout_s = sync_timeout_s
+        self._retain = retain
         self._now_ns = now_ns
+        # Where the channels were in the last pass that hold a segment.
+        self._floors: WeakKeyDictionary[Channel, int] = WeakKeyDictionary()
 
     async def run(self) -> None:
         """Go on until cancelled, whatever fails on the way."""
@@ -97,7 +102,7 @@ class Upkeep:
         kind = JOURNAL
         try:
             for channel in list(topic.channels.values()):
-                if channel.wants_rewrite:
+                if channel.journal.wants_rewrite:
                     await self._rewrite(channel)
             self._troubles.recovered(JOURNAL, topic.name)
             kind = UPKEEP
@@ -120,31 +125,39 @@ class Upkeep:
             raise
 
     async def _trim(self, topic: Topic) -> None:
-        """Let go of the log that no channel needs; a few stragglers do not hold it."""
+        """Let go of the log that no channel needs and that is not to be retained; a few stragglers do
+        not hold it."""
+        end = topic.pumped
         if isinstance(topic.log, DiskLog):
-            end = topic.log.first_segment_end
-            if end is None:
+            removable = self._retain.end(topic.log.segments, self._now_ns())
+            if removable is None:
                 return
-            carried = [await self._carry_over(topic.log, one, end) for one in _behind(topic, end)]
-            if any(carried):
-                topic.flush()
-                # A copy is on the disk before the original goes.
-                for channel in list(topic.channels.values()):
-                    await self._in_thread(channel.sync)
+            end = min(end, removable)
+            await self._carry_over(topic, topic.log)
         if not topic.exiting:
-            topic.log.trim(topic.floor())
+            topic.log.trim(min(topic.floor(), end))
 
-    async def _carry_over(self, disk: DiskLog, channel: Channel, end: int) -> bool:
+    async def _carry_over(self, topic: Topic, disk: DiskLog) -> None:
+        """Give channels copies of what they need of the first segment, where they do not move on."""
+        first_end = disk.segments[0].end
+        floors = {one: one.floor() for one in topic.channels.values() if one.floor() < first_end}
+        stuck = [one for one, floor in floors.items() if self._floors.get(one) == floor]
+        self._floors.update(floors)
+        carried = [one for one in stuck if await self._carry(disk, one, first_end)]
+        if carried:
+            topic.flush()
+        # A copy is on the disk before the original goes.
+        for channel in carried:
+            await self._in_thread(channel.journal.sync)
+
+    async def _carry(self, disk: DiskLog, channel: Channel, end: int) -> bool:
         """Give a channel copies of what it still needs before `end`; False where that is too much."""
         numbers = channel.stragglers(end)
         if numbers is None:
             return False
-        found = await self._in_thread(lambda: disk.find(numbers, CARRY_BYTES_MAX))
+        room_bytes = channel.carry_room_bytes
+        found = await self._in_thread(lambda: disk.find(numbers, room_bytes))
         return found is not None and channel.carry(found.frames, end, found.due_ns)
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
         return await self._loop.run_in_executor(self._worker, function)
-
-
-def _behind(topic: Topic, end: int) -> list[Channel]:
-    return [channel for channel in topic.channels.values() if channel.floor() < end]

@@ -14,6 +14,7 @@ from nsqtools.cli import (
     nsq_to_http,
     nsq_to_s3,
     nsqd,
+    seek,
     spool,
 )
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:  # as in base.py
 
 PROGRAMS = {
     module.PROGRAM.name: module.PROGRAM
-    for module in (nsq_to_file, nsq_to_s3, nsq_to_http, file_to_nsq, nsqd, demo)
+    for module in (nsq_to_file, nsq_to_s3, nsq_to_http, file_to_nsq, nsqd, seek, demo)
 }
 SUITES = {suite.name: suite for suite in (archive.SUITE, spool.SUITE)}
 _OPTIONS_EXIT_CODE = 2

@@ -14,7 +14,6 @@ from __future__ import annotations
 import enum
 import re
 import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from nsqtools.errors import NsqToolsError, ProtocolError
@@ -22,17 +21,22 @@ from nsqtools.wire.buffering import Tail
 from nsqtools.wire.commands import MAGIC_V2, SIZE_BYTES
 from nsqtools.wire.cutting import cut, same_in_run
 from nsqtools.wire.messages import ID_BYTES
-from nsqtools.wire.mpub import MpubWalk, cut_mpub
+from nsqtools.wire.mpub import Batch, MpubWalk, cut_mpub
 from nsqtools.wire.names import go_quote, is_valid_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from nsqtools.wire.limits import CommandLimits
+
     Buffer = bytes | bytearray | memoryview
 
 LINE_MAX_BYTES = 16384
 _U64 = 1 << 64
-_FIN_RUN = re.compile(rb"(?:FIN [^\n]{16}\n)+")
+# One command is carried out in one go: more than any client holds, and not a whole read of them.
+FIN_RUN_MAX = 4096
+# A space would end the id, and a CR behind it belongs to the end of the line (spec: part 1).
+_FIN_RUN = re.compile(rb"(?:FIN [^\n ]{15}[^\n\r ]\n){1,%d}" % FIN_RUN_MAX)
 _FIN_LINE_BYTES = 4 + ID_BYTES + 1
 _I32: Callable[[Buffer, int], tuple[int]] = struct.Struct(">i").unpack_from
 
@@ -47,16 +51,6 @@ class ClientState(enum.IntEnum):
 
 class ConnectionDropped(NsqToolsError):  # noqa: N818
     """The connection ends with no answer, as nsqd ends it (a line too long, an end inside a line)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CommandLimits:
-    """The limits that the decoder checks; times in milliseconds, sizes in bytes."""
-
-    max_msg_size_bytes: int = 1 << 20
-    max_body_size_bytes: int = 5 << 20
-    max_rdy_count: int = 2500
-    max_req_timeout_ms: int = 3_600_000
 
 
 class Identify(NamedTuple):
@@ -108,8 +102,11 @@ class Pub(NamedTuple):
 
 
 class Mpub(NamedTuple):
+    """A batch; of a very long one the first messages, and those that are still to be cut."""
+
     topic: str
     bodies: list[bytes]
+    rest: Batch | None = None
 
 
 Command = Identify | Auth | Sub | Rdy | Fin | Req | Touch | Cls | Nop | Pub | Mpub
@@ -135,6 +132,7 @@ class CommandDecoder:
         self._position = 0
         self._tail = Tail()
         self._walk: MpubWalk | None = None
+        self._walked: MpubWalk | None = None
         self._reading = _LINE
         self._greeted = False
         self._failure: NsqToolsError | None = None
@@ -146,7 +144,7 @@ class CommandDecoder:
         walk = self._walk
         joined = self._tail.join(data) if walk is None else self._walk_on(walk, data)
         if joined is not None:
-            self._data, self._position, self._walk = joined, 0, None
+            self._data, self._position, self._walk, self._walked = joined, 0, None, walk
 
     def _walk_on(self, walk: MpubWalk, data: bytes | memoryview) -> bytes | None:
         self._tail.append(data)
@@ -157,6 +155,16 @@ class CommandDecoder:
             return None
         self._reading = walk.reading
         return self._tail.take()
+
+    @property
+    def held_bytes(self) -> int:
+        """What is kept: of a command that is not all there, and of those not pulled yet."""
+        return len(self._tail) + len(self._data) - self._position
+
+    @property
+    def is_in_batch(self) -> bool:
+        """Whether an MPUB is under way, whose every message is looked at as it comes."""
+        return self._walk is not None
 
     def receive_eof(self) -> ProtocolError | None:
         """The peer has closed: the error to answer when that cut a body off, else None."""
@@ -178,6 +186,7 @@ class CommandDecoder:
         if self._failure is not None:
             raise self._failure
         if self._position >= len(self._data):
+            self._data, self._position = b"", 0
             return None
         try:
             return self._next()
@@ -305,14 +314,20 @@ class CommandDecoder:
         _require_params(params, 1, "MPUB insufficient number of parameters")
         # The code really is doubled in nsqd's answer (spec: 2.1).
         topic = _name(params[0], "E_BAD_TOPIC", "E_BAD_TOPIC MPUB topic")
-        cut = cut_mpub(self._data, after, self.limits)
-        if cut is None:
-            walk = MpubWalk(after - self._position, self.limits)
+        walked, self._walked = self._walked, None
+        found = None if walked else cut_mpub(self._data, after, self.limits)
+        if found is not None:
+            bodies, self._position = found
+            return Mpub(topic, bodies)
+        walk = walked or MpubWalk(after - self._position, self.limits)
+        if walked is None:
             need = walk.advance(memoryview(self._data)[self._position :])
-            self._walk = walk
-            raise _Incomplete(self._position + need, walk.reading)
-        bodies, self._position = cut
-        return Mpub(topic, bodies)
+            if self._position + need > len(self._data):
+                self._walk = walk
+                raise _Incomplete(self._position + need, walk.reading)
+        batch = walk.batch(self._data, self._position)
+        self._position += walk.end
+        return Mpub(topic, batch.take(), batch if batch.left else None)
 
     def _require(self, *states: ClientState, command: str) -> None:
         if self.state not in states:
@@ -386,12 +401,14 @@ def _fin_run_end(data: bytes, start: int) -> int:
     """
     if not data.startswith(b"FIN ", start):
         return 0
-    stop = start + (len(data) - start) // _FIN_LINE_BYTES * _FIN_LINE_BYTES
+    count = min((len(data) - start) // _FIN_LINE_BYTES, FIN_RUN_MAX)
+    stop = start + count * _FIN_LINE_BYTES
     if (
-        stop > start
+        count
         and same_in_run(data, start, stop, _FIN_LINE_BYTES, (0, 1, 2, 3, _FIN_LINE_BYTES - 1))
         and data[start + _FIN_LINE_BYTES - 1 : start + _FIN_LINE_BYTES] == b"\n"
-        and data.count(b"\n", start, stop) == (stop - start) // _FIN_LINE_BYTES
+        and data.count(b"\n", start, stop) == data.count(b" ", start, stop) == count
+        and data.find(b"\r", start, stop) < 0
     ):
         return stop
     run = _FIN_RUN.match(data, start)
@@ -399,13 +416,8 @@ def _fin_run_end(data: bytes, start: int) -> int:
 
 
 def _ids_of(lines: bytes) -> bytes:
-    """The ids of a run of FIN lines, each known to have its fixed length."""
-    ids = lines[4:-1].replace(b"\nFIN ", b"")
-    if len(ids) == len(lines) // _FIN_LINE_BYTES * ID_BYTES:
-        return ids
-    # An id that itself holds "FIN " after a cut: cut by position, which cannot be fooled.
-    starts = range(4, len(lines), _FIN_LINE_BYTES)
-    return b"".join([lines[at : at + ID_BYTES] for at in starts])
+    """The ids of a run of FIN lines, none of which holds a space or an LF."""
+    return lines[4:-1].replace(b"\nFIN ", b"")
 
 
 def _text(raw: bytes) -> str:

@@ -2,6 +2,10 @@
 
     i32 body size | i32 count | count x (i32 size, bytes)
 
+A batch of more than SLICE_MESSAGES is cut a slice at a time: a message of a byte is five on the wire,
+and several hundred as an object, framed, numbered and written, so that a batch of a million of them
+would take a gigabyte at once, and everyone else would wait for it.
+
 nsqd follows the counts, not the size (spec: tcp-protocol, part 5). The same layout without the size
 is the body of POST /mpub?binary=true (spec: nsqd-http, 2.2).
 """
@@ -18,10 +22,11 @@ from nsqtools.wire.cutting import cut, same_in_run
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nsqtools.wire.decoder import CommandLimits
+    from nsqtools.wire.limits import CommandLimits
 
     Buffer = bytes | bytearray | memoryview
 
+SLICE_MESSAGES = 16384
 # A message is at least one byte behind a size, which bounds the count (spec: part 5).
 _MESSAGE_MIN_BYTES = 5
 # Any size that is in range will do where there is none on the wire.
@@ -31,18 +36,16 @@ _HEAD: Callable[[Buffer, int], tuple[int, int]] = struct.Struct(">ii").unpack_fr
 _START: Callable[[Buffer, int], tuple[int, int, int]] = struct.Struct(">iii").unpack_from
 
 
-def read_mpub(body: bytes, limits: CommandLimits) -> list[bytes]:
+def read_mpub(body: bytes, limits: CommandLimits) -> Batch:
     """The messages of a batch without its size; what follows the last one is ignored.
 
     Raises ProtocolError with nsqd's code: E_BAD_BODY for the count, E_BAD_MESSAGE for a message.
     """
     data = _STAND_IN_SIZE + body
-    whole = cut_mpub(data, 0, limits)
-    if whole is not None:
-        return whole[0]
     walk = MpubWalk(0, limits)
-    walk.advance(data)
-    raise ProtocolError(*walk.reading)
+    if walk.advance(data) > len(data):
+        raise ProtocolError(*walk.reading)
+    return walk.batch(data, 0)
 
 
 def _mpub_count_max(limits: CommandLimits) -> int:
@@ -50,7 +53,8 @@ def _mpub_count_max(limits: CommandLimits) -> int:
 
 
 def cut_mpub(data: bytes, at: int, limits: CommandLimits) -> tuple[list[bytes], int] | None:
-    """The messages of an MPUB body that is all there and right, and where it ends; else None."""
+    """The messages of an MPUB body that is all there and right, and not too many to be cut at once,
+    and where it ends; else None."""
     first = at + 2 * SIZE_BYTES
     if len(data) < first + SIZE_BYTES:
         return None
@@ -58,7 +62,7 @@ def cut_mpub(data: bytes, at: int, limits: CommandLimits) -> tuple[list[bytes], 
     limit = limits.max_msg_size_bytes
     if not (
         0 < body_size <= limits.max_body_size_bytes
-        and 0 < count <= _mpub_count_max(limits)
+        and 0 < count <= min(SLICE_MESSAGES, _mpub_count_max(limits))
         and 0 < size <= limit
     ):
         return None
@@ -81,6 +85,79 @@ def _cut_mixed(data: bytes, at: int, count: int, limit: int) -> tuple[list[bytes
         bodies.append(data[at + SIZE_BYTES : following])
         at = following
     return bodies, at
+
+
+class Batch:
+    """The messages of an MPUB body that was checked, cut as they are taken.
+
+    `size_bytes` is what it holds in memory until then.
+    """
+
+    __slots__ = ("_at", "_data", "left")
+
+    def __init__(self, data: bytes, at: int, count: int) -> None:
+        self._data = data
+        self._at = at
+        self.left = count
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self._data)
+
+    def take(self) -> list[bytes]:
+        """The next messages, SLICE_MESSAGES at most."""
+        count = min(SLICE_MESSAGES, self.left)
+        if not count:
+            return []
+        self.left -= count
+        data, at = self._data, self._at
+        size = _I32(data, at)[0]
+        stride = SIZE_BYTES + size
+        stop = at + count * stride
+        if stop <= len(data) and same_in_run(data, at, stop, stride, (3, 2, 1, 0)):
+            self._at = stop
+            return cut(data, at, stride, SIZE_BYTES, size, count)
+        bodies = []
+        for _ in range(count):
+            following = at + SIZE_BYTES + _I32(data, at)[0]
+            bodies.append(data[at + SIZE_BYTES : following])
+            at = following
+        self._at = at
+        return bodies
+
+
+class Lines:
+    """The lines of a body, taken as those of a `Batch`: the empty ones are no messages, a CR stays."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self._at = 0
+
+    def take(self) -> list[bytes]:
+        """The next lines, about SLICE_MESSAGES at most; none at the end only."""
+        body = self._body
+        bodies: list[bytes] = []
+        while not bodies and self._at < len(body):
+            end = len(body)
+            if body.count(b"\n", self._at) >= SLICE_MESSAGES:
+                # A piece with as many lines as that has a byte for each at least.
+                found = body.find(b"\n", self._at + SLICE_MESSAGES)
+                end = end if found < 0 else found
+            bodies = [line for line in body[self._at : end].split(b"\n") if line]
+            self._at = end + 1
+        return bodies
+
+
+def long_line(body: bytes, size_max: int) -> int | None:
+    """Where the first line of more than `size_max` bytes ends; None when there is none."""
+    at = 0
+    while len(body) - at > size_max:
+        last = body.rfind(b"\n", at, at + size_max + 1)
+        if last < 0:
+            end = body.find(b"\n", at)
+            return len(body) if end < 0 else end
+        at = last + 1
+    return None
 
 
 class MpubWalk:
@@ -107,19 +184,41 @@ class MpubWalk:
             if len(kept) < self._first:
                 return self._head_need(kept)
             self._check_head(kept)
-        while self._index < self._count:
-            if len(kept) < self._next + SIZE_BYTES:
-                text = f"MPUB failed to read message({self._index}) body size"
-                self.reading = ("E_BAD_MESSAGE", text)
-                return self._next + SIZE_BYTES
-            size = _I32(kept, self._next)[0]
-            self._check_message(size)
-            if len(kept) < self._next + SIZE_BYTES + size:
-                self.reading = ("E_BAD_MESSAGE", "MPUB failed to read message body")
-                return self._next + SIZE_BYTES + size
-            self._next += SIZE_BYTES + size
-            self._index += 1
+        return self._walk(kept)
+
+    @property
+    def end(self) -> int:
+        """Where the last message ends, once the body is whole."""
         return self._next
+
+    def batch(self, data: bytes, start: int) -> Batch:
+        """The messages of a body that is whole, in the command that begins at `start` of `data`."""
+        return Batch(data, start + self._first, self._count)
+
+    def _walk(self, kept: Buffer) -> int:
+        # The only loop over what a stranger may send a million of: no call that can be spared.
+        have, at, limit = len(kept), self._next, self._limits.max_msg_size_bytes
+        index, count, read = self._index, self._count, _I32
+        need = at
+        while index < count:
+            need = at + SIZE_BYTES
+            if need > have:
+                self.reading = (
+                    "E_BAD_MESSAGE",
+                    f"MPUB failed to read message({index}) body size",
+                )
+                break
+            size = read(kept, at)[0]
+            if not 0 < size <= limit:
+                raise _bad_message(index, size, limit)
+            need += size
+            if need > have:
+                self.reading = ("E_BAD_MESSAGE", "MPUB failed to read message body")
+                break
+            at = need
+            index += 1
+        self._next, self._index = at, index
+        return need
 
     def _head_need(self, kept: Buffer) -> int:
         if len(kept) < self._at + SIZE_BYTES:
@@ -143,10 +242,9 @@ class MpubWalk:
         if body_size > limit:
             raise ProtocolError("E_BAD_BODY", f"MPUB body too big {body_size} > {limit}")
 
-    def _check_message(self, size: int) -> None:
-        if size <= 0:
-            text = f"MPUB invalid message({self._index}) body size {size}"
-            raise ProtocolError("E_BAD_MESSAGE", text)
-        limit = self._limits.max_msg_size_bytes
-        if size > limit:
-            raise ProtocolError("E_BAD_MESSAGE", f"MPUB message too big {size} > {limit}")
+
+def _bad_message(index: int, size: int, limit: int) -> ProtocolError:
+    text = f"MPUB message too big {size} > {limit}"
+    if size <= 0:
+        text = f"MPUB invalid message({index}) body size {size}"
+    return ProtocolError("E_BAD_MESSAGE", text)

@@ -1,0 +1,64 @@
+"""The data path at the start: what is refused before anything is opened.
+
+A folder that cannot be written would fail with the first publish, and that of a real nsqd would look
+empty: its messages are in another format.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from typing import TYPE_CHECKING
+
+from nsqtools import durable
+from nsqtools.errors import NsqToolsError, StorageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NSQD_METADATA = "nsqd.dat"
+_QUEUE_FILE = ".diskqueue."
+# How many names are told of what was found.
+_TOLD_MAX = 3
+
+
+class ForeignData(NsqToolsError):  # noqa: N818 - reads as the fact it states
+    """The folder holds what a real nsqd has not delivered yet."""
+
+    exit_code = StorageError.exit_code
+
+
+def require_data_path(path: Path) -> None:
+    """Raises StorageError where there is no folder that can be written, and ForeignData."""
+    try:
+        names = sorted(os.listdir(path))  # noqa: PTH208 - one call, whatever the folder holds
+    except OSError as cause:
+        failure = StorageError("open data path", path, cause)
+        failure.hint = "--data-path names an existing folder."
+        raise failure from cause
+    foreign = [name for name in names if name == NSQD_METADATA or _QUEUE_FILE in name]
+    if foreign:
+        more = f" and {len(foreign) - _TOLD_MAX} more" if len(foreign) > _TOLD_MAX else ""
+        raise ForeignData(
+            f"{path} is the data path of a real nsqd: it holds {', '.join(foreign[:_TOLD_MAX])}{more}",
+            hint="Name another folder with --data-path, and let the real nsqd deliver what is in"
+            " this one.",
+        )
+    _require_writable(path)
+
+
+def _require_writable(path: Path) -> None:
+    name = f"{durable.TEMPORARY_PREFIX}{secrets.token_hex(8)}{durable.TEMPORARY_SUFFIX}"
+    probe = path / name
+    try:
+        os.close(durable.create(probe, 0o600))
+    except StorageError as failure:
+        failure.hint = _writable_hint(path)
+        raise
+    with contextlib.suppress(OSError):
+        probe.unlink()
+
+
+def _writable_hint(path: Path) -> str:
+    return f"Let the user {os.geteuid()} write to {path}, or name another folder with --data-path."
