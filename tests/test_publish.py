@@ -167,6 +167,36 @@ def test_a_copy_that_somebody_holds_is_waited_for(
     assert names(destination.parent) == ["b"]
 
 
+@pytest.mark.parametrize("kind", ["pipe", "link", "directory", "another's"])
+def test_a_copy_whose_name_somebody_planted_gets_another(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, destination = tmp_path / "a", tmp_path / "out" / "b"
+    source.write_bytes(b"data")
+    destination.parent.mkdir()
+    planted = publish._copy_path(source, destination.parent)
+    plant(planted, kind)
+    monkeypatch.setattr(publish, "os", FoldersApart(FailingOs()))
+    publish.place(source, destination)
+    publish.place(source, destination)
+    assert destination.read_bytes() == b"data"
+    assert names(destination.parent) == [planted.name, "b"]
+
+
+def plant(path: Path, kind: str) -> None:
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link":
+        path.symlink_to("/dev/zero")
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        if os.geteuid():
+            pytest.skip("only root may give files away")
+        path.write_bytes(b"theirs")
+        os.chown(path, 12345, 12345)
+
+
 @pytest.mark.parametrize("call", ["fchmod", "utime", "close"])
 def test_a_copy_that_fails_is_a_storage_error(
     call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

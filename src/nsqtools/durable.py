@@ -155,8 +155,7 @@ def read_at_most(fd: int, size_bytes: int, path: Path) -> bytes:
 
 
 def read_small(path: Path, size_bytes: int) -> bytes:
-    """The first `size_bytes` of a regular file, or all of it; raises `FileNotFoundError` when nothing has
-    the name."""
+    """The first bytes of a regular file, or all; raises `FileNotFoundError` when nothing has the name."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -222,8 +221,7 @@ def truncate(fd: int, size_bytes: int, path: Path) -> None:
 def identity(fd: int, path: Path) -> tuple[int, int]:
     """Which file this is: device and inode."""
     with storage("stat", path):
-        found = os.fstat(fd)
-        return found.st_dev, found.st_ino
+        return (found := os.fstat(fd)).st_dev, found.st_ino
 
 
 def is_at(path: Path, file: tuple[int, int]) -> bool:
@@ -264,9 +262,11 @@ def stamp(path: Path) -> None:
 
 
 def is_taken(path: Path) -> bool:
-    """Whether anything has this name, a dangling link too."""
-    with storage("stat", path):
-        return os.path.lexists(path)
+    """Whether anything has this name, a dangling link too. What may not be looked at is not gone."""
+    with storage("stat", path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        os.lstat(path)
+        return True
+    return False
 
 
 def size_of(path: Path) -> int:

@@ -32,6 +32,8 @@ _NO_HARD_LINKS = {
     errno.ENOSYS,
     errno.EMLINK,
 }
+# What opening a file says that is no regular one, or another user's.
+_NOT_OURS = {errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.EPERM, errno.EACCES}
 _RESERVATION_MODE = 0o200
 
 
@@ -49,8 +51,8 @@ def place(source: Path, destination: Path) -> None:
     Raises `FileExistsError` when another file has the name (the source is untouched), and
     `StorageError`.
     """
-    if os.path.lexists(destination) and not _is_reservation(destination):
-        if os.path.lexists(source) and not _is_same(source, destination):
+    if durable.is_taken(destination) and not _is_reservation(destination):
+        if durable.is_taken(source) and not _is_same(source, destination):
             raise FileExistsError(errno.EEXIST, "file exists", str(destination))
         _remove_dead_copy(source, destination.parent)
     else:
@@ -139,11 +141,10 @@ def _is_reservation(path: Path) -> bool:
 def _copy(source: Path, directory: Path) -> Path:
     """A durable copy of `source` in `directory`; the modification time is copied too."""
     _remove_dead_copy(source, directory)
-    temporary = _copy_path(source, directory)
     with durable.storage("open", source):
         reading = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        writing = _create_copy(temporary)
+        writing, temporary = _create_copy(_copy_path(source, directory))
         try:
             _lock_copy(writing, temporary)
             with durable.storage("copy", source):
@@ -172,9 +173,14 @@ def _lock_copy(fd: int, path: Path) -> None:
         raise StorageError("copy to", path, OSError(errno.EBUSY, str(error))) from error
 
 
-def _create_copy(path: Path) -> int:
+def _create_copy(path: Path) -> tuple[int, Path]:
+    """Where somebody else has the name, under another: a kill leaves that one behind."""
     try:
-        return durable.create(path, 0o600)
+        return durable.create(path, 0o600), path
+    except FileExistsError:
+        path = durable.temporary_name(path.parent)
+    try:
+        return durable.create(path, 0o600), path
     except FileExistsError as error:
         raise StorageError("create", path, error) from error
 
@@ -190,13 +196,19 @@ def _copy_path(source: Path, directory: Path) -> Path:
 
 
 def _remove_dead_copy(source: Path, directory: Path) -> None:
-    """Remove the copy that an earlier try left, if any, unless somebody is writing it."""
+    """Remove the copy that an earlier try left, if any, unless somebody is writing it. What is none of
+    ours stays."""
     if not durable.is_taken(source):
         return
     path = _copy_path(source, directory)
     if not durable.is_taken(path):
         return
-    fd = durable.open_existing(path)
+    try:
+        fd = durable.open_existing(path)
+    except StorageError as error:
+        if error.errno not in _NOT_OURS:
+            raise
+        return
     try:
         _lock_copy(fd, path)
         durable.unlink(path)

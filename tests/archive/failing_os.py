@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from nsqtools import durable, publish
+from nsqtools.archive.stream import Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +31,18 @@ COUNTED = {
     "replace",
     "mkdir",
 }
+# All that `durable` and `publish` call on a disk.
+EVERY = COUNTED | {"listdir", "utime", "fchmod", "dup", "close", "rmdir", "chmod", "fchown", "stat"}
+# What disks, network filesystems and the limits of a process answer.
+FAULTS = (
+    errno.EIO,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EMFILE,
+    errno.EINTR,
+    errno.ESTALE,
+    errno.EROFS,
+)
 
 
 class FailingOs:
@@ -62,6 +76,23 @@ class FailingOs:
         monkeypatch.setattr(durable, "os", self)
         monkeypatch.setattr(publish, "os", self)
 
+    def install_everywhere(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Take the place of `os` for whoever asks it of what is `below`, and of reading archives."""
+        assert self._below is not None, "all that Python does would fail"
+        for name in self._only & EVERY:
+            monkeypatch.setattr(os, name, self.counting(name, getattr(os, name)))
+        monkeypatch.setattr(io, "open", self.counting("open", io.open))
+        self.install_reads(monkeypatch)
+
+    def install_reads(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Count what readers of archives read, too."""
+        begin = Source.__init__
+
+        def begin_failing(source: Source, file: Any, *args: Any, **options: Any) -> None:
+            begin(source, cast("Any", FailingFile(file, self)), *args, **options)
+
+        monkeypatch.setattr(Source, "__init__", begin_failing)
+
     def heal(self) -> None:
         self._failures = 0
 
@@ -82,6 +113,8 @@ class FailingOs:
                 if name == "pwrite":
                     fd, data, offset = args
                     real(fd, bytes(data)[: len(data) // 2], offset)
+                elif name == "close":  # the descriptor is gone, whatever it says
+                    real(*args)
                 raise OSError(self._code, os.strerror(self._code))
             if name == "pwrite" and self._write_max is not None:
                 fd, data, offset = args
@@ -89,6 +122,21 @@ class FailingOs:
             return real(*args, **options)
 
         return call
+
+
+class FailingFile:
+    """A file whose reads are among the calls of a `FailingOs`."""
+
+    def __init__(self, file: Any, failing: FailingOs) -> None:
+        self._file = file
+        self._failing = failing
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(self._file, name)
+        if name not in ("read", "seek", "tell"):
+            return real
+        counted = self._failing.counting(name, lambda _fd, *args: real(*args))
+        return lambda *args: counted(self._file.fileno(), *args)
 
 
 def _is_in(folder: Path, arg: object) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import itertools
@@ -461,3 +462,18 @@ def test_a_long_record_is_not_joined_for_every_piece() -> None:
         for run in decoder.feed(data[at : at + 4096], at):
             found += run.bodies
     assert [len(body) for body in found] == [8 << 20]
+
+
+class LostPlace(io.BytesIO):
+    """A disk that finds the end of a file, and not the way back."""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        if whence == os.SEEK_SET:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().seek(offset, whence)
+
+
+def test_a_file_left_at_its_end_is_not_empty() -> None:
+    file = LostPlace(b"one\ntwo\n")
+    with pytest.raises(StorageError, match="Input/output error"):
+        list(open_archive(file, record_format="lines", name="x").batches())

@@ -277,6 +277,22 @@ def test_one_that_cannot_be_recovered_ends_nothing(
     assert published == {"b.log.part", "d.log.part"}
 
 
+def test_a_file_that_cannot_be_looked_at_is_not_gone(tmp_path: Path) -> None:
+    """Its folder leads nowhere for a while: its claim stays, and what is in it is published later."""
+    work, folder = tmp_path / "work", tmp_path / "work" / "sub"
+    folder.mkdir(parents=True)
+    claimed(work, b"x\n", "lines", "none", "sub/a.log")
+    folder.rename(tmp_path / "away")
+    folder.symlink_to("sub")
+    (result,) = recover(work)
+    assert result.failed, result.reason
+    assert len(claims(work)) == 1
+    folder.unlink()
+    (tmp_path / "away").rename(folder)
+    (result,) = recover(work)
+    assert result.published == str(folder / "a.log")
+
+
 @pytest.mark.parametrize(("record_format", "compression"), [("lines", "lz4"), ("csv", "none")])
 def test_a_format_that_is_not_known_is_left_alone(
     record_format: str, compression: str, tmp_path: Path

@@ -200,3 +200,26 @@ def test_what_is_left_out_of_a_folder_is_told(
     (record,) = caplog.records
     assert "left out: not finished, hidden, or links" in record.getMessage()
     assert "files=4" in record.getMessage()
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_what_took_the_name_of_a_file_in_a_folder_is_not_read(kind: str, tmp_path: Path) -> None:
+    """Since the folder was listed: it may lead to what nobody else must see, or have no end."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"secret\n")
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    path = folder / "a.log"
+    path.write_bytes(b"a\n")
+    (found,) = find_inputs([str(folder)])
+    path.unlink()
+    if kind == "link":
+        path.symlink_to(secret)
+    else:
+        os.mkfifo(path)
+    with pytest.raises(StorageError, match="open"), found.opened():
+        pass
+    if kind == "link":  # which is read when it is asked for
+        (named,) = find_inputs([str(path)])
+        with named.opened() as reader:
+            assert [body for batch in reader.batches() for body in batch.bodies] == [b"secret"]

@@ -93,6 +93,17 @@ def parted(opened: Callable[..., Store]) -> Store:
     return opened(*IN_PARTS)
 
 
+def test_a_file_that_is_gone_since_it_was_put(store: Store, small: Sample) -> None:
+    """Whoever removes it, and then fails, puts it again."""
+    small.put(store)
+    small.path.unlink()
+    small.put(store)
+    small.sha256 = "0" * 64
+    for key in ("t/file.zst", "t/other.zst"):  # another's, and nobody's
+        with pytest.raises(StorageError, match="No such file"):
+            small.put(store, key)
+
+
 def test_a_small_file_is_one_request(store: Store, proxy: FaultProxy, small: Sample) -> None:
     small.put(store)
     assert proxy.count("PUT") == 1

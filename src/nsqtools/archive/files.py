@@ -82,6 +82,8 @@ class FoundFile:
     path: Path | None = None
     remote: Remote | None = None
     is_named: bool = False
+    is_below: bool = False
+    """It was found in a folder: a link that took its name since is not followed."""
     error: StorageError | StoreError | None = None
 
     @property
@@ -106,8 +108,12 @@ def open_file(file: FoundFile, *, may_be_pipe: bool = False) -> Iterator[BinaryI
         with _open_remote(file.remote) as remote:
             yield cast("BinaryIO", remote)
     elif file.path is not None:
-        with _open_path(file.path, may_be_pipe=may_be_pipe) as local:
+        local = _open_path(file.path, may_be_pipe=may_be_pipe, follows=not file.is_below)
+        try:
             yield cast("BinaryIO", local)
+        finally:
+            with contextlib.suppress(OSError):  # of what was only read it is no news
+                local.close()
     else:
         # Not Python's buffered one, whose lock a thread that waits for a terminal would hold.
         with open(0, "rb", buffering=0, closefd=False) as given:
@@ -121,13 +127,14 @@ def _open_remote(remote: Remote) -> io.RawIOBase:
         raise StorageError("open", remote.name, error) from error
 
 
-def _open_path(path: Path, *, may_be_pipe: bool) -> io.FileIO:
+def _open_path(path: Path, *, may_be_pipe: bool, follows: bool) -> io.FileIO:
     try:
         # A pipe that took the file's name a moment ago must not make us wait for a writer.
         flags = os.O_RDONLY | os.O_CLOEXEC | (0 if may_be_pipe else os.O_NONBLOCK)
+        flags |= 0 if follows else os.O_NOFOLLOW
         fd = os.open(path, flags)
         try:
-            _check_kind(os.fstat(fd).st_mode, may_be_pipe=may_be_pipe)
+            check_kind(os.fstat(fd).st_mode, may_be_pipe=may_be_pipe)
             return os.fdopen(fd, "rb", buffering=0)
         except BaseException:
             os.close(fd)
@@ -136,7 +143,8 @@ def _open_path(path: Path, *, may_be_pipe: bool) -> io.FileIO:
         raise StorageError("open", path, error) from error
 
 
-def _check_kind(mode: int, *, may_be_pipe: bool) -> None:
+def check_kind(mode: int, *, may_be_pipe: bool = False) -> None:
+    """Raise `OSError` for what is no regular file, nor a pipe where one may be."""
     if stat.S_ISDIR(mode):
         raise OSError(errno.EISDIR, "a folder")
     if not may_be_pipe and not stat.S_ISREG(mode):
@@ -197,9 +205,15 @@ def _expand(name: str) -> Iterator[FoundFile]:
         yield FoundFile(is_named=True)
         return
     path = Path(name)
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+        is_there = is_folder or os.path.lexists(path)
+    except OSError as error:
+        yield _unseen(path, error, is_named=True)
+        return
+    if is_folder:
         yield from below(path)
-    elif os.path.lexists(path):
+    elif is_there:
         yield FoundFile(path=path, is_named=True)
     else:
         matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 - absolute patterns, too
@@ -208,8 +222,21 @@ def _expand(name: str) -> Iterator[FoundFile]:
                 2, "no file matches" if glob.has_magic(name) else "no such file"
             )
         for match in matches:
-            if not match.endswith(BESIDE) and Path(match).is_file():
-                yield FoundFile(path=Path(match))
+            if not match.endswith(BESIDE):
+                yield from _if_file(Path(match))
+
+
+def _if_file(path: Path, *, is_below: bool = False) -> Iterator[FoundFile]:
+    try:
+        if path.is_file():
+            yield FoundFile(path=path, is_below=is_below)
+    except OSError as error:
+        yield _unseen(path, error)
+
+
+def _unseen(path: Path, error: OSError, *, is_named: bool = False) -> FoundFile:
+    """What cannot be looked at."""
+    return FoundFile(path=path, is_named=is_named, error=StorageError("look at", path, error))
 
 
 def below(folder: Path, left_out: list[Path] | None = None) -> Iterator[FoundFile]:
@@ -229,12 +256,27 @@ def below(folder: Path, left_out: list[Path] | None = None) -> Iterator[FoundFil
         for name in sorted(name for name in files if not name.endswith(BESIDE)):
             path = Path(above, name)
             # A link may lead to what somebody else must not show by our hand.
-            if not _may_be_archive(name) or path.is_symlink() or is_open_by_name(path):
+            if not _may_be_archive(name) or _is_link(path) or is_open_by_name(path):
                 if left_out is not None:
                     left_out.append(path)
-            elif path.is_file():
-                yield FoundFile(path=path)
+            else:
+                yield from _if_file(path, is_below=True)
     yield from failed
+
+
+def _is_link(path: Path) -> bool:
+    """False where it cannot be looked at: that is told by whoever looks next."""
+    with contextlib.suppress(OSError):
+        return path.is_symlink()
+    return False
+
+
+def status_of(opened: BinaryIO, name: Path | str) -> os.stat_result:
+    """What the system says of an open file. Raises `StorageError`."""
+    try:
+        return os.fstat(opened.fileno())
+    except OSError as error:
+        raise StorageError("stat", name, error) from error
 
 
 def is_unfinished(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -141,11 +142,15 @@ class Source:
         self._buffer = b""
         self._at = 0
         self._start = 0
-        self.seekable = file.seekable()
-        if self.seekable:
-            self._start = file.tell()
+        try:
+            self.seekable = file.seekable()
+            if self.seekable:
+                self._start = file.tell()
+        except OSError as error:
+            raise StorageError("seek", name, error) from error
         self._position = 0
         self._stop: int | None = None
+        self._failed: StorageError | None = None
         self._size_bytes = self._seen_size_bytes()
 
     @property
@@ -158,10 +163,18 @@ class Source:
         try:
             here = self._file.tell()
             end = self._file.seek(0, os.SEEK_END)
-            self._file.seek(here)
         except OSError as error:
             raise StorageError("seek", self.name, error) from error
+        self._seek_back(here)
         return end - self._start
+
+    def _seek_back(self, here: int) -> None:
+        """A file that is left at its end would look as if it had nothing in it."""
+        try:
+            self._file.seek(here)
+        except OSError as error:
+            self._failed = StorageError("seek", self.name, error)
+            raise self._failed from error
 
     def seek(self, offset: int, stop: int | None = None) -> None:
         """Read on from there; nothing from `stop` on is wanted, and what follows looks like the end."""
@@ -236,7 +249,11 @@ class Source:
         try:
             return self.size_bytes() if self.seekable else 0
         except StorageError:
+            if self._failed is not None:
+                raise
             return 0
 
     def close(self) -> None:
-        self._file.close()
+        """Close the file; what the disk says of that is no news of what was read."""
+        with contextlib.suppress(OSError):
+            self._file.close()

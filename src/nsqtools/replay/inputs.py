@@ -17,8 +17,10 @@ from nsqtools.archive.files import (
     STDIN_NAME,
     FoundFile,
     below,
+    check_kind,
     find_remote,
     open_file,
+    status_of,
 )
 from nsqtools.archive.reader import LOOK_BYTES, open_archive
 from nsqtools.errors import OptionsError, StorageError
@@ -40,11 +42,15 @@ log = get_log("replay")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Input:
-    """One file, on a disk (`path`) or elsewhere (`remote`), or standard input, which has neither."""
+    """One file, on a disk (`path`) or elsewhere (`remote`), or standard input, which has neither.
+
+    `is_found`: it was in a folder that somebody named; a link that took its name since is not followed.
+    """
 
     path: Path | None = None
     remote: Remote | None = None
     size_bytes: int = 0
+    is_found: bool = False
 
     @property
     def name(self) -> str:
@@ -72,30 +78,46 @@ class Input:
                     found, record_format=record_format, name=self.name, look_bytes=LOOK_BYTES
                 )
                 return
-            file = self.path or sys.stdin.buffer
-            if self.path is not None and not self.path.is_file():
+            if self.path is None:
+                file = cast("BinaryIO", sys.stdin.buffer)
+            else:
                 waits = interrupt is None
-                file = held.enter_context(_open_stream(self.path, waits_for_writer=waits))
-            if not isinstance(file, Path) and interrupt is not None and not _is_regular(file):
+                file = _open(self.path, waits_for_writer=waits, is_found=self.is_found)
+                held.callback(_close, file)
+            if interrupt is not None and not _is_regular(file, self.name):
                 file = cast("BinaryIO", InterruptibleInput(file.fileno(), interrupt))
-            reader = open_archive(file, record_format=record_format, name=self.name)
-            yield held.enter_context(reader)
+            yield open_archive(file, record_format=record_format, name=self.name)
 
 
-def _open_stream(path: Path, *, waits_for_writer: bool) -> BinaryIO:
+def _open(path: Path, *, waits_for_writer: bool, is_found: bool) -> BinaryIO:
     """A named pipe waits for its writer when it is opened, where nothing can end that, or else when it
     is polled."""
-    flags = os.O_RDONLY | os.O_CLOEXEC | (0 if waits_for_writer else os.O_NONBLOCK)
+    flags = os.O_RDONLY | os.O_CLOEXEC
+    if is_found:
+        flags |= os.O_NOFOLLOW
+    if is_found or not waits_for_writer:
+        flags |= os.O_NONBLOCK
     try:
         fd = os.open(path, flags)
+        try:
+            if is_found:
+                check_kind(os.fstat(fd).st_mode)
+            os.set_blocking(fd, True)
+            return cast("BinaryIO", os.fdopen(fd, "rb", buffering=0))
+        except BaseException:
+            os.close(fd)
+            raise
     except OSError as cause:
         raise StorageError("open", path, cause) from cause
-    os.set_blocking(fd, True)
-    return cast("BinaryIO", os.fdopen(fd, "rb", buffering=0))
 
 
-def _is_regular(file: BinaryIO) -> bool:
-    return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+def _close(file: BinaryIO) -> None:
+    with contextlib.suppress(OSError):  # of what was only read it is no news
+        file.close()
+
+
+def _is_regular(file: BinaryIO, name: str) -> bool:
+    return stat.S_ISREG(status_of(file, name).st_mode)
 
 
 def find_inputs(names: Sequence[str], remotes: Remotes | None = None) -> list[Input]:
@@ -165,7 +187,14 @@ def _below(folder: Path) -> Iterator[Input]:
             (paths if _is_finished(found) else left_out).append(found.path)
     _tell_left_out(list(map(str, left_out)))
     for path in sorted(paths):
-        yield Input(path=path, size_bytes=path.stat().st_size)
+        yield Input(path=path, size_bytes=_size_of(path), is_found=True)
+
+
+def _size_of(path: Path) -> int:
+    """0 for what went away in this moment: opening it will tell."""
+    with contextlib.suppress(OSError):
+        return path.stat().st_size
+    return 0
 
 
 def _is_finished(found: FoundFile) -> bool:

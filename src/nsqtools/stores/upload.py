@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
+from nsqtools.durable import storage
 from nsqtools.errors import NsqToolsError, StorageError, StoreError
 from nsqtools.stores.body import Bandwidth, Body, Stretch, sha256_checksum
 from nsqtools.stores.connection import TRIES
@@ -98,12 +99,14 @@ class Uploader:
             return upload_id in self._under_way
 
     def put(self, source: Path, wanted: Wanted) -> None:
-        """See `Store.put`."""
+        """See `Store.put`. What is there already may be gone here."""
         try:
             file: io.FileIO = source.open("rb", buffering=0)
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and self._was_put(wanted):
+                return
             raise StorageError("open", source, error) from error
-        with file:
+        try:
             self._check_size(file, source, wanted)
             if self._is_there(wanted):
                 return
@@ -111,12 +114,23 @@ class Uploader:
                 self._put_whole(Stretch(file, source, 0, wanted.size_bytes), wanted)
             else:
                 self._put_parts(file, source, wanted)
+        finally:
+            with contextlib.suppress(OSError):  # of what was only read it is no news
+                file.close()
+
+    def _was_put(self, wanted: Wanted) -> bool:
+        """Whether an earlier call did it. Raises `StoreError`."""
+        try:
+            return self._is_there(wanted)
+        except FileExistsError:
+            return False
 
     def _is_found(self, wanted: Wanted) -> bool:
         return self._find(wanted.key, wanted.size_bytes, wanted.sha256, wanted.unique)
 
     def _check_size(self, file: io.FileIO, source: Path, wanted: Wanted) -> None:
-        size = os.fstat(file.fileno()).st_size
+        with storage("stat", source):
+            size = os.fstat(file.fileno()).st_size
         if size != wanted.size_bytes:
             self._refuse(wanted, f"{source} has {size} bytes, not {wanted.size_bytes}")
 

@@ -16,7 +16,7 @@ from itertools import chain, count, cycle, repeat
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.archive.failing_os import COUNTED, FailingLocks, FailingOs
+from tests.archive.failing_os import EVERY, FAULTS, FailingLocks, FailingOs
 from tests.crash.accounting import bodies_of
 from tests.pipeline.helpers import CHANNEL, archive_options, publish, stats, until_settled
 from tests.support.clients import until
@@ -49,15 +49,23 @@ pytestmark = pytest.mark.slow
 SIX = [b"message %d" % number for number in range(6)]
 # Of those the dead run has written as many.
 LEFT = 2
-CODES = (errno.EIO, errno.ENOSPC, errno.ENOLCK)
+CODES = (*FAULTS, errno.ENOLCK)
 PAIRS = (("lines", "zstd"), ("framed", "gzip"), ("jsonl", "none"))
-CALLS = COUNTED | {"listdir", "utime", "fchmod", "dup"}
+CALLS = EVERY | {"read", "seek", "tell"}
 # A part of all N for `make test`, a prime so that it comes by all kinds of calls.
 STEP = 23
 # So many calls of a broken disk are in vain before it is mended.
 FAILURES = 8
 # What each start writes into its folders, to see whether it can.
 PROBES = ".nsqtools-[0-9]*-*.tmp"
+
+
+@pytest.fixture(autouse=True)
+def _no_faults(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """What a disk says is expected: nothing else than an error with a path comes of it."""
+    yield
+    told = [record.getMessage() for record in caplog.get_records("call")]
+    assert not [each for each in told if "a fault in nsqtools" in each]
 
 
 @pytest.fixture(autouse=True)
@@ -142,6 +150,14 @@ class Disk:
         await self._check(options, topic, f"N={fail_at} {failing.failed} {errno.errorcode[code]}")
         return failing
 
+    async def writes_little(self, write_max: int) -> None:
+        """A run whose every write is a short one."""
+        topic, options = await self._begin(f"short-{write_max}")
+        await leave_behind(self.nsqd, options, topic)
+        with self._installed(FailingOs(write_max=write_max, below=options.output_dir)):
+            await until_done(options, starts_max=1)
+        await self._check(options, topic, f"writes of {write_max}")
+
     async def fails_until_mended(self, fail_at: int, code: int) -> FailingOs:
         """A run with no call that works from this one on, until somebody mends the disk."""
         topic, options = await self._begin(f"ever-{fail_at}-{code}")
@@ -168,6 +184,7 @@ class Disk:
     def _installed(self, failing: FailingOs) -> Iterator[None]:
         with self.monkeypatch.context() as patched:
             failing.install(patched)
+            failing.install_reads(patched)
             patched.setattr(durable, "fcntl", FailingLocks(failing))
             yield
 
@@ -212,6 +229,11 @@ async def test_a_disk_that_fails_at_call_n(disk: Disk) -> None:
 async def test_a_disk_that_fails_from_call_n_until_it_is_mended(disk: Disk) -> None:
     first = PAIRS.index(disk.pair) * STEP // len(PAIRS)
     await until_no_call_fails(disk.fails_until_mended, cycle(CODES), count(first, 2 * STEP))
+
+
+@every_pair
+async def test_a_disk_that_takes_little_at_a_time(disk: Disk) -> None:
+    await disk.writes_little(write_max=11)
 
 
 @pytest.mark.soak

@@ -282,8 +282,9 @@ class DirectOutput:
             yield path, _facts_of(making, path, writer.content_bytes)
             self._counts["ambiguous_messages"] += ambiguous
         finally:
-            os.close(fd)
-            path.unlink(missing_ok=True)
+            durable.close(fd)
+            with contextlib.suppress(StorageError):  # the next start removes it
+                durable.unlink(path)
 
     # On the loop
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from nsqtools import durable
 from nsqtools.archive.claims import ClaimFacts
 from nsqtools.archive.compaction import NotCompacted, compact, is_worth_it
 from nsqtools.archive.examination import State, examine
-from nsqtools.archive.files import find_files, open_file
+from nsqtools.archive.files import find_files, open_file, status_of
 from nsqtools.errors import ArchiveError, DamagedArchive, StorageError
 from nsqtools.options.shown import printable
 from nsqtools.programs.archive import shown
@@ -24,6 +23,7 @@ from nsqtools.programs.archive.targets import (
 )
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable
     from pathlib import Path
     from typing import BinaryIO
@@ -47,7 +47,7 @@ def run(options: CompactOptions) -> int:
         with open_file(file) as opened:
             if not file.is_finished:
                 return "left alone: it is not finished"
-            was = os.fstat(opened.fileno())
+            was = status_of(opened, file.name)
             found = examine(opened, file.name, whole=True, on_read=on_read)
             return _why_not(found) or _compact(opened, file, found, was, options)
 

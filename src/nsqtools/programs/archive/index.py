@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from nsqtools.archive.ahead import ahead
 from nsqtools.archive.examination import examine, open_reader
-from nsqtools.archive.files import find_files, open_file
+from nsqtools.archive.files import find_files, open_file, status_of
 from nsqtools.archive.rewriting import new_file, write_whole
 from nsqtools.archive.scan import NOT_SEALED
 from nsqtools.errors import DamagedArchive
@@ -67,7 +66,7 @@ def _why_not(opened: BinaryIO, file: FoundFile) -> str:
 
 def _index(opened: BinaryIO, file: FoundFile, options: IndexOptions) -> str:
     path = real_path(file)
-    was = os.fstat(opened.fileno())
+    was = status_of(opened, file.name)
     found = examine(opened, file.name, whole=False, quick=True)
     names = _names(path.name, found, named(path, "indexed", "zstd"), named(path, "", "zstd"))
     folder = target_of(options, path, names.beside).parent

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-import os
 from typing import TYPE_CHECKING
 
 from nsqtools.archive.ahead import ahead
 from nsqtools.archive.examination import Examined, State, examine
-from nsqtools.archive.files import find_files, open_file
+from nsqtools.archive.files import find_files, open_file, status_of
 from nsqtools.archive.formats import COMPRESSIONS, RECORD_FORMATS
 from nsqtools.archive.rewriting import Form, Rewritten, new_file, place, write_whole
 from nsqtools.archive.scan import Scan
@@ -68,7 +67,7 @@ def _repair(
         made = write_whole(
             ahead(iter(scan_of(opened, found))), form_of(found), fd, new, name=file.name
         )
-        if os.fstat(opened.fileno()).st_size < found.stored_bytes:
+        if status_of(opened, path).st_size < found.stored_bytes:
             shorter = OSError(errno.EBUSY, "the file became shorter while it was read")
             raise StorageError("repair", path, shorter)
         place(new, target)

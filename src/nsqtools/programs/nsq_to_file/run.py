@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 from typing import TYPE_CHECKING
 
-from nsqtools import durable
-from nsqtools.archive.destination import DIRECTORY_MODE
 from nsqtools.archive.naming import FileNaming, host_identifier
 from nsqtools.archive.space import FreeSpace
 from nsqtools.archive.streaming import StreamSpec
 from nsqtools.archive.writer import ArchiveSpec
 from nsqtools.ending import INTERRUPTED
-from nsqtools.errors import StorageError
 from nsqtools.lifecycle import Lifecycle
 from nsqtools.observe.live import LiveLine
 from nsqtools.observe.log import configure, get_log
 from nsqtools.outputs.file.archiving import hook_of, partition_of, rotation_of
+from nsqtools.outputs.file.folders import prepare_folder
 from nsqtools.outputs.file.leftovers import Leftovers
 from nsqtools.outputs.file.output import FileOutput
 from nsqtools.outputs.file.stream import StreamOutput, taken_stdout
@@ -27,6 +24,7 @@ from nsqtools.pipeline.run import Run
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from nsqtools.errors import StorageError
     from nsqtools.outputs.file.hook import PublishHook
     from nsqtools.outputs.file.options import FileOptions
     from nsqtools.programs.nsq_to_file.options import NsqToFileOptions
@@ -130,15 +128,8 @@ async def _archive(options: NsqToFileOptions, line: LiveLine) -> int:
 
 
 def _prepare(options: NsqToFileOptions) -> None:
-    """Folders that can be written, now or when there is room again."""
     for folder in dict.fromkeys((options.output_dir, options.effective_work_dir)):
-        durable.make_directories(folder, DIRECTORY_MODE)
-        try:
-            durable.check_writable(folder)
-        except StorageError as full:
-            if full.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            log.warning("the disk is full: topics wait until there is room", error=full)
+        prepare_folder(folder)
 
 
 def output_of(

@@ -6,13 +6,12 @@ import asyncio
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Self
 
-from nsqtools import durable
-from nsqtools.archive.destination import DIRECTORY_MODE
 from nsqtools.archive.naming import FileNaming, host_identifier
 from nsqtools.archive.rotation import RotationPolicy
 from nsqtools.archive.writer import ArchiveSpec
 from nsqtools.client.producer import Producer
 from nsqtools.errors import ArchiveError
+from nsqtools.outputs.file.folders import prepare_folder
 from nsqtools.outputs.file.leftovers import Leftovers
 from nsqtools.outputs.file.output import FileOutput
 from nsqtools.outputs.http.dead_letter import DeadLetter, DeadLetterArchive, DeadLetterTopic
@@ -20,18 +19,12 @@ from nsqtools.outputs.workers import Workers
 from nsqtools.wire.names import is_valid_name
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from types import TracebackType
 
     from nsqtools.programs.nsq_to_http.options import NsqToHttpOptions
 
 FILENAME_FORMAT = "<TOPIC>.<HOST><REV>.<DATETIME>.jsonl"
 DATETIME_FORMAT = "%Y-%m-%d_%H"
-
-
-def _prepare(folder: Path) -> None:
-    durable.make_directories(folder, DIRECTORY_MODE)
-    durable.check_writable(folder)
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:
@@ -55,7 +48,7 @@ class DeadLetters:
         self.workers = Workers()
         self._exits.callback(self.workers.close)
         if (folder := options.dead_letter_dir) is not None:
-            await asyncio.to_thread(_prepare, folder)
+            await asyncio.to_thread(prepare_folder, folder)
             self._leftovers = Leftovers(folder, self.workers)
             rest = asyncio.create_task(self._leftovers.finish_rest(set(options.topic)))
             self._exits.push_async_callback(_cancel, rest)

@@ -11,8 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nsqtools import durable
-from nsqtools.archive.destination import DIRECTORY_MODE, About
+from nsqtools.archive.destination import About
 from nsqtools.archive.object_names import fixed_prefix
 from nsqtools.archive.space import FreeSpace
 from nsqtools.archive.streaming import StreamSpec
@@ -24,6 +23,7 @@ from nsqtools.observe.live import LiveLine
 from nsqtools.observe.log import configure, get_log
 from nsqtools.options import printable
 from nsqtools.outputs.file.archiving import hook_of, partition_of, rotation_of
+from nsqtools.outputs.file.folders import prepare_folder
 from nsqtools.outputs.file.output import FileOutput, Spooling
 from nsqtools.outputs.s3.backlog import Backlog
 from nsqtools.outputs.s3.destination import Destinations
@@ -149,8 +149,7 @@ class _Archive:
 
     def prepare(self) -> None:
         """A folder that can be written. Blocks; raises StorageError."""
-        durable.make_directories(self._folder, DIRECTORY_MODE)
-        durable.check_writable(self._folder)
+        prepare_folder(self._folder)
         if self._options.ack == "upload":
             remove_dead(self._folder)
 
