@@ -396,3 +396,22 @@ def test_a_log_in_memory_only() -> None:
     assert log.start == blocks[1].first
     assert log.in_memory(start) is None
     assert log.count(log.start, log.end) == 1
+
+
+def test_what_was_synced_last_can_go_while_the_next_segment_is_synced(tmp_path: Path) -> None:
+    """Everything in it was acknowledged; then the sync of what is behind it fails."""
+    log = open_log(tmp_path, segment_bytes=64)
+    good = add(log, b"a" * 100)
+    log.sync()
+    log.confirm()
+    add(log, b"b" * 100)
+    log.sync()
+    log.trim(good.end)
+    log.roll_back()
+    assert (log.start, log.confirmed_end) == (good.end, good.end)
+    later = add(log, b"c" * 100)
+    assert later.first > good.end
+    log.sync()
+    log.confirm()
+    finish(log)
+    assert everything(open_log(tmp_path, ms=1000)) == [b"c" * 100]
