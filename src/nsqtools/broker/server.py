@@ -249,6 +249,7 @@ class Broker:
             name = entry.removesuffix(TOPIC_SUFFIX)
             if name != entry and is_valid_name(name):
                 self._commits.touched(self._open_topic(name))
+                await self._let_files_go()
         await self._outside.start(self.registrations)
         upkeep = Upkeep(
             self.topics,
@@ -261,6 +262,11 @@ class Broker:
         )
         keeping = self._loop.create_task(upkeep.run())
         self._exits.push_async_callback(cancel, keeping)
+
+    async def _let_files_go(self) -> None:
+        """Wait where more files are on their way to be closed than are to be open."""
+        if self._files.leaving_count >= self.admission.files_max:
+            await self._loop.run_in_executor(self._syncer, lambda: None)
 
     async def _stop(self) -> None:
         """Raises StorageError for what the disk refused."""
