@@ -296,11 +296,13 @@ class DiskLog:
         except StorageError:
             file.doubtful = True  # with another file its folder is written to again
             raise
-        for unsealed in list(self._unsealed):
+        sealed = list(self._unsealed)
+        for unsealed in sealed:
             self._seal(*unsealed)
             with contextlib.suppress(ValueError):  # rolled back meanwhile
                 self._unsealed.remove(unsealed)
-        file.sync()
+        if all(one is not file for _, one in sealed):
+            file.sync()
 
     def name_changed(self) -> None:
         """A name was made in the folder, or taken away: the next sync makes that durable."""
