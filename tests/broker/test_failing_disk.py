@@ -17,6 +17,7 @@ import pytest
 from tests.archive.failing_os import COUNTED, FailingOs
 from tests.support.nsqd import PATIENCE_S
 
+from nsqtools import durable
 from nsqtools.broker import files, journal, recovery, segment, upkeep
 from nsqtools.broker.options import NsqdOptions
 from nsqtools.broker.server import Broker
@@ -211,3 +212,37 @@ async def test_never_ok_for_what_is_lost_at_any_call(
     for call in itertools.count():
         if not await check(tmp_path / str(call), call, code, is_durable):
             return
+
+
+@pytest.mark.parametrize("what", ["topic", "channel"])
+async def test_what_cannot_be_deleted_goes_on(tmp_path: Path, what: str) -> None:
+    """There is one owner of its files all the time, and it is deleted when it is tried again."""
+    async with Broker(options_of(tmp_path, is_durable=False)) as broker:
+        topic, reader = broker.topic("t"), Reader(finishes=False)
+        topic.channel("c").subscribe(reader)
+
+        def delete() -> None:
+            if what == "topic":
+                broker.delete_topic("t")
+            else:
+                broker.delete_channel(topic, "c")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(tmp_path), "rename", refuse)
+            patch.setattr(durable, "unlink", refuse)
+            with pytest.raises(StorageError, match="refused"):
+                delete()
+        assert broker.topic("t") is topic
+        assert await put(broker, 1)
+        topic.channels["c"].ready(reader)
+        assert [number for number, _ in reader.got] == [1]
+        delete()
+        assert topic.exiting == (what == "topic")
+        assert not broker.topic("t").channels
+        if what == "channel":
+            await broker.keep(topic)
+            assert not list(tmp_path.rglob("*.channel"))
+
+
+def refuse(path: Path, *_: object) -> None:
+    raise StorageError("change", path, OSError(errno.EIO, "refused"))

@@ -265,14 +265,13 @@ class Journal:
         self._let_go()
 
     def remove(self) -> None:
-        """The channel is deleted."""
+        """The channel is deleted. Raises StorageError; then it goes on."""
         if self._rewrite is not None:
             self._rewrite.give_up()
-        self._buffer.clear()
-        for file in (self._file, self._heir):
-            if file is not None:
-                file.discard()
         durable.unlink(self.path)
+        self._buffer.clear()
+        if self._file is not None:
+            self._file.discard()
 
     # Inside
 

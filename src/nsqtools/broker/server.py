@@ -159,17 +159,19 @@ class Broker:
         return topic
 
     def delete_topic(self, name: str) -> None:
-        topic = self.topics.pop(name)
+        topic = self.topics[name]
+        topic.remove()
+        del self.topics[name]
         self._commits.forget(topic)
         self.troubles.forget(name)
         log.info("TOPIC(%s): deleting", name)
-        try:
-            topic.remove()
-        finally:
-            self._outside.changed(name)
+        self._outside.changed(name)
 
     def delete_channel(self, topic: Topic, name: str) -> None:
-        """Delete a channel; an ephemeral topic goes with its last one (spec: part 7)."""
+        """Delete a channel; an ephemeral topic goes with its last one (spec: part 7).
+
+        Raises StorageError; then nothing has changed.
+        """
         topic.delete_channel(name)
         if topic.ephemeral and not topic.channels and self.topics.get(topic.name) is topic:
             self.delete_topic(topic.name)
