@@ -11,6 +11,7 @@ import contextlib
 import errno
 import itertools
 import os
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,6 +28,8 @@ from nsqtools.options import load
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from nsqtools.broker.block import BadBlock
 
 CALLS = (COUNTED | {"writev", "write", "truncate", "listdir"}) - {"fstat", "lstat"}
 ROUNDS = 14
@@ -242,6 +245,35 @@ async def test_what_cannot_be_deleted_goes_on(tmp_path: Path, what: str) -> None
         if what == "channel":
             await broker.keep(topic)
             assert not list(tmp_path.rglob("*.channel"))
+
+
+async def test_a_topic_that_is_deleted_while_it_is_written_anew_takes_nobodys_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Broker(options_of(tmp_path, is_durable=True)) as broker:
+        loop, gone = asyncio.get_running_loop(), threading.Event()
+        assert await put(broker, 1)
+        real_scan = segment.scan
+
+        def delete() -> None:
+            broker.delete_topic("t")
+            gone.set()
+
+        def scan(one: segment.Segment) -> BadBlock | None:
+            loop.call_soon_threadsafe(delete)
+            gone.wait()
+            return real_scan(one)
+
+        with pytest.MonkeyPatch.context() as patch:
+            disk = FailingOs(0, only={"fdatasync"}, code=errno.EIO)
+            patch.setattr(files, "os", disk)
+            assert not await put(broker, 2)
+        monkeypatch.setattr(segment, "scan", scan)
+        answer: asyncio.Future[str | None] = loop.create_future()
+        broker.put(broker.topic("other"), [b"x"], 0, answer.set_result)
+        await put(broker, 3)
+        async with asyncio.timeout(PATIENCE_S):
+            assert await answer is None
 
 
 def refuse(path: Path, *_: object) -> None:
