@@ -14,9 +14,10 @@ import pytest
 from tests.support.disks import open_files
 from tests.support.nsqd import PATIENCE_S, EmbeddedNsqd
 from tests.support.raw import OK, RawClient
+from tests.support.web import POLL_S, request
 
 from nsqtools.broker import files, recovery, upkeep
-from nsqtools.broker.journal import Journal
+from nsqtools.broker.journal import Journal, Rewrite
 from nsqtools.broker.log import DiskLog
 from nsqtools.errors import StorageError
 from nsqtools.wire import commands
@@ -105,3 +106,36 @@ async def test_a_copy_is_on_the_disk_before_the_original_goes(
     state, _ = Journal(tmp_path / "killed.channel", open_files()).load()
     assert [frame[-5:] for frame in state.carried.values()] == [b"later"]
     assert not {name for name in disk.syncing if not name.startswith("nsqd-sync")}
+
+
+@pytest.mark.parametrize("path", ["/channel/empty?", "/channel/seek?to=newest&", "/topic/empty?"])
+async def test_what_a_journal_does_not_keep_is_not_answered_for(
+    nsqd: EmbeddedNsqd, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """The journal cannot be written; it is made anew when the disk has room."""
+    target, disk = f"{path}topic=t&channel=c", WatchedOs()
+    monkeypatch.setattr(files, "os", disk)
+    topic = nsqd.broker.topic("t")
+    channel = topic.channel("c")
+    if path.startswith("/topic"):
+        topic.pause(paused=True)
+    async with RawClient(nsqd.tcp_address) as client:
+        await client.publish("t", b"x")
+    with monkeypatch.context() as patch:
+        patch.setattr(Rewrite, "write", refuse)
+        disk.is_full = True
+        channel.pause(paused=False)
+        with pytest.raises(StorageError):
+            topic.flush()
+        disk.is_full = False
+        assert (await request(nsqd, "POST", target)).status == 500
+    async with asyncio.timeout(PATIENCE_S):
+        while (await request(nsqd, "POST", target)).status != 200:
+            await asyncio.sleep(POLL_S)
+    await nsqd.restart(kill=True)
+    topic = nsqd.broker.topic("t")
+    assert (topic.depth, topic.channels["c"].depth) == (0, 0)
+
+
+def refuse(rewrite: Rewrite) -> None:
+    raise StorageError("write", "journal", OSError(28, os.strerror(28)))

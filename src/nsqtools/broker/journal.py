@@ -117,6 +117,8 @@ class NoJournal:
 
     def flush(self) -> None: ...
 
+    def check(self) -> None: ...
+
     def sync(self) -> None: ...
 
     def rewrite(self, state: Frozen) -> Rewrite:
@@ -239,6 +241,13 @@ class Journal:
         except StorageError:
             self._break()
             raise
+
+    def check(self) -> None:
+        """Raise StorageError where nothing is kept for now: what was added is not."""
+        if self.is_broken:
+            raise StorageError(
+                "write", self.path, OSError(errno.EIO, "an earlier write of this file has failed")
+            )
 
     def sync(self) -> None:
         """Bring to the disk what was written before the call."""

@@ -245,6 +245,8 @@ class Topic:
             channel.void(first, self.pumped)
         # The channels first: what they were not told to pass over would be theirs to deliver.
         self.flush()
+        for channel in self.channels.values():
+            channel.journal.check()
         self._save_state()
 
     # What is on the disk
