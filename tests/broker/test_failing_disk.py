@@ -11,12 +11,14 @@ import contextlib
 import errno
 import itertools
 import os
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.archive.failing_os import COUNTED, FailingOs
 from tests.support.nsqd import PATIENCE_S
 
+from nsqtools import durable
 from nsqtools.broker import files, journal, recovery, segment, upkeep
 from nsqtools.broker.options import NsqdOptions
 from nsqtools.broker.server import Broker
@@ -26,6 +28,8 @@ from nsqtools.options import load
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from nsqtools.broker.block import BadBlock
 
 CALLS = (COUNTED | {"writev", "write", "truncate", "listdir"}) - {"fstat", "lstat"}
 ROUNDS = 14
@@ -211,3 +215,66 @@ async def test_never_ok_for_what_is_lost_at_any_call(
     for call in itertools.count():
         if not await check(tmp_path / str(call), call, code, is_durable):
             return
+
+
+@pytest.mark.parametrize("what", ["topic", "channel"])
+async def test_what_cannot_be_deleted_goes_on(tmp_path: Path, what: str) -> None:
+    """There is one owner of its files all the time, and it is deleted when it is tried again."""
+    async with Broker(options_of(tmp_path, is_durable=False)) as broker:
+        topic, reader = broker.topic("t"), Reader(finishes=False)
+        topic.channel("c").subscribe(reader)
+
+        def delete() -> None:
+            if what == "topic":
+                broker.delete_topic("t")
+            else:
+                broker.delete_channel(topic, "c")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(tmp_path), "rename", refuse)
+            patch.setattr(durable, "unlink", refuse)
+            with pytest.raises(StorageError, match="refused"):
+                delete()
+        assert broker.topic("t") is topic
+        assert await put(broker, 1)
+        topic.channels["c"].ready(reader)
+        assert [number for number, _ in reader.got] == [1]
+        delete()
+        assert topic.exiting == (what == "topic")
+        assert not broker.topic("t").channels
+        if what == "channel":
+            await broker.keep(topic)
+            assert not list(tmp_path.rglob("*.channel"))
+
+
+async def test_a_topic_that_is_deleted_while_it_is_written_anew_takes_nobodys_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Broker(options_of(tmp_path, is_durable=True)) as broker:
+        loop, gone = asyncio.get_running_loop(), threading.Event()
+        assert await put(broker, 1)
+        real_scan = segment.scan
+
+        def delete() -> None:
+            broker.delete_topic("t")
+            gone.set()
+
+        def scan(one: segment.Segment) -> BadBlock | None:
+            loop.call_soon_threadsafe(delete)
+            gone.wait()
+            return real_scan(one)
+
+        with pytest.MonkeyPatch.context() as patch:
+            disk = FailingOs(0, only={"fdatasync"}, code=errno.EIO)
+            patch.setattr(files, "os", disk)
+            assert not await put(broker, 2)
+        monkeypatch.setattr(segment, "scan", scan)
+        answer: asyncio.Future[str | None] = loop.create_future()
+        broker.put(broker.topic("other"), [b"x"], 0, answer.set_result)
+        await put(broker, 3)
+        async with asyncio.timeout(PATIENCE_S):
+            assert await answer is None
+
+
+def refuse(path: Path, *_: object) -> None:
+    raise StorageError("change", path, OSError(errno.EIO, "refused"))

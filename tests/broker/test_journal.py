@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.archive.failing_os import FailingOs
 from tests.support.disks import open_files
 
+from nsqtools import durable
 from nsqtools.broker import files as module
 from nsqtools.broker import journal as journal_module
 from nsqtools.broker.journal import MAGIC, ChannelState, Journal, Pending
@@ -232,3 +234,82 @@ def test_a_large_snapshot_is_made_again_when_that_pays(
             rewrite(journal, state)
             snapshots += 1
     assert snapshots == 1
+
+
+def on_disk(journal: Journal) -> ChannelState:
+    """What a kill would leave now."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / journal.path.name
+        copy.write_bytes(journal.path.read_bytes())
+        return Journal(copy, open_files()).load()[0]
+
+
+HANDED_OUT = {100: Pending(1), 101: Pending(1), 102: Pending(1)}
+
+
+def test_what_is_added_while_the_rewrite_of_a_broken_journal_gets_its_name_is_kept(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "os", FullDisk(0))
+        journal.paused(False)
+        with pytest.raises(StorageError):
+            journal.flush()
+    made = journal.rewrite(ChannelState(100).frozen())
+    made.write()
+    made.follow()
+    journal.delivered(100, 103)
+    journal.flush()
+    made.place()
+    made.settle()
+    journal.delivered(103, 104)
+    journal.flush()
+    assert on_disk(journal) == ChannelState(104, pending={**HANDED_OUT, 103: Pending(1)})
+
+
+def test_a_rewrite_that_is_given_up_takes_nothing_from_the_old_file(journal: Journal) -> None:
+    journal.delivered(100, 103)
+    made = journal.rewrite(ChannelState(103, pending=dict(HANDED_OUT)).frozen())
+    made.give_up()
+    journal.delivered(103, 104)
+    journal.flush()
+    assert on_disk(journal) == ChannelState(104, pending={**HANDED_OUT, 103: Pending(1)})
+
+
+def test_a_rewrite_that_got_the_name_and_is_given_up_is_followed_by_nothing(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder cannot be synced, or the broker ends just then: the old file has no name any more."""
+    made = journal.rewrite(ChannelState(100).frozen())
+    made.write()
+    made.follow()
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "os", FailingOs(0, only={"fsync"}, code=errno.EIO))
+        with pytest.raises(StorageError):
+            made.place()
+    made.give_up()
+    journal.delivered(100, 103)
+    journal.flush()
+    assert on_disk(journal) == ChannelState(100)
+    assert journal.wants_rewrite
+    rewrite(journal, ChannelState(103, pending=dict(HANDED_OUT)))
+    assert reload(journal) == ChannelState(103, pending=dict(HANDED_OUT))
+
+
+def test_a_channel_that_is_deleted_while_its_journal_is_rewritten_stays_away(
+    journal: Journal,
+) -> None:
+    made = journal.rewrite(ChannelState(100).frozen())
+    made.write()
+    journal.remove()
+    with pytest.raises(StorageError, match="meanwhile"):
+        made.follow()
+    made.clean_up()
+    again = journal.rewrite(ChannelState(100).frozen())
+    again.write()
+    again.follow()
+    journal.remove()
+    with pytest.raises(StorageError, match="meanwhile"):
+        again.place()
+    again.clean_up()
+    assert not list(journal.path.parent.iterdir())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.archive.failing_os import FailingOs
 from tests.support.disks import at_once, open_files
 
 from nsqtools.broker import files as module
@@ -396,3 +397,36 @@ def test_a_log_in_memory_only() -> None:
     assert log.start == blocks[1].first
     assert log.in_memory(start) is None
     assert log.count(log.start, log.end) == 1
+
+
+def test_what_was_synced_last_can_go_while_the_next_segment_is_synced(tmp_path: Path) -> None:
+    """Everything in it was acknowledged; then the sync of what is behind it fails."""
+    log = open_log(tmp_path, segment_bytes=64)
+    good = add(log, b"a" * 100)
+    log.sync()
+    log.confirm()
+    add(log, b"b" * 100)
+    log.sync()
+    log.trim(good.end)
+    log.roll_back()
+    assert (log.start, log.confirmed_end) == (good.end, good.end)
+    later = add(log, b"c" * 100)
+    assert later.first > good.end
+    log.sync()
+    log.confirm()
+    finish(log)
+    assert everything(open_log(tmp_path, ms=1000)) == [b"c" * 100]
+
+
+def test_what_is_written_anew_at_the_end_is_closed_cleanly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = open_log(tmp_path)
+    add(log, b"a")
+    with monkeypatch.context() as patch:
+        failing = FailingOs(0, only={"fdatasync"}, code=errno.EIO)
+        patch.setattr(module, "os", failing)
+        with pytest.raises(StorageError):
+            log.sync()
+    finish(log)
+    assert everything(open_log(tmp_path, ms=1000)) == [b"a"]

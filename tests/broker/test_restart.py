@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.support.nsqd import OUR_PROGRAM, EmbeddedNsqd, ProcessNsqd
 from tests.support.raw import MESSAGE, OK, RawClient, bodies, parse_message
 from tests.support.web import channel_stats, post, topic_stats
 
+from nsqtools.broker import files
+from nsqtools.broker.accepting import Admission
 from nsqtools.wire import commands
 
 if TYPE_CHECKING:
@@ -248,3 +251,48 @@ async def test_the_fixture_for_the_real_nsqd_works(tmp_path: Path) -> None:
     finally:
         await nsqd.stop()
     assert any("stopping reason=SIGTERM" in line for line in nsqd.program.log)
+
+
+class SlowDisk:
+    """The module `os`, with a disk whose syncs take a while; counts the descriptors in use."""
+
+    def __init__(self) -> None:
+        self.open_now = self.open_most = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def open(self, *args: Any) -> int:
+        fd = os.open(*args)
+        self.open_now += 1
+        self.open_most = max(self.open_most, self.open_now)
+        return fd
+
+    def close(self, fd: int) -> None:
+        os.close(fd)
+        self.open_now -= 1
+
+    def fdatasync(self, fd: int) -> None:
+        time.sleep(0.005)
+        os.fdatasync(fd)
+
+
+async def test_many_topics_start_with_few_descriptors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However slowly what makes room is closed."""
+    nsqd = EmbeddedNsqd(tmp_path / "data", {})
+    nsqd.data_path.mkdir()
+    await nsqd.start()
+    try:
+        for number in range(80):
+            nsqd.broker.topic(f"t{number}")
+        await nsqd.stop()
+        disk = SlowDisk()
+        monkeypatch.setattr(Admission, "of_process", lambda: Admission(64))
+        monkeypatch.setattr(files, "os", disk)
+        await nsqd.start()
+        assert len(nsqd.broker.topics) == 80
+        assert disk.open_most <= 2 * Admission(64).files_max + 2
+    finally:
+        await nsqd.stop()

@@ -297,20 +297,20 @@ class Api:
     async def empty_channel(self, request: Request) -> Answer:
         topic, channel = self._channel(request)
         channel.empty()
-        self._settle(topic)
+        self._settle(topic, channel)
         return None
 
     async def pause_channel(self, request: Request) -> Answer:
         topic, channel = self._channel(request)
         channel.pause(paused=True)
-        self._settle(topic)
+        self._settle(topic, channel)
         return None
 
     async def unpause_channel(self, request: Request) -> Answer:
         topic, channel = self._channel(request)
         channel.pause(paused=False)
         channel.deliver()
-        self._settle(topic)
+        self._settle(topic, channel)
         return None
 
     async def seek_channel(self, request: Request) -> Answer:
@@ -324,7 +324,7 @@ class Api:
             raise HttpError(404, "CHANNEL_NOT_FOUND")
         channel.seek(number)
         channel.deliver()
-        self._settle(topic)
+        self._settle(topic, channel)
         await self._broker.keep(topic)
         return Json({"cursor": f"{channel.cursor:016x}", "depth": channel.depth})
 
@@ -340,9 +340,10 @@ class Api:
         number = await self._broker.number_at(topic, time_ns)
         return topic.pumped if number is None else number
 
-    def _settle(self, topic: Topic) -> None:
+    def _settle(self, topic: Topic, channel: Channel) -> None:
         """Have it in the journal before it is answered."""
         topic.flush()
+        channel.journal.check()
         self._broker.touched(topic)
 
     def _channel_name(self, request: Request) -> tuple[Topic, str]:

@@ -19,6 +19,7 @@ from nsqtools.broker.troubles import JOURNAL, PUBLISH, SYNC
 from nsqtools.errors import StorageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from concurrent.futures import Executor
 
     from nsqtools.broker.topic import Answers, Topic
@@ -85,6 +86,10 @@ class Commits:
         if under_way is not None:  # it may have begun before the last change
             await asyncio.wait([under_way])
         return await asyncio.shield(self._begin_sync(topic))
+
+    async def in_syncer(self, function: Callable[[], None]) -> None:
+        """Run what syncs a file in the thread that closes files, too."""
+        await self._loop.run_in_executor(self._syncer, function)
 
     async def idle(self) -> None:
         """Wait until no commit and no sync is under way."""

@@ -42,6 +42,13 @@ class OpenFiles:
         self._open_max = max(1, open_max)
         self._defer = defer
         self._open: OrderedDict[AppendFile, None] = OrderedDict()
+        # How many were handed to the syncing thread, and how many it has closed.
+        self._left = self._closed = 0
+
+    @property
+    def leaving_count(self) -> int:
+        """How many wait for the syncing thread to close them."""
+        return self._left - self._closed
 
     def __len__(self) -> int:
         return len(self._open)
@@ -56,7 +63,14 @@ class OpenFiles:
     def closing(self, file: AppendFile, close: Callable[[], None]) -> None:
         """It is used no more; `close` is for the syncing thread."""
         self._open.pop(file, None)
-        self._defer(close)
+        self._left += 1
+        self._defer(lambda: self._close(close))
+
+    def _close(self, close: Callable[[], None]) -> None:
+        try:
+            close()
+        finally:
+            self._closed += 1
 
 
 class AppendFile:

@@ -30,9 +30,11 @@ gives the state, a thread writes it down, and what is added meanwhile goes to bo
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import struct
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -114,6 +116,8 @@ class NoJournal:
     def carried(self, number: int, frame: bytes) -> None: ...
 
     def flush(self) -> None: ...
+
+    def check(self) -> None: ...
 
     def sync(self) -> None: ...
 
@@ -238,6 +242,13 @@ class Journal:
             self._break()
             raise
 
+    def check(self) -> None:
+        """Raise StorageError where nothing is kept for now: what was added is not."""
+        if self.is_broken:
+            raise StorageError(
+                "write", self.path, OSError(errno.EIO, "an earlier write of this file has failed")
+            )
+
     def sync(self) -> None:
         """Bring to the disk what was written before the call."""
         file = self._file
@@ -246,7 +257,9 @@ class Journal:
 
     def rewrite(self, state: Frozen) -> Rewrite:
         """Begin to replace the file by one that says the same in fewer words; see `Rewrite`."""
-        self._buffer.clear()  # the state has it
+        # The state has it; but should this be given up, the old file goes on.
+        with contextlib.suppress(StorageError):
+            self.flush()
         self._tail = []
         self._rewrite = Rewrite(self, state)
         return self._rewrite
@@ -261,18 +274,19 @@ class Journal:
         self._let_go()
 
     def remove(self) -> None:
-        """The channel is deleted."""
-        self._buffer.clear()
-        for file in (self._file, self._heir):
-            if file is not None:
-                file.discard()
+        """The channel is deleted. Raises StorageError; then it goes on."""
+        if self._rewrite is not None:
+            self._rewrite.give_up()
         durable.unlink(self.path)
+        self._buffer.clear()
+        if self._file is not None:
+            self._file.discard()
 
     # Inside
 
     def _add(self, kind: bytes, data: bytes) -> None:
         # Without those before it a record means nothing; a rewrite in the making takes it.
-        if not self.is_broken or self._tail is not None:
+        if not self.is_broken or self._tail is not None or self._heir is not None:
             self._buffer.append(_record(kind, data))
 
     def _break(self) -> None:
@@ -298,6 +312,9 @@ class Rewrite:
         self._state = state
         self._path = durable.temporary_name(journal.path.parent)
         self._size_bytes = 0
+        # Giving up waits for the change of names, and is before or behind it.
+        self._naming = threading.Lock()
+        self._is_placed = False
 
     @property
     def is_given_up(self) -> bool:
@@ -321,9 +338,14 @@ class Rewrite:
 
     def place(self) -> None:
         """The new file gets the name of the old one."""
-        if self.is_given_up:
-            raise _given_up(self._journal.path)
-        durable.put_in_place(self._path, self._journal.path)
+        path = self._journal.path
+        with self._naming:
+            if self.is_given_up:
+                raise _given_up(path)
+            with durable.storage("rename", path):
+                os.replace(self._path, path)  # noqa: PTH105 - tests replace `os`
+            self._is_placed = True
+        durable.fsync_directory(path.parent)
 
     def settle(self) -> None:
         """The new file is the journal."""
@@ -338,13 +360,19 @@ class Rewrite:
         journal._snapshot_bytes = self._size_bytes
 
     def give_up(self) -> None:
-        """Go on with the old file; where that is broken, another rewrite is wanted."""
+        """Go on with the old file; where that is broken, or its name is not its own any more, another
+        rewrite is wanted."""
         journal = self._journal
-        if not self.is_given_up:
+        with self._naming:
+            if self.is_given_up:
+                return
             heir = journal._heir
             journal._heir = journal._tail = journal._rewrite = None
-            if heir is not None:
-                heir.discard()
+        if heir is not None:
+            heir.discard()
+        if self._is_placed and journal._file is not None:
+            journal._file.discard()
+            journal._file = None
 
     def clean_up(self) -> None:
         """For a thread, behind `give_up`: nothing is left of it."""

@@ -24,6 +24,7 @@ from nsqtools.broker.block import BadBlock, Block
 from nsqtools.broker.files import AppendFile
 from nsqtools.broker.memory import Memory, MemoryBudget
 from nsqtools.broker.segment import (
+    HEADER_SIZE_BYTES,
     INDEX_SUFFIX,
     READ_BYTES,
     SEGMENT_SUFFIX,
@@ -295,11 +296,13 @@ class DiskLog:
         except StorageError:
             file.doubtful = True  # with another file its folder is written to again
             raise
-        for unsealed in list(self._unsealed):
+        sealed = list(self._unsealed)
+        for unsealed in sealed:
             self._seal(*unsealed)
             with contextlib.suppress(ValueError):  # rolled back meanwhile
                 self._unsealed.remove(unsealed)
-        file.sync()
+        if all(one is not file for _, one in sealed):
+            file.sync()
 
     def name_changed(self) -> None:
         """A name was made in the folder, or taken away: the next sync makes that durable."""
@@ -344,7 +347,10 @@ class DiskLog:
         while len(self._segments) > 1 and self._segments[0].end <= floor:
             if self._segments[0].path in unsealed:
                 break
-            self._gone.append(self._segments.pop(0).path)
+            gone = self._segments.pop(0)
+            self._gone.append(gone.path)
+            if gone is self._confirmed[0]:  # all that is left of the log may be taken back
+                self._confirmed = (self._segments[0], HEADER_SIZE_BYTES, self._confirmed[2])
         if self._gone:
             self._defer(self._remove_gone)
 

@@ -98,6 +98,7 @@ class Reader:
         self._asked: int | None = None
         self._is_wanted = False
         self._is_asking = False
+        self._is_ahead = False
         self._found: tuple[int, Found] | None = None
 
     def get(self, number: int) -> Block | None:
@@ -138,7 +139,7 @@ class Reader:
         self._is_wanted |= is_wanted
         if self._asked is not None:
             return
-        self._asked = number
+        self._asked, self._is_ahead = number, not is_wanted
         size_bytes = min(self._size_max_bytes, self._share.size_bytes(self))
         self._is_asking = True
         self._threads(self._begin(number, size_bytes), self._done)
@@ -147,8 +148,8 @@ class Reader:
     def _done(self, found: Found) -> None:
         number, self._asked = self._asked, None
         is_wanted, self._is_wanted = self._is_wanted, False
-        # That there was nothing yet says nothing about now.
-        if number is not None and (is_wanted or found is not None):
+        # That there was nothing yet says nothing about now, also when it came to be wanted meanwhile.
+        if number is not None and (found is not None or not self._is_ahead):
             self._found = (number, found)
         if is_wanted and not self._is_asking:
             self._told()

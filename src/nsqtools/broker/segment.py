@@ -119,7 +119,8 @@ def scan(segment: Segment) -> BadBlock | None:
     Returns where and why the sound part ends, or None when all of it is sound. Raises StorageError
     when the disk refuses; that says nothing about the data.
     """
-    size = durable.size_of(segment.path)
+    with durable.storage("stat", segment.path):  # also for a file whose folder has gone
+        size = durable.size_of(segment.path)
     segment.firsts, segment.positions = array("Q"), array("Q")
     segment.size_bytes, segment.end = HEADER_SIZE_BYTES, segment.first
     while segment.size_bytes < size:

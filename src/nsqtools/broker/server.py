@@ -159,17 +159,19 @@ class Broker:
         return topic
 
     def delete_topic(self, name: str) -> None:
-        topic = self.topics.pop(name)
+        topic = self.topics[name]
+        topic.remove()
+        del self.topics[name]
         self._commits.forget(topic)
         self.troubles.forget(name)
         log.info("TOPIC(%s): deleting", name)
-        try:
-            topic.remove()
-        finally:
-            self._outside.changed(name)
+        self._outside.changed(name)
 
     def delete_channel(self, topic: Topic, name: str) -> None:
-        """Delete a channel; an ephemeral topic goes with its last one (spec: part 7)."""
+        """Delete a channel; an ephemeral topic goes with its last one (spec: part 7).
+
+        Raises StorageError; then nothing has changed.
+        """
         topic.delete_channel(name)
         if topic.ephemeral and not topic.channels and self.topics.get(topic.name) is topic:
             self.delete_topic(topic.name)
@@ -249,6 +251,7 @@ class Broker:
             name = entry.removesuffix(TOPIC_SUFFIX)
             if name != entry and is_valid_name(name):
                 self._commits.touched(self._open_topic(name))
+                await self._let_files_go()
         await self._outside.start(self.registrations)
         upkeep = Upkeep(
             self.topics,
@@ -261,6 +264,11 @@ class Broker:
         )
         keeping = self._loop.create_task(upkeep.run())
         self._exits.push_async_callback(cancel, keeping)
+
+    async def _let_files_go(self) -> None:
+        """Wait where more files are on their way to be closed than are to be open."""
+        if self._files.leaving_count >= self.admission.files_max:
+            await self._loop.run_in_executor(self._syncer, lambda: None)
 
     async def _stop(self) -> None:
         """Raises StorageError for what the disk refused."""

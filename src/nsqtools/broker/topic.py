@@ -200,9 +200,11 @@ class Topic:
         return channel
 
     def delete_channel(self, name: str) -> None:
-        channel = self.channels.pop(name)
-        channel.disconnect()
+        """Raises StorageError; then nothing has changed."""
+        channel = self.channels[name]
         channel.journal.remove()
+        del self.channels[name]
+        channel.disconnect()
         if isinstance(self.log, DiskLog):
             self.log.name_changed()
         self._save_state()
@@ -243,6 +245,8 @@ class Topic:
             channel.void(first, self.pumped)
         # The channels first: what they were not told to pass over would be theirs to deliver.
         self.flush()
+        for channel in self.channels.values():
+            channel.journal.check()
         self._save_state()
 
     # What is on the disk
@@ -323,23 +327,24 @@ class Topic:
                 all_of_it.callback(channel.close)
 
     def remove(self) -> None:
-        """Delete the topic with everything that it holds. Raises StorageError.
+        """Delete the topic with everything that it holds. Raises StorageError; then nothing has changed.
 
         The folder is out of the way at once, so that the name is free; the files go in the syncing
         thread. `sweep` does what a crash in between leaves.
         """
-        self.exiting = True
-        self._refuse_waiting()
         gone = None
         if self.folder is not None and isinstance(self.log, DiskLog):
             gone = self.folder.with_name(f"{self.folder.name}.{self.log.end}{DELETED_SUFFIX}")
             with durable.storage("rename", self.folder):
                 self.folder.rename(gone)
             self.log.discard()
+        self.exiting = True
+        self._refuse_waiting()
         for name in list(self.channels):
             channel = self.channels.pop(name)
             channel.disconnect()
-            channel.journal.remove()
+            with contextlib.suppress(StorageError):  # its folder has gone
+                channel.journal.remove()
         if gone is not None:
             self._defer(lambda: _remove_folder(gone))
 

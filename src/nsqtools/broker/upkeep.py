@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 from typing import TYPE_CHECKING, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from nsqtools import durable
 from nsqtools.broker.log import DiskLog
@@ -61,6 +61,8 @@ class Upkeep:
         self._now_ns = now_ns
         # Where the channels were in the last pass that hold a segment.
         self._floors: WeakKeyDictionary[Channel, int] = WeakKeyDictionary()
+        # Channels with copies that may not be on the disk.
+        self._carrying: WeakSet[Channel] = WeakSet()
 
     async def run(self) -> None:
         """Go on until cancelled, whatever fails on the way."""
@@ -134,6 +136,8 @@ class Upkeep:
                 return
             end = min(end, removable)
             await self._carry_over(topic, topic.log)
+            if not await self._has_kept_copies(topic):
+                return
         if not topic.exiting:
             topic.log.trim(min(topic.floor(), end))
 
@@ -143,12 +147,21 @@ class Upkeep:
         floors = {one: one.floor() for one in topic.channels.values() if one.floor() < first_end}
         stuck = [one for one, floor in floors.items() if self._floors.get(one) == floor]
         self._floors.update(floors)
-        carried = [one for one in stuck if await self._carry(disk, one, first_end)]
-        if carried:
+        for channel in stuck:
+            if await self._carry(disk, channel, first_end):
+                self._carrying.add(channel)
+
+    async def _has_kept_copies(self, topic: Topic) -> bool:
+        """Have every copy on the disk, before the original goes; False where a journal keeps nothing."""
+        carrying = [one for one in topic.channels.values() if one in self._carrying]
+        if carrying:
             topic.flush()
-        # A copy is on the disk before the original goes.
-        for channel in carried:
-            await self._in_thread(channel.journal.sync)
+        for channel in carrying:
+            await self._commits.in_syncer(channel.journal.sync)
+            if channel.journal.wants_rewrite:
+                return False
+            self._carrying.discard(channel)
+        return True
 
     async def _carry(self, disk: DiskLog, channel: Channel, end: int) -> bool:
         """Give a channel copies of what it still needs before `end`; False where that is too much."""

@@ -1,0 +1,141 @@
+"""What the broker does by itself never takes the last copy of a message."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.support.disks import open_files
+from tests.support.nsqd import PATIENCE_S, EmbeddedNsqd
+from tests.support.raw import OK, RawClient
+from tests.support.web import POLL_S, request
+
+from nsqtools.broker import files, recovery, upkeep
+from nsqtools.broker.journal import Journal, Rewrite
+from nsqtools.broker.log import DiskLog
+from nsqtools.errors import StorageError
+from nsqtools.wire import commands
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from nsqtools.broker.log import Found
+
+HOUR_MS = 3_600_000
+
+
+class WatchedOs:
+    """The module `os`; writes fail while `is_full`, and who syncs is remembered."""
+
+    def __init__(self) -> None:
+        self.is_full = False
+        self.syncing: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def writev(self, fd: int, parts: list[bytes]) -> int:
+        if self.is_full:
+            raise OSError(28, os.strerror(28))
+        return os.writev(fd, parts)
+
+    def fdatasync(self, fd: int) -> None:
+        if Path(f"/proc/self/fd/{fd}").readlink().suffix == ".channel":
+            self.syncing.add(threading.current_thread().name)
+        os.fdatasync(fd)
+
+
+@pytest.fixture
+async def nsqd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[EmbeddedNsqd]:
+    monkeypatch.setattr(upkeep, "PASS_INTERVAL_S", 0.02)
+    made = EmbeddedNsqd(tmp_path / "data", {"max_bytes_per_file": 4096, "sync_timeout": "20ms"})
+    made.data_path.mkdir()
+    await made.start()
+    yield made
+    await made.stop()
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+async def test_a_copy_is_on_the_disk_before_the_original_goes(
+    nsqd: EmbeddedNsqd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, breaks: bool
+) -> None:
+    """Also where the journal can be written no more while the copy is made."""
+    disk, gone = WatchedOs(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    topic = nsqd.broker.topic("t")
+    channel = topic.channel("c")
+    real_find, real_remove = DiskLog.find, recovery.remove
+
+    def break_journal() -> None:
+        disk.is_full = True
+        channel.pause(paused=False)
+        with contextlib.suppress(StorageError):
+            topic.flush()
+        disk.is_full = False
+
+    def find(log: DiskLog, numbers: Sequence[int], bytes_max: int) -> Found | None:
+        if breaks:
+            loop.call_soon_threadsafe(break_journal)
+            while not channel.journal.wants_rewrite:
+                pass
+        return real_find(log, numbers, bytes_max)
+
+    def remove(path: Path) -> None:
+        if not (tmp_path / "killed.channel").exists():
+            shutil.copyfile(path.with_name("c.channel"), tmp_path / "killed.channel")
+        real_remove(path)
+        loop.call_soon_threadsafe(gone.set)
+
+    monkeypatch.setattr(files, "os", disk)
+    monkeypatch.setattr(DiskLog, "find", find)
+    monkeypatch.setattr(recovery, "remove", remove)
+    async with RawClient(nsqd.tcp_address) as client:
+        assert await client.ask(commands.dpub("t", b"later", HOUR_MS)) == OK
+        for _ in range(20):
+            await client.publish("t", b"x" * 500)
+        await client.subscribe("t", "c", 100)
+        client.finish(*await client.messages(20))
+        async with asyncio.timeout(PATIENCE_S):
+            await gone.wait()
+    state, _ = Journal(tmp_path / "killed.channel", open_files()).load()
+    assert [frame[-5:] for frame in state.carried.values()] == [b"later"]
+    assert not {name for name in disk.syncing if not name.startswith("nsqd-sync")}
+
+
+@pytest.mark.parametrize("path", ["/channel/empty?", "/channel/seek?to=newest&", "/topic/empty?"])
+async def test_what_a_journal_does_not_keep_is_not_answered_for(
+    nsqd: EmbeddedNsqd, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """The journal cannot be written; it is made anew when the disk has room."""
+    target, disk = f"{path}topic=t&channel=c", WatchedOs()
+    monkeypatch.setattr(files, "os", disk)
+    topic = nsqd.broker.topic("t")
+    channel = topic.channel("c")
+    if path.startswith("/topic"):
+        topic.pause(paused=True)
+    async with RawClient(nsqd.tcp_address) as client:
+        await client.publish("t", b"x")
+    with monkeypatch.context() as patch:
+        patch.setattr(Rewrite, "write", refuse)
+        disk.is_full = True
+        channel.pause(paused=False)
+        with pytest.raises(StorageError):
+            topic.flush()
+        disk.is_full = False
+        assert (await request(nsqd, "POST", target)).status == 500
+    async with asyncio.timeout(PATIENCE_S):
+        while (await request(nsqd, "POST", target)).status != 200:
+            await asyncio.sleep(POLL_S)
+    await nsqd.restart(kill=True)
+    topic = nsqd.broker.topic("t")
+    assert (topic.depth, topic.channels["c"].depth) == (0, 0)
+
+
+def refuse(rewrite: Rewrite) -> None:
+    raise StorageError("write", "journal", OSError(28, os.strerror(28)))
