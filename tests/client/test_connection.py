@@ -27,7 +27,7 @@ from nsqtools.errors import (
     ServerError,
 )
 from nsqtools.wire.compression import DECOMPRESS_BYTES_MAX, Codec, Deflate, Snappy
-from nsqtools.wire.frames import OTHER_SIZE_MAX_BYTES
+from nsqtools.wire.frames import HEARTBEAT, OTHER_SIZE_MAX_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -576,6 +576,31 @@ async def test_closing_lets_everything_arrive_first() -> None:
         peer.end()
         await closing
         assert len(recorder.lost) == 1
+
+
+async def test_what_comes_while_closing_is_taken_and_not_answered() -> None:
+    async with conversation() as (peer, connection, recorder):
+        closing = asyncio.create_task(connection.close())
+        assert await peer.rest() == []
+        peer.send(frame(RESPONSE, HEARTBEAT) + messages(1))
+        await recorder.until(lambda: recorder.bodies or recorder.lost)
+        assert (len(recorder.bodies), recorder.lost) == (1, [])
+        assert not connection.is_open
+        connection.send(b"TOUCH x\n")
+        peer.end()
+        await closing
+        assert "nsqd closed the connection" in str(recorder.lost[0])
+
+
+async def test_a_connection_that_closes_while_paused_does_not_answer_heartbeats() -> None:
+    failures: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, told: failures.append(told))
+    async with conversation(heartbeat_interval="1s") as (peer, connection, _):
+        connection.pause_reading()
+        closing = asyncio.create_task(connection.close())
+        await peer.rest()
+        await closing  # CLOSE_TIMEOUT_S: nothing is read that could end it sooner
+    assert failures == []
 
 
 async def test_closing_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,6 +90,15 @@ async def test_the_secret_is_not_sent_in_the_clear_unless_that_is_asked_for() ->
     assert "Authorization" not in fake.asked[0]
 
 
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_refusal_for_want_of_the_secret_says_why_it_was_not_sent(status: int) -> None:
+    async with lookupds((status, b"{}")) as [fake]:
+        with pytest.raises(ConnectionFailed, match=f"{status}; the secret was not sent.*https"):
+            await lookup([fake.address], "t", options=LookupOptions(auth_secret="s3"))
+        with pytest.raises(ConnectionFailed, match=f"status {status}$"):
+            await lookup([fake.address], "t")
+
+
 async def test_a_redirect_takes_the_secret_nowhere_else() -> None:
     async with lookupds(listing(("a", 1)), UNKNOWN) as [other, fake]:
         fake.location = f"http://{other.address}/lookup?topic=t"

@@ -203,6 +203,7 @@ def test_a_secret_is_refused_on_the_command_line_and_not_repeated(argv: list[str
     [
         ["--opt=auth_secret,hunter2"],
         ["--opt", "auth-secret,hunter2"],
+        ["--opt=auth_secret=hunter2"],
         ["-opt=auth_secret,hunter2", "--opt=other,1"],
     ],
 )

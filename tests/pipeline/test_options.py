@@ -120,6 +120,10 @@ def test_without_flags_nsq_words_tell_what_is_missing() -> None:
         (["--max-in-flight=0"], "should be at least 1"),
         (["--consumer-opt=msg_timeot,5s"], "invalid option msg_timeot, did you mean msg_timeout?"),
         (
+            ["--consumer-opt=auth_secrt=hunter2"],
+            "invalid option auth_secrt, did you mean auth_secret?",
+        ),
+        (
             ["--consumer-opt=msg_timeout,5"],
             "failed to coerce option msg_timeout (5) - missing unit",
         ),

@@ -77,7 +77,7 @@ class Receiver(Protocol):
 
 
 class Connection(asyncio.BufferedProtocol):
-    """Made by `connect`. Methods that send do nothing once the connection is lost."""
+    """Made by `connect`. Methods that send do nothing once the connection is lost, or `close` began."""
 
     def __init__(
         self, address: str, options: ConnectionOptions, receiver: Receiver, buffer: memoryview
@@ -101,6 +101,7 @@ class Connection(asyncio.BufferedProtocol):
         self._noise_s = 0.0
         self._wanted: asyncio.Future[None] | None = None
         self._established = False
+        self._has_sent_all = False
         self._failure: NsqToolsError | None = None
         self._lost = self._loop.create_future()
         self._may_write = asyncio.Event()
@@ -112,7 +113,7 @@ class Connection(asyncio.BufferedProtocol):
 
     @property
     def is_open(self) -> bool:
-        return self._established and not self._lost.done()
+        return self._established and not (self._has_sent_all or self._lost.done())
 
     @property
     def failure(self) -> NsqToolsError | None:
@@ -123,7 +124,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def send(self, data: bytes) -> None:
         """Send command bytes; what nsqd does not take is buffered, see `drain`."""
-        if self._transport is not None and not self._lost.done():
+        if self._transport is not None and not (self._has_sent_all or self._lost.done()):
             codec = self._intake.codec
             self._transport.write(data if codec is None else codec.compress(data))
 
@@ -162,6 +163,7 @@ class Connection(asyncio.BufferedProtocol):
         transport = self._transport
         if transport is None or self._lost.done():
             return
+        self._has_sent_all = True  # a heartbeat can still come, and would be answered
         try:
             if transport.can_write_eof():
                 transport.write_eof()

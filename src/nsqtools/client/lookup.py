@@ -46,6 +46,9 @@ REDIRECTS_MAX = 3
 FIRST_ANSWER_S = 1.0
 _DOUBLINGS_MAX = 10
 
+# Unauthorized and Forbidden.
+_WANTS_SECRET = (401, 403)
+
 log = logging.getLogger("nsqtools.lookup")
 
 
@@ -211,7 +214,10 @@ async def _answer(
     try:
         return question.parse(status, body)
     except ProtocolError as error:
-        raise ConnectionFailed(lookupd.text, error.description) from error
+        reason = error.description
+        if status in _WANTS_SECRET and options.auth_secret and not may_tell:
+            reason += "; the secret was not sent without TLS: use https, or --auth-plaintext"
+        raise ConnectionFailed(lookupd.text, reason) from error
 
 
 async def _merge(

@@ -382,7 +382,7 @@ class NameValue(Kind[Setting]):
         return Setting(name=name, value=value if comma else "true")
 
     def secret_in(self, text: str) -> str:
-        name = text.partition(",")[0].replace("-", "_")
+        name = text.partition(",")[0].partition("=")[0].replace("-", "_")
         return name if name in SECRET_SETTINGS else ""
 
     def render(self, value: Setting) -> str:

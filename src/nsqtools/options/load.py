@@ -216,8 +216,9 @@ def load_settings(options_class: type[T], settings: Iterable[Setting]) -> tuple[
     for setting in settings:
         made = known.get(setting.name)
         if made is None:
-            near = nearest(setting.name, known, prefix="")
-            problems.append(f"invalid option {quoted(setting.name)[1:-1]}{near}")
+            name, _, _ = setting.name.partition("=")  # some write name=value
+            near = nearest(name, known, prefix="")
+            problems.append(f"invalid option {quoted(name)[1:-1]}{near}")
             continue
         try:
             values[made.name] = made.kind.parse(setting.value)
