@@ -130,7 +130,7 @@ async def test_what_a_journal_does_not_keep_is_not_answered_for(
         disk.is_full = False
         assert (await request(nsqd, "POST", target)).status == 500
     async with asyncio.timeout(PATIENCE_S):
-        while (await request(nsqd, "POST", target)).status != 200:
+        while (await request(nsqd, "POST", target)).status != 200:  # noqa: ASYNC110
             await asyncio.sleep(POLL_S)
     await nsqd.restart(kill=True)
     topic = nsqd.broker.topic("t")
