@@ -253,6 +253,8 @@ def below(folder: Path, left_out: list[Path] | None = None) -> Iterator[FoundFil
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from failed
         failed.clear()
+        if left_out is not None:
+            left_out += (path for name in folders if _is_link(path := Path(above, name)))
         for name in sorted(name for name in files if not name.endswith(BESIDE)):
             path = Path(above, name)
             # A link may lead to what somebody else must not show by our hand.
