@@ -202,6 +202,20 @@ def test_what_is_left_out_of_a_folder_is_told(
     assert "files=4" in record.getMessage()
 
 
+def test_a_linked_folder_within_a_folder_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "b.log").write_bytes(b"2\n")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.log").write_bytes(b"1\n")
+    (tmp_path / "in" / "elsewhere").symlink_to(tmp_path / "old")
+    found = find_inputs([str(tmp_path / "in")])
+    assert [one.name for one in found] == [str(tmp_path / "in" / "a.log")]
+    (record,) = caplog.records
+    assert str(tmp_path / "in" / "elsewhere") in record.getMessage()
+
+
 @pytest.mark.parametrize("kind", ["link", "pipe"])
 def test_what_took_the_name_of_a_file_in_a_folder_is_not_read(kind: str, tmp_path: Path) -> None:
     """Since the folder was listed: it may lead to what nobody else must see, or have no end."""

@@ -151,8 +151,11 @@ def check_kind(mode: int, *, may_be_pipe: bool = False) -> None:
         raise OSError(errno.EINVAL, "not a regular file")
 
 
-def find_files(names: Sequence[str], remotes: Remotes | None = None) -> list[FoundFile]:
-    """The files that the names stand for, each once, a folder's sorted by name.
+def find_files(
+    names: Sequence[str], remotes: Remotes | None = None, links: list[Path] | None = None
+) -> list[FoundFile]:
+    """The files that the names stand for, each once, a folder's sorted by name. The links in folders,
+    which are not followed, are added to `links`.
 
     Raises `OptionsError` naming every name that is nothing.
     """
@@ -163,7 +166,7 @@ def find_files(names: Sequence[str], remotes: Remotes | None = None) -> list[Fou
             if remotes is not None and remotes.has(name):
                 files = find_remote(name, remotes)
             else:
-                files = list(_expand(name))
+                files = list(_expand(name, links))
         except FileNotFoundError as nothing:
             problems.append(f"{printable(name)}: {nothing.strerror}")
             continue
@@ -200,7 +203,7 @@ def find_remote(name: str, remotes: Remotes, left_out: list[str] | None = None) 
     return archives
 
 
-def _expand(name: str) -> Iterator[FoundFile]:
+def _expand(name: str, links: list[Path] | None) -> Iterator[FoundFile]:
     if name == STDIN:
         yield FoundFile(is_named=True)
         return
@@ -212,7 +215,10 @@ def _expand(name: str) -> Iterator[FoundFile]:
         yield _unseen(path, error, is_named=True)
         return
     if is_folder:
-        yield from below(path)
+        left_out: list[Path] = []
+        yield from below(path, left_out)
+        if links is not None:
+            links += filter(_is_link, left_out)
     elif is_there:
         yield FoundFile(path=path, is_named=True)
     else:
@@ -253,6 +259,8 @@ def below(folder: Path, left_out: list[Path] | None = None) -> Iterator[FoundFil
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from failed
         failed.clear()
+        if left_out is not None:
+            left_out += (path for name in folders if _is_link(path := Path(above, name)))
         for name in sorted(name for name in files if not name.endswith(BESIDE)):
             path = Path(above, name)
             # A link may lead to what somebody else must not show by our hand.

@@ -70,8 +70,8 @@ class JsonFormatter(logging.Formatter):
 
 
 class RateLimit(logging.Filter):
-    """Lets RATE_LINES_MAX lines of one message through an interval; the next one tells how many were
-    left out. DEBUG is what somebody asked for, and passes."""
+    """Lets RATE_LINES_MAX lines of one message through an interval; the last of them says so, and the
+    next one how many were left out. DEBUG is what somebody asked for, and passes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,28 +80,29 @@ class RateLimit(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno <= logging.DEBUG:
             return True
-        message, values = getattr(record, VALUES, (record.msg, {}))
+        message, _ = getattr(record, VALUES, (record.msg, {}))
         key: tuple[str, object] = (record.name, str(message))
         if key not in self._windows and len(self._windows) >= RATE_MESSAGES_MAX:
             key = ("", "")
         began, lines = self._windows.get(key, (record.created, 0))
         # A clock that was set back begins a new interval, too.
         if not 0 <= record.created - began < RATE_INTERVAL_S:
-            self._tell(record, str(message), values, lines - RATE_LINES_MAX)
+            if (left_out := lines - RATE_LINES_MAX) > 0:
+                _add(record, "left_out", left_out)
             began, lines = record.created, 0
         self._windows[key] = (began, lines + 1)
+        if lines == RATE_LINES_MAX - 1:  # there may be no next one
+            limit = f"more than {RATE_LINES_MAX} in {RATE_INTERVAL_S:.0f} s are left out"
+            _add(record, "limit", limit)
         return lines < RATE_LINES_MAX
 
-    def _tell(
-        self, record: logging.LogRecord, message: str, values: Mapping[str, object], left_out: int
-    ) -> None:
-        if left_out <= 0:
-            return
-        if not hasattr(record, VALUES):
-            message = record.getMessage()
-        values = {**values, "left_out": left_out}
-        setattr(record, VALUES, (message, values))
-        record.msg, record.args = with_values(message, values), ()
+
+def _add(record: logging.LogRecord, key: str, value: object) -> None:
+    """One more value at the end of a line."""
+    message, values = getattr(record, VALUES, (record.getMessage(), {}))
+    values = {**values, key: value}
+    setattr(record, VALUES, (message, values))
+    record.msg, record.args = with_values(message, values), ()
 
 
 def _moment(record: logging.LogRecord) -> dt.datetime:

@@ -126,6 +126,17 @@ def test_what_is_left_out_of_a_folder(run: Run, tmp_path: Path) -> None:
     assert [told["name"] for told in run("ls", "--json", tmp_path).json] == [str(kept)]
 
 
+@pytest.mark.parametrize("command", ["verify", "cat"])
+def test_links_that_are_not_followed_are_told(command: str, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    link = tmp_path / "in" / "link.zst"
+    link.symlink_to(archive_of(tmp_path, "lines", "zstd", COMMITS))
+    told = run(command, tmp_path / "in").err
+    assert "left out: 1 link in a folder" in told
+    assert str(link) in told
+    assert "left out" not in run(command, link).err
+
+
 def test_what_is_no_file_is_told_and_the_rest_is_listed(run: Run, tmp_path: Path) -> None:
     kept = archive_of(tmp_path, "lines", "zstd", COMMITS)
     os.mkfifo(tmp_path / "pipe")

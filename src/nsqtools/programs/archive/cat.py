@@ -11,12 +11,13 @@ from nsqtools.archive.stream import Damage
 from nsqtools.errors import DamagedArchive
 from nsqtools.programs.archive.convert import FRAMED, JSONL, Wanted, converted
 from nsqtools.programs.archive.each import Each
-from nsqtools.programs.archive.shown import count, warn, write
+from nsqtools.programs.archive.shown import count, warn, warn_of_links, write
 from nsqtools.stores.named import NamedObjects
 from nsqtools.transform.search import Search
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from nsqtools.archive.files import FoundFile
     from nsqtools.archive.reader import ArchiveReader
@@ -33,7 +34,10 @@ def run(options: CatOptions) -> int:
     `StorageError` when standard output takes no more.
     """
     with NamedObjects(options) as remotes:
-        return _print(options, find_files(options.files, remotes))
+        links: list[Path] = []
+        files = find_files(options.files, remotes, links)
+        warn_of_links(PROGRAM, links)
+        return _print(options, files)
 
 
 def _print(options: CatOptions, files: list[FoundFile]) -> int:

@@ -13,6 +13,7 @@ from nsqtools.options.times import render_time_ns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
 NOTHING = "-"
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
@@ -38,6 +39,15 @@ def say(text: str) -> None:
 def warn(text: str) -> None:
     """A line to standard error, escaped."""
     print(printable(text), file=sys.stderr, flush=True)
+
+
+def warn_of_links(program: str, links: Sequence[Path]) -> None:
+    """What was not looked at, and may well be an archive."""
+    if links:
+        warn(
+            f"{program}: left out: {count(len(links), 'link')} in a folder, which is not followed"
+            f" unless it is named, such as {min(links)}"
+        )
 
 
 def say_json(value: dict[str, Any]) -> None:

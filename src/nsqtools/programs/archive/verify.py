@@ -38,7 +38,9 @@ def run(options: VerifyOptions) -> int:
     """Check; 0 when all is whole, or the code of the gravest thing that was told: 4 damage, 5 a file
     that could not be read. Raises `OptionsError` for a name that is nothing."""
     with NamedObjects(options) as remotes:
-        each = Each("archive-verify", find_files(options.files, remotes), options.progress)
+        links: list[Path] = []
+        each = Each("archive-verify", find_files(options.files, remotes, links), options.progress)
+        shown.warn_of_links("archive-verify", links)
         return _verify(options, each)
 
 
