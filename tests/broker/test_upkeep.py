@@ -16,7 +16,7 @@ from tests.support.nsqd import PATIENCE_S, EmbeddedNsqd
 from tests.support.raw import OK, RawClient
 from tests.support.web import POLL_S, request
 
-from nsqtools.broker import files, recovery, upkeep
+from nsqtools.broker import files, journal, recovery, upkeep
 from nsqtools.broker.journal import Journal, Rewrite
 from nsqtools.broker.log import DiskLog
 from nsqtools.errors import StorageError
@@ -139,3 +139,27 @@ async def test_what_a_journal_does_not_keep_is_not_answered_for(
 
 def refuse(rewrite: Rewrite) -> None:
     raise StorageError("write", "journal", OSError(28, os.strerror(28)))
+
+
+async def test_a_rewrite_that_cannot_be_cleaned_up_does_not_hold_the_end(
+    nsqd: EmbeddedNsqd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, ending = threading.Event(), threading.Event()
+
+    def write(rewrite: Rewrite) -> None:
+        begun.set()
+        ending.wait()
+
+    monkeypatch.setattr(Rewrite, "write", write)
+    monkeypatch.setattr(Rewrite, "clean_up", refuse)
+    monkeypatch.setattr(journal, "COMPACT_BYTES", 1)
+    channel = nsqd.broker.topic("t").channel("c")
+    for _ in range(9):
+        channel.pause(paused=False)
+    nsqd.broker.topic("t").flush()
+    await asyncio.to_thread(begun.wait)
+    stopping = asyncio.create_task(nsqd.stop())
+    await asyncio.sleep(0)
+    ending.set()
+    async with asyncio.timeout(PATIENCE_S):
+        await stopping

@@ -123,7 +123,9 @@ class Upkeep:
             rewrite.settle()
         except BaseException:
             rewrite.give_up()
-            await asyncio.shield(self._in_thread(rewrite.clean_up))
+            # What cannot be removed is so by the next start; whoever cancels us waits for our end.
+            with contextlib.suppress(StorageError):
+                await asyncio.shield(self._in_thread(rewrite.clean_up))
             raise
 
     async def _trim(self, topic: Topic) -> None:
