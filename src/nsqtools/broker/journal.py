@@ -97,7 +97,7 @@ class Frozen(NamedTuple):
 class NoJournal:
     """The journal of an ephemeral channel: nothing is kept."""
 
-    wants_flush = wants_rewrite = False
+    wants_flush = wants_rewrite = is_broken = False
 
     def delivered(self, first: int, end: int) -> None: ...
 

@@ -354,6 +354,19 @@ class DiskLog:
         if self._gone:
             self._defer(self._remove_gone)
 
+    def clear(self, floor: int) -> None:
+        """Free the room of the segment that is written to, where everything lies before `floor`.
+
+        The next message begins a new one. Raises StorageError, and then is as before.
+        """
+        last = self._segments[-1]
+        if not last.first < last.end <= floor:
+            return
+        # From here on it is shorter than what was appended, so that nobody goes on in it.
+        last.clear()
+        if self._confirmed[0] is last:
+            self._confirmed = (last, last.size_bytes, self._confirmed[2])
+
     def close(self) -> None:
         """Nothing is appended any more; the next sync seals everything."""
         self._file.let_go()

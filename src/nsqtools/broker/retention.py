@@ -30,6 +30,11 @@ class Retention:
     age_s: float = 0.0
     size_bytes: int = 0
 
+    @property
+    def is_none(self) -> bool:
+        """Whether nothing is kept beyond what channels need."""
+        return not (self.age_s or self.size_bytes)
+
     def end(self, segments: Sequence[Segment], now_ns: int) -> int | None:
         """Where what need not be kept ends; None where all is to be kept.
 

@@ -77,6 +77,17 @@ class Segment:
             self.firsts.pop()
             self.positions.pop()
 
+    def clear(self) -> None:
+        """Free the room of what it holds. Raises StorageError, and is as before.
+
+        It is empty then, and a recovery removes it.
+        """
+        with durable.storage("truncate", self.path):
+            os.truncate(self.path, HEADER_SIZE_BYTES)
+        self.ordinal += self.end - self.first
+        self.first = self.end
+        self.cut(HEADER_SIZE_BYTES, self.end)
+
     def position_before(self, number: int) -> int:
         """A position from which reading forward finds message `number`."""
         at = bisect_right(self.firsts, number) - 1

@@ -457,7 +457,6 @@ class Topic:
             if kept:
                 self.log.append(build_block(self.log.end, kept, now_ns, due_ns))
         except StorageError as failure:
-            log.error("TOPIC(%s): failed to write messages error=%s", self.name, failure)
             return str(failure)
         size_bytes = sum(map(len, bodies))
         self.message_count += len(bodies)

@@ -3,7 +3,8 @@
 Theory of operation. A tick takes back what has timed out and delivers what is due. In between, one
 thing at a time and with its waits for the disk in a thread: journals that have outgrown their snapshot
 are rewritten, and segments that no channel needs are removed. A few stragglers do not hold a segment:
-their channels take copies of them, which are on the disk before the segment goes.
+their channels take copies of them, which are on the disk before the segment goes. The segment that is
+written to stays; while the disk refuses, it is emptied, too, when nobody needs any of it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from nsqtools import durable
 from nsqtools.broker.log import DiskLog
-from nsqtools.broker.troubles import JOURNAL, UPKEEP
+from nsqtools.broker.troubles import JOURNAL, OK, UPKEEP
 from nsqtools.errors import StorageError
 
 if TYPE_CHECKING:
@@ -101,18 +102,19 @@ class Upkeep:
                 await self._keep_short(topic)
 
     async def _keep_short(self, topic: Topic) -> None:
-        kind = JOURNAL
-        try:
-            for channel in list(topic.channels.values()):
-                if channel.journal.wants_rewrite:
-                    await self._rewrite(channel)
-            self._troubles.recovered(JOURNAL, topic.name)
-            kind = UPKEEP
-            await self._trim(topic)
-            self._troubles.recovered(UPKEEP, topic.name)
-        except StorageError as failure:
-            if not topic.exiting:
-                self._troubles.failed(kind, topic.name, failure)
+        # A full disk takes no journal, and has room again by what is trimmed all the same.
+        for kind, step in ((JOURNAL, self._shorten_journals), (UPKEEP, self._trim)):
+            try:
+                await step(topic)
+                self._troubles.recovered(kind, topic.name)
+            except StorageError as failure:
+                if not topic.exiting:
+                    self._troubles.failed(kind, topic.name, failure)
+
+    async def _shorten_journals(self, topic: Topic) -> None:
+        for channel in list(topic.channels.values()):
+            if channel.journal.wants_rewrite:
+                await self._rewrite(channel)
 
     async def _rewrite(self, channel: Channel) -> None:
         rewrite = channel.rewrite()
@@ -131,23 +133,29 @@ class Upkeep:
     async def _trim(self, topic: Topic) -> None:
         """Let go of the log that no channel needs and that is not to be retained; a few stragglers do
         not hold it."""
-        end = topic.pumped
-        if isinstance(topic.log, DiskLog):
-            removable = self._retain.end(topic.log.segments, self._now_ns())
-            if removable is None:
-                return
-            end = min(end, removable)
-            await self._carry_over(topic, topic.log)
-            if not await self._has_kept_copies(topic):
-                return
+        if not isinstance(topic.log, DiskLog):
+            topic.log.trim(topic.floor())
+            return
+        if self._troubles.health != OK and self._retain.is_none and not topic.exiting:
+            topic.log.clear(topic.floor())
+        removable = self._retain.end(topic.log.segments, self._now_ns())
+        if removable is None:
+            return
+        await self._carry_over(topic, topic.log)
+        if not await self._has_kept_copies(topic):
+            return
         if not topic.exiting:
-            topic.log.trim(min(topic.floor(), end))
+            topic.log.trim(min(topic.floor(), removable))
 
     async def _carry_over(self, topic: Topic, disk: DiskLog) -> None:
         """Give channels copies of what they need of the first segment, where they do not move on."""
         first_end = disk.segments[0].end
         floors = {one: one.floor() for one in topic.channels.values() if one.floor() < first_end}
-        stuck = [one for one, floor in floors.items() if self._floors.get(one) == floor]
+        stuck = [
+            one
+            for one, floor in floors.items()
+            if self._floors.get(one) == floor and not one.journal.is_broken
+        ]
         self._floors.update(floors)
         for channel in stuck:
             if await self._carry(disk, channel, first_end):
