@@ -89,3 +89,49 @@ def test_the_program_says_it_in_words(tmp_path: Path, found: str) -> None:
     assert "Traceback" not in ended.stderr
     assert f"nsqd: {'' if found == 'nsqd.dat' else 'open data path '}{folder}" in ended.stderr
     assert "hint: " in ended.stderr
+
+
+@pytest.mark.parametrize("name", ["c.channel", "topic.json"])
+async def test_a_pipe_among_a_topics_files_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "t.topic").mkdir()
+    os.mkfifo(tmp_path / "t.topic" / name)
+    with pytest.raises(StorageError, match="not a regular file"):
+        await EmbeddedNsqd(tmp_path, {}).start()
+
+
+@pytest.mark.parametrize("raw", [b"[1]", b"[" * 60_000, b"\xff"])
+async def test_a_damaged_state_costs_no_topic(
+    tmp_path: Path, raw: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "t.topic").mkdir()
+    (tmp_path / "t.topic" / "topic.json").write_bytes(raw)
+    nsqd = EmbeddedNsqd(tmp_path, {})
+    await nsqd.start()
+    assert not nsqd.broker.topics["t"].paused
+    await nsqd.stop()
+    assert "is taken as not paused" in caplog.text
+
+
+@pytest.mark.parametrize("raw", [b"", b"NSQTCHN\x01", b"no journal"])
+async def test_a_journal_that_says_nothing_is_told(
+    tmp_path: Path, raw: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "t.topic").mkdir()
+    (tmp_path / "t.topic" / "c.channel").write_bytes(raw)
+    nsqd = EmbeddedNsqd(tmp_path, {})
+    await nsqd.start()
+    assert set(nsqd.broker.topics["t"].channels) == {"c"}
+    await nsqd.stop()
+    assert "journal says nothing" in caplog.text
+
+
+async def test_a_folder_that_cannot_be_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> list[str]:
+        raise PermissionError(13, os.strerror(13), path)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(StorageError, match="Permission denied") as caught:
+        await EmbeddedNsqd(tmp_path, {}).start()
+    assert f"user {os.geteuid()}" in caught.value.hint

@@ -320,6 +320,49 @@ def test_a_segment_without_a_header_is_set_aside(
     finish(log)
 
 
+def test_only_its_own_segments_are_a_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = open_log(tmp_path, segment_bytes=100)
+    for body in (b"one" * 50, b"two" * 50, b"three" * 50):
+        add(log, body)
+    written, end = everything(log), log.end
+    finish(log)
+    first, *_, last = sorted(tmp_path.glob("*.log"))
+    (tmp_path / "copy.log").write_bytes(first.read_bytes())
+    (tmp_path / "my.log").write_bytes(b"short")
+    copy = last.with_stem(f"{int(last.stem) + 1:020d}")
+    copy.write_bytes(first.read_bytes())
+    again = open_log(tmp_path, ms=1)
+    assert everything(again) == written
+    assert again.end >= end
+    assert (tmp_path / "copy.log").exists()
+    assert (tmp_path / "my.log").read_bytes() == b"short"
+    assert not copy.exists()
+    assert copy.with_suffix(".bad").exists()
+    assert caplog.text.count("is left alone") == 2
+    finish(again)
+
+
+def test_a_segment_that_somebody_took_away_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = open_log(tmp_path, segment_bytes=100)
+    for body in (b"one" * 50, b"two" * 50, b"three" * 50):
+        add(log, body)
+    finish(log)
+    sorted(tmp_path.glob("*.log"))[1].unlink()
+    again = open_log(tmp_path, ms=1)
+    assert everything(again) == [b"one" * 50, b"three" * 50]
+    assert "messages are missing from a log" in caplog.text
+    assert "messages=1" in caplog.text
+    finish(again)
+
+
+def test_a_pipe_in_the_place_of_a_segment_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / f"{0:020d}.log")
+    with pytest.raises(StorageError, match="not a regular file"):
+        open_log(tmp_path)
+
+
 class BrokenDisk:
     """The module `os`; calls by the names in `broken` fail, writev after half of the bytes."""
 

@@ -1,4 +1,4 @@
-"""A small disk that the broker itself has filled: when consumers have done with it, there is room again."""
+"""A small disk that the broker itself has filled: what consumers are done with makes room again."""
 
 from __future__ import annotations
 

@@ -35,7 +35,11 @@ def require_data_path(path: Path) -> None:
         names = sorted(os.listdir(path))  # noqa: PTH208 - one call, whatever the folder holds
     except OSError as cause:
         failure = StorageError("open data path", path, cause)
-        failure.hint = "--data-path names an existing folder."
+        failure.hint = (
+            _access_hint(path)
+            if isinstance(cause, PermissionError)
+            else "--data-path names an existing folder."
+        )
         raise failure from cause
     foreign = [name for name in names if name == NSQD_METADATA or _QUEUE_FILE in name]
     if foreign:
@@ -54,11 +58,11 @@ def _require_writable(path: Path) -> None:
     try:
         os.close(durable.create(probe, 0o600))
     except StorageError as failure:
-        failure.hint = _writable_hint(path)
+        failure.hint = _access_hint(path)
         raise
     with contextlib.suppress(OSError):
         probe.unlink()
 
 
-def _writable_hint(path: Path) -> str:
-    return f"Let the user {os.geteuid()} write to {path}, or name another folder with --data-path."
+def _access_hint(path: Path) -> str:
+    return f"Let the user {os.geteuid()} read and write {path}, or name another folder with --data-path."

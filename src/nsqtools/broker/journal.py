@@ -152,6 +152,11 @@ class Journal:
         return self._file is None or self._file.doubtful
 
     @property
+    def is_blank(self) -> bool:
+        """Whether the file, as it was loaded, says nothing: it was no journal, or none any more."""
+        return not self._snapshot_bytes
+
+    @property
     def wants_rewrite(self) -> bool:
         """Whether a rewrite is due: the file has outgrown its snapshot, or a write to it has failed."""
         if self._rewrite is not None:
@@ -179,7 +184,7 @@ class Journal:
         What is no journal is kept beside it (`.bad`) and says nothing. Raises StorageError.
         """
         with durable.storage("read", self.path):
-            raw = self.path.read_bytes()
+            raw = durable.read_small(self.path, durable.size_of(self.path))
         if not raw.startswith(MAGIC):
             durable.replace_file(Path(f"{self.path}.bad"), raw)
             return ChannelState(0), len(raw)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("nsqtools.broker.log")
 
+_NAME = re.compile(rf"[0-9]{{20}}{re.escape(SEGMENT_SUFFIX)}", re.ASCII)
+
 
 def recover(folder: Path) -> list[Segment]:
     """The segments of a folder, in order; a torn tail is cut, and that is said. Raises StorageError."""
@@ -34,12 +37,15 @@ def recover(folder: Path) -> list[Segment]:
     names = durable.names_in(folder)
     for name in names:
         path = folder / name
-        if name.endswith(SEGMENT_SUFFIX):
+        if _NAME.fullmatch(name):
             segment = _open_segment(path)
             if segment is not None and segment.end > segment.first:
+                _tell_missing(segments, segment)
                 segments.append(segment)
             elif segment is not None:
                 remove(path)
+        elif name.endswith(SEGMENT_SUFFIX):
+            log.warning("a file is no segment of the log and is left alone path=%s", path)
         elif durable.is_temporary(name) or _is_orphan(name, names):
             durable.unlink(path)
     return segments
@@ -51,22 +57,33 @@ def remove(path: Path) -> None:
     durable.unlink(path)
 
 
+def _tell_missing(before: list[Segment], segment: Segment) -> None:
+    """Say so where somebody has taken a segment away from between others."""
+    if before:
+        last = before[-1]
+        missing = segment.ordinal - (last.ordinal + last.end - last.first)
+        if missing > 0:
+            log.error(
+                "messages are missing from a log before=%s messages=%d", segment.path, missing
+            )
+
+
 def _is_orphan(name: str, names: list[str]) -> bool:
     stem = name.removesuffix(INDEX_SUFFIX)
     return stem != name and f"{stem}{SEGMENT_SUFFIX}" not in names
 
 
 def _open_segment(path: Path) -> Segment | None:
-    with durable.storage("read", path), path.open("rb") as file:
-        head = parse_header(file.read(HEADER_SIZE_BYTES))
-        found = os.fstat(file.fileno())
+    with durable.storage("read", path):
+        head = parse_header(durable.read_small(path, HEADER_SIZE_BYTES))
+        found = path.stat()
     size_bytes = found.st_size
     index = path.with_suffix(INDEX_SUFFIX)
     try:
         raw_index = durable.read_small(index, INDEX_BYTES_MAX)
     except FileNotFoundError:
         raw_index = b""
-    if head is None:
+    if head is None or head[0] != int(path.stem):
         _put_aside(path, size_bytes)
         return None
     segment = Segment(
@@ -86,12 +103,16 @@ def _open_segment(path: Path) -> Segment | None:
 
 
 def _put_aside(path: Path, size_bytes: int) -> None:
-    """A file that does not begin as a segment: the torn creation of one, or damaged."""
+    """A file that does not begin as its segment: the torn creation of it, damaged, or a copy."""
     if size_bytes <= HEADER_SIZE_BYTES:
         remove(path)
         return
     aside = path.with_suffix(".bad")
-    log.error("a log segment has no header and is set aside path=%s as=%s", path, aside)
+    log.error(
+        "a log segment has no header, or that of another, and is set aside path=%s as=%s",
+        path,
+        aside,
+    )
     durable.put_in_place(path, aside)
 
 

@@ -24,6 +24,7 @@ from nsqtools.broker.log import DiskLog, MemoryLog
 from nsqtools.broker.memory import Memory
 from nsqtools.broker.reading import Reader, at_once
 from nsqtools.broker.segment import READ_BYTES
+from nsqtools.broker.topic_state import STATE_FILE, read_state
 from nsqtools.errors import StorageError
 from nsqtools.wire.names import is_ephemeral, is_valid_name
 
@@ -45,7 +46,6 @@ log = logging.getLogger("nsqtools.broker.topic")
 TOPIC_SUFFIX = ".topic"
 CHANNEL_SUFFIX = ".channel"
 DELETED_SUFFIX = ".deleted"
-STATE_FILE = "topic.json"
 EXITING = "exiting"
 # Publishes that came together become one block up to this size: who reads it back holds all of it.
 RUN_BYTES_MAX = 256 << 10
@@ -398,7 +398,7 @@ class Topic:
             name = entry.removesuffix(CHANNEL_SUFFIX)
             if name != entry and is_valid_name(name):
                 self._load_channel(name, folder / entry)
-        state = _read_state(folder / STATE_FILE)
+        state = read_state(folder / STATE_FILE)
         self.paused = bool(state.get("paused"))
         pumped = state.get("pumped")
         held = self.paused or not self.channels
@@ -410,7 +410,12 @@ class Topic:
     def _load_channel(self, name: str, path: Path) -> None:
         journal = Journal(path, self._files)
         state, cut_bytes = journal.load()
-        if cut_bytes:
+        if journal.is_blank:
+            log.error(
+                "a channel's journal says nothing, the channel gets all that the log has path=%s",
+                path,
+            )
+        elif cut_bytes:
             log.warning("a channel's journal was cut path=%s cut_bytes=%d", path, cut_bytes)
         state.cursor = min(max(state.cursor, self.log.start), self.log.end)
         self._add(name, state, journal)
@@ -478,21 +483,3 @@ def _remove_folder(folder: Path) -> None:
     durable.fsync_directory(folder.parent)
     with durable.storage("remove", folder):
         shutil.rmtree(folder)
-
-
-def _read_state(path: Path) -> dict[str, object]:
-    """The topic's state; a damaged file costs a pause at most, not the topic."""
-    try:
-        state = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except ValueError as cause:
-        log.error(
-            "a topic's state cannot be read and is taken as not paused path=%s error=%s",
-            path,
-            cause,
-        )
-        return {}
-    except OSError as cause:
-        raise StorageError("read", path, cause) from cause
-    return state if isinstance(state, dict) else {}
