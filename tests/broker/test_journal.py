@@ -215,6 +215,15 @@ def test_behind_a_write_that_failed_only_a_snapshot_counts(
     assert reload(journal) == ChannelState(102)
 
 
+def test_a_journal_may_lie_behind_a_link(journal: Journal, tmp_path: Path) -> None:
+    journal.delivered(100, 1000)
+    journal.flush()
+    link = tmp_path / "l.channel"
+    link.symlink_to(journal.path.name)  # shorter than what it leads to
+    state, cut_bytes = Journal(link, open_files()).load()
+    assert (state.cursor, cut_bytes) == (1000, 0)
+
+
 def test_a_missing_journal_is_an_error_of_the_disk(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="No such file"):
         Journal(tmp_path / "none.channel", open_files()).load()

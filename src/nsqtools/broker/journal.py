@@ -184,7 +184,7 @@ class Journal:
         What is no journal is kept beside it (`.bad`) and says nothing. Raises StorageError.
         """
         with durable.storage("read", self.path):
-            raw = durable.read_small(self.path, durable.size_of(self.path))
+            raw = durable.read_small(self.path, self.path.stat().st_size)
         if not raw.startswith(MAGIC):
             durable.replace_file(Path(f"{self.path}.bad"), raw)
             return ChannelState(0), len(raw)
