@@ -47,6 +47,20 @@ def test_a_client_sees_what_was_put_in(first: int, bodies: list[bytes]) -> None:
     assert set(messages.attempts) == {1}
 
 
+@given(
+    st.integers(0, 2**40).map(lambda high: high << 16), st.integers(-300, 300), st.integers(1, 600)
+)
+def test_ids_count_on_where_their_last_digits_begin_again(high: int, away: int, count: int) -> None:
+    first = max(0, high + away)
+    block = build_block(first, [b"x"] * count, NOW_NS)
+    assert block.ids == b"".join(b"%016x" % (first + at) for at in range(count))
+
+
+def test_a_block_may_hold_more_messages_than_four_digits_count() -> None:
+    block = build_block(5, [b"x"] * 140_000, NOW_NS)
+    assert block.ids == b"".join(b"%016x" % (5 + at) for at in range(140_000))
+
+
 @given(firsts, message_bodies, st.data())
 def test_slices_are_runs_of_whole_frames(
     first: int, bodies: list[bytes], data: st.DataObject

@@ -222,6 +222,36 @@ def test_a_run_of_fins_is_all_of_its_ids(many: list[bytes], cuts: list[int]) -> 
     assert got == many
 
 
+@given(ids, st.integers(0, 200), st.lists(st.integers(0, 9000), max_size=4))
+def test_a_long_run_of_fins_may_hold_any_ids(odd: list[bytes], at: int, cuts: list[int]) -> None:
+    odd = [one for one in odd if b" " not in one and not one.endswith(b"\r")]
+    many = [b"%016x" % number for number in range(200)]
+    many[at:at] = odd
+    found = read_as_subscriber(pieces_of(commands.fin(many), cuts))
+    assert [one for command in found for one in split_ids(command[0])] == many  # type: ignore[misc, arg-type]
+
+
+topics = st.sampled_from(["t", "t2", "tt", "x" * 64, "t#ephemeral"])
+
+
+@given(st.lists(st.tuples(topics, st.binary(min_size=1, max_size=30)), max_size=20), st.data())
+def test_publishes_to_the_same_topic_and_to_others_are_read(
+    many: list[tuple[str, bytes]], data: st.DataObject
+) -> None:
+    raw = b"".join(commands.pub(topic, body) for topic, body in many)
+    cuts = data.draw(st.lists(st.integers(0, len(raw)), max_size=4))
+    assert read_as_subscriber(pieces_of(raw, cuts)) == [Pub(t, body, None) for t, body in many]
+
+
+def test_what_is_no_name_is_none_after_a_good_publish_either() -> None:
+    with pytest.raises(ProtocolError, match="PUB topic name"):
+        read_as_subscriber([commands.pub("t", b"x"), b"PUB t!\n\0\0\0\1x"])
+    # Neither is a line of nothing, nor one that is longer than a line may be.
+    for hostile in (b"\n", bytes(20_000)):
+        with pytest.raises((ProtocolError, ConnectionDropped)):
+            read_as_subscriber([hostile])
+
+
 @pytest.mark.parametrize("wrong", [b"0123456 89abcdef", b"0123456789abcde\r", b" " * 16])
 @pytest.mark.parametrize("place", range(3))
 def test_an_id_with_a_space_or_a_cr_at_its_end_is_none_in_a_run_either(

@@ -41,6 +41,14 @@ _U16 = struct.Struct(">H")
 _I32 = struct.Struct(">i")
 _I64 = struct.Struct(">q")
 ATTEMPTS_MAX = 65535
+# The last four digits of ids repeat after so many messages; each column is one of them, in order.
+_LOW_IDS = 1 << 16
+_LOW_COLUMNS = [
+    b"".join(b"%x" % digit * (_LOW_IDS >> bits) for digit in range(16)) * (1 << (bits - 4))
+    for bits in (4, 8, 12, 16)
+]
+# For fewer it is quicker to write one id after the other.
+_COLUMNS_MIN = 64
 # In memory a message has its id and its start, a block what holds all of it.
 _COST_BYTES = ID_BYTES + 8
 _BLOCK_COST_BYTES = 400
@@ -112,7 +120,17 @@ def build_block(first: int, bodies: Sequence[bytes], timestamp_ns: int, due_ns: 
 
 
 def _ids(first: int, count: int) -> bytes:
-    return hexlify(struct.pack(f">{count}Q", *range(first, first + count)))
+    """The ids of `count` messages from `first` on, written by columns: only the last digits change."""
+    if count < _COLUMNS_MIN:
+        return hexlify(struct.pack(f">{count}Q", *range(first, first + count)))
+    low = first % _LOW_IDS
+    in_columns = min(count, _LOW_IDS - low)
+    ids = bytearray((b"%016x" % first) * in_columns)
+    for at, column in enumerate(_LOW_COLUMNS, ID_BYTES - len(_LOW_COLUMNS)):
+        ids[at::ID_BYTES] = column[low : low + in_columns]
+    if in_columns < count:
+        ids += _ids(first + in_columns, count - in_columns)
+    return bytes(ids)
 
 
 def _heads(ids: bytes, sizes: Sequence[int], timestamp_ns: int) -> bytes:

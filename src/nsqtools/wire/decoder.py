@@ -22,7 +22,7 @@ from nsqtools.wire.commands import MAGIC_V2, SIZE_BYTES
 from nsqtools.wire.cutting import cut, same_in_run
 from nsqtools.wire.messages import ID_BYTES
 from nsqtools.wire.mpub import Batch, MpubWalk, cut_mpub
-from nsqtools.wire.names import go_quote, is_valid_name
+from nsqtools.wire.names import NAME_LENGTH_MAX, go_quote, is_valid_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +38,10 @@ FIN_RUN_MAX = 4096
 # A space would end the id, and a CR behind it belongs to the end of the line (spec: part 1).
 _FIN_RUN = re.compile(rb"(?:FIN [^\n ]{15}[^\n\r ]\n){1,%d}" % FIN_RUN_MAX)
 _FIN_LINE_BYTES = 4 + ID_BYTES + 1
+# Fewer are matched more quickly than looked at by columns.
+_FIN_COLUMNS_MIN = 48
+_LF = ord("\n")
+_HEX_DIGITS = b"0123456789abcdef"
 _I32: Callable[[Buffer, int], tuple[int]] = struct.Struct(">i").unpack_from
 
 
@@ -119,6 +123,16 @@ class _Incomplete(Exception):  # noqa: N818 - not an error: more bytes are neede
 
 
 _LINE = ("", "")
+# "PUB", the longest name, and what stands around them.
+_PUB_LINE_MAX_BYTES = NAME_LENGTH_MAX + 6
+# What is being read of a message, and the code for one that is cut off there.
+_MESSAGE_READING = {
+    command: ("E_BAD_MESSAGE", f"{command} failed to read message body")
+    for command in ("PUB", "DPUB")
+}
+_MESSAGE_SIZE_READING = {
+    command: (code, f"{text} size") for command, (code, text) in _MESSAGE_READING.items()
+}
 
 
 class CommandDecoder:
@@ -135,6 +149,8 @@ class CommandDecoder:
         self._walked: MpubWalk | None = None
         self._reading = _LINE
         self._greeted = False
+        # The last line of a PUB that was good: most that publish one by one send it again.
+        self._pub_line, self._pub_topic = b"", ""
         self._failure: NsqToolsError | None = None
 
     def receive(self, data: bytes | memoryview) -> None:
@@ -206,10 +222,13 @@ class CommandDecoder:
             if self._position >= len(self._data):
                 raise _Incomplete(self._position + 1, _LINE)
         if self.state is not ClientState.INIT:
-            end = _fin_run_end(self._data, self._position)
-            if end:
-                lines, self._position = self._data[self._position : end], end
-                return Fin(_ids_of(lines))
+            run = _fin_run(self._data, self._position)
+            if run is not None:
+                ids, self._position = run
+                return Fin(ids)
+        if self._pub_line and self._data.startswith(self._pub_line, self._position):
+            after = self._position + len(self._pub_line)
+            return Pub(self._pub_topic, self._message("PUB", after), None)
         name, params, after = self._line()
         parse = _PARSERS.get(name)
         if parse is None:
@@ -299,6 +318,8 @@ class CommandDecoder:
     def _pub(self, params: list[bytes], after: int) -> Pub:
         _require_params(params, 1, "PUB insufficient number of parameters")
         topic = _name(params[0], "E_BAD_TOPIC", "PUB topic")
+        if after - self._position <= _PUB_LINE_MAX_BYTES:
+            self._pub_line, self._pub_topic = self._data[self._position : after], topic
         return Pub(topic, self._message("PUB", after), None)
 
     def _dpub(self, params: list[bytes], after: int) -> Pub:
@@ -351,14 +372,13 @@ class CommandDecoder:
         return self._bytes(after + SIZE_BYTES, size, reading)
 
     def _message(self, command: str, after: int) -> bytes:
-        reading = ("E_BAD_MESSAGE", f"{command} failed to read message body")
-        size = self._size(after, (reading[0], reading[1] + " size"))
+        size = self._size(after, _MESSAGE_SIZE_READING[command])
         if size <= 0:
             raise ProtocolError("E_BAD_MESSAGE", f"{command} invalid message body size {size}")
         limit = self.limits.max_msg_size_bytes
         if size > limit:
             raise ProtocolError("E_BAD_MESSAGE", f"{command} message too big {size} > {limit}")
-        return self._bytes(after + SIZE_BYTES, size, reading)
+        return self._bytes(after + SIZE_BYTES, size, _MESSAGE_READING[command])
 
     def _size(self, at: int, reading: tuple[str, str]) -> int:
         if len(self._data) < at + SIZE_BYTES:
@@ -394,30 +414,38 @@ def split_ids(ids: bytes) -> list[bytes]:
     return cut(ids, 0, ID_BYTES, 0, ID_BYTES, len(ids) // ID_BYTES)
 
 
-def _fin_run_end(data: bytes, start: int) -> int:
-    """Where the run of FIN lines that begins at `start` ends; 0 when there is none.
+def _fin_run(data: bytes, start: int) -> tuple[bytes, int] | None:
+    """The ids of the run of FIN lines that begins at `start`, and where it ends; None without one.
 
-    Usually the rest of a read is one run: then its fixed columns are compared, a few calls for all.
+    Usually the rest of a read is one run of our own ids, hex digits: then a long one is looked at by
+    columns, a few calls for all.
     """
     if not data.startswith(b"FIN ", start):
-        return 0
+        return None
     count = min((len(data) - start) // _FIN_LINE_BYTES, FIN_RUN_MAX)
     stop = start + count * _FIN_LINE_BYTES
     if (
-        count
+        count >= _FIN_COLUMNS_MIN
+        and data[stop - 1] == _LF
         and same_in_run(data, start, stop, _FIN_LINE_BYTES, (0, 1, 2, 3, _FIN_LINE_BYTES - 1))
-        and data[start + _FIN_LINE_BYTES - 1 : start + _FIN_LINE_BYTES] == b"\n"
-        and data.count(b"\n", start, stop) == data.count(b" ", start, stop) == count
-        and data.find(b"\r", start, stop) < 0
     ):
-        return stop
+        ids = _columns(data, start + len(b"FIN "), stop, count)
+        if not ids.translate(None, _HEX_DIGITS):
+            return ids, stop
     run = _FIN_RUN.match(data, start)
-    return 0 if run is None else run.end()
+    if run is None:
+        return None
+    lines = run.group()
+    # None of the ids holds a space or an LF.
+    return lines[4:-1].replace(b"\nFIN ", b""), run.end()
 
 
-def _ids_of(lines: bytes) -> bytes:
-    """The ids of a run of FIN lines, none of which holds a space or an LF."""
-    return lines[4:-1].replace(b"\nFIN ", b"")
+def _columns(data: bytes, start: int, stop: int, count: int) -> bytes:
+    """The ids of `count` FIN lines of equal length, the first of them at `start`."""
+    ids = bytearray(count * ID_BYTES)
+    for at in range(ID_BYTES):
+        ids[at::ID_BYTES] = data[start + at : stop : _FIN_LINE_BYTES]
+    return bytes(ids)
 
 
 def _text(raw: bytes) -> str:
