@@ -296,3 +296,33 @@ async def test_many_topics_start_with_few_descriptors(
         assert disk.open_most <= 2 * Admission(64).files_max + 2
     finally:
         await nsqd.stop()
+
+
+@pytest.mark.parametrize("durable", [False, True])
+async def test_publishes_to_many_topics_wait_for_descriptors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durable: bool
+) -> None:
+    """One after the other, and at once; none is refused."""
+    monkeypatch.setattr(Admission, "of_process", lambda: Admission(64))
+    disk = SlowDisk()
+    nsqd = EmbeddedNsqd(tmp_path / "data", {"durable": durable})
+    nsqd.data_path.mkdir()
+    await nsqd.start()
+    names = [f"t{number}" for number in range(60)]
+    try:
+        for name in names:
+            nsqd.broker.topic(name).channel("c")
+            nsqd.broker.topic(name).channel("d")
+            await nsqd.broker.keep(nsqd.broker.topic(name))
+        monkeypatch.setattr(files, "os", disk)
+        async with RawClient(nsqd.tcp_address) as client:
+            for name in names[:30]:
+                assert await client.ask(commands.pub(name, b"x")) == OK
+            client.send(*[commands.pub(name, b"x") for name in names])
+            assert await client.frames(60) == [OK] * 60
+        # So many are open, as many wait to be closed, and those of a group are on their way.
+        assert disk.open_most <= 3 * Admission(64).files_max // 2 + 3
+        depths = [topic.channels["c"].depth for topic in nsqd.broker.topics.values()]
+        assert sorted(depths) == [1] * 30 + [2] * 30
+    finally:
+        await nsqd.stop()

@@ -8,6 +8,9 @@ its own topic.
 
 Writes go to the page cache on the loop: they take microseconds, a hand-over to a thread takes longer
 than they do. What waits for the disk is the thread's.
+
+A group has no more files than may be open, and waits while as many are still to be closed: publishers
+wait, too, and are not refused for want of descriptors.
 """
 
 from __future__ import annotations
@@ -19,9 +22,10 @@ from nsqtools.broker.troubles import JOURNAL, PUBLISH, SYNC
 from nsqtools.errors import StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from concurrent.futures import Executor
 
+    from nsqtools.broker.files import OpenFiles
     from nsqtools.broker.topic import Answers, Topic
     from nsqtools.broker.troubles import Troubles
 
@@ -32,45 +36,60 @@ class Commits:
     """The commits of all topics. All methods run on the loop; `syncer` is one thread."""
 
     def __init__(
-        self, *, durable: bool, sync_every: int, syncer: Executor, troubles: Troubles
+        self,
+        *,
+        durable: bool,
+        sync_every: int,
+        syncer: Executor,
+        files: OpenFiles,
+        troubles: Troubles,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._durable = durable
         self._sync_every = sync_every
         self._syncer = syncer
+        self._files = files
         self._troubles = troubles
-        self._touched: set[Topic] = set()
+        # The one that has waited longest comes first.
+        self._touched: dict[Topic, None] = {}
         self._unsynced: set[Topic] = set()
         self._is_due = False
         self._closed = False
         self._group: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._syncs: dict[Topic, asyncio.Task[bool]] = {}
 
     def touched(self, topic: Topic) -> None:
         """Something was put or settled: commit at the end of this turn."""
-        self._touched.add(topic)
+        self._touched[topic] = None
         if not self._is_due and not self._closed:
             self._is_due = True
             self._loop.call_soon(self.commit)
 
     def forget(self, topic: Topic) -> None:
         """The topic is deleted."""
-        self._touched.discard(topic)
+        self._touched.pop(topic, None)
         self._unsynced.discard(topic)
 
     def commit(self) -> None:
         """Write what was put, and answer; with `--durable` once that is synced."""
         self._is_due = False
+        if self._files.are_too_many:
+            self._wait_for_files()
+            return
+        topics = self._next_topics()
         if self._group is not None or (self._durable and self._syncs):
             # Publishes wait for the disk; what was settled meanwhile is kept all the same.
-            self._flush_journals(self._touched)
+            self._flush_journals(topics)
             return
-        topics, self._touched = self._touched, set()
+        for topic in topics:
+            del self._touched[topic]
         group = [(topic, topic.commit() if topic.waiting else []) for topic in topics]
         if self._durable and any(answers or topic.wants_sync for topic, answers in group):
             self._group = self._loop.create_task(self._answer_when_durable(group))
         else:
             self._finish(group)
+            self._go_on()
 
     def sync_due(self) -> None:
         """Have what is not on the disk brought there, in the background."""
@@ -93,18 +112,41 @@ class Commits:
 
     async def idle(self) -> None:
         """Wait until no commit and no sync is under way."""
-        while self._group is not None or self._syncs:
-            under_way = [*self._syncs.values(), *([self._group] if self._group is not None else [])]
+        while under_way := [*self._syncs.values(), *filter(None, (self._group, self._closing))]:
             await asyncio.wait(under_way)
 
     async def close(self) -> None:
-        """The last commit; nothing is taken any more."""
+        """The last commits; nothing is taken any more."""
         await self.idle()
-        self.commit()
-        await self.idle()
+        while self._touched:
+            self.commit()
+            await self.idle()
         self._closed = True
 
     # Inside
+
+    def _next_topics(self) -> list[Topic]:
+        """Those of the next group: their files may all be open at a time."""
+        found: list[Topic] = []
+        files = 0
+        for topic in self._touched:
+            files += 1 + len(topic.channels)
+            if found and files > self._files.open_max:
+                break
+            found.append(topic)
+        return found
+
+    def _wait_for_files(self) -> None:
+        if self._closing is None:
+            self._closing = self._loop.create_task(self._go_on_when_closed())
+
+    async def _go_on_when_closed(self) -> None:
+        """Files are closed in the order in which they were handed over: by then they all are."""
+        try:
+            await self._loop.run_in_executor(self._syncer, lambda: None)
+        finally:
+            self._closing = None
+        self._go_on()
 
     async def _answer_when_durable(self, group: Group) -> None:
         try:
@@ -117,7 +159,7 @@ class Commits:
         self._go_on()
 
     def _go_on(self) -> None:
-        """What has gathered while the disk was waited for is due."""
+        """What has gathered meanwhile, or did not fit, is due."""
         if self._touched:
             self.touched(next(iter(self._touched)))
 
@@ -157,7 +199,7 @@ class Commits:
         elif not topic.exiting:
             self._troubles.failed(PUBLISH, topic.name, failed[0], topic.folder)
 
-    def _flush_journals(self, topics: set[Topic]) -> None:
+    def _flush_journals(self, topics: Iterable[Topic]) -> None:
         for topic in topics:
             try:
                 topic.flush()

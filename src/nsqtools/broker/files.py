@@ -46,9 +46,19 @@ class OpenFiles:
         self._left = self._closed = 0
 
     @property
+    def open_max(self) -> int:
+        """How many are to be open at most."""
+        return self._open_max
+
+    @property
     def leaving_count(self) -> int:
         """How many wait for the syncing thread to close them."""
         return self._left - self._closed
+
+    @property
+    def are_too_many(self) -> bool:
+        """Whether to wait for the syncing thread before another is opened."""
+        return self.leaving_count >= self._open_max
 
     def __len__(self) -> int:
         return len(self._open)

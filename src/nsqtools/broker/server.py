@@ -84,7 +84,7 @@ class Broker:
         self._syncer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nsqd-sync")
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nsqd-upkeep")
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="nsqd-read")
-        self._files = OpenFiles(self.admission.files_max, self._defer)
+        self._files = OpenFiles(self.admission.files_max // 2, self._defer)
         self._reading = Reading(self._read, Share(), self.touched)
 
     async def __aenter__(self) -> Self:
@@ -93,6 +93,7 @@ class Broker:
             durable=self.options.durable,
             sync_every=self.options.sync_every,
             syncer=self._syncer,
+            files=self._files,
             troubles=self.troubles,
         )
         try:
@@ -267,7 +268,7 @@ class Broker:
 
     async def _let_files_go(self) -> None:
         """Wait where more files are on their way to be closed than are to be open."""
-        if self._files.leaving_count >= self.admission.files_max:
+        if self._files.are_too_many:
             await self._loop.run_in_executor(self._syncer, lambda: None)
 
     async def _stop(self) -> None:
