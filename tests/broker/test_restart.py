@@ -154,6 +154,33 @@ async def test_channels_and_a_topic_without_one_keep_what_is_theirs(
             assert await client.is_quiet()
 
 
+async def test_what_ephemeral_channels_alone_were_given_is_not_the_next_ones(
+    ours: tuple[Nsqd, bool],
+) -> None:
+    nsqd, kill = ours
+    state = nsqd.data_path / "t.topic" / "topic.json"
+    async with RawClient(nsqd.tcp_address) as client:
+        await client.subscribe("t", "e#ephemeral", rdy=10)
+        await client.publish("t", b"1", b"2")
+        client.finish(*await client.messages(2))
+        before = ""
+        for body in (b"3", b"4"):
+            # Nothing but the time that passes has it kept.
+            while not state.exists() or state.read_text() == before:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+            before = state.read_text()
+            await client.publish("t", body)
+            client.finish(*await client.messages(1))
+        while state.read_text() == before:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        await nsqd.restart(kill=kill)
+    async with RawClient(nsqd.tcp_address) as client:
+        await client.publish("t", b"5")
+        await client.subscribe("t", "c", rdy=10)
+        assert bodies(await client.messages(1)) == [b"5"]
+        assert await client.is_quiet()
+
+
 async def test_ids_are_not_used_again(ours: tuple[Nsqd, bool]) -> None:
     nsqd, kill = ours
     ids: list[bytes] = []

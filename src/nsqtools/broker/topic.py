@@ -105,7 +105,7 @@ class Topic:
             self.log = MemoryLog(now_ns() // 1_000_000)
         else:
             self.log = self._open_log(folder)
-        self.pumped = self.log.start
+        self.pumped = self._saved_pumped = self.log.start
         if folder is not None:
             self._load_state(folder)
 
@@ -301,6 +301,14 @@ class Topic:
         found = [channel.scan(now_s, now_ns) for channel in self.channels.values()]
         return any(found)
 
+    def keep_pumped(self) -> bool:
+        """Keep how far ephemeral channels alone have come, which no journal does: a channel that comes
+        after a restart is not to get it all again. Whether there is something to be kept."""
+        if self.folder is None or self.pumped == self._saved_pumped or self._has_journals:
+            return False
+        self._save_state()
+        return True
+
     def floor(self) -> int:
         """The first message that is still needed."""
         return min([self.pumped, *(channel.floor() for channel in self.channels.values())])
@@ -384,9 +392,15 @@ class Topic:
 
     def _save_state(self) -> None:
         """Keep what the channels' journals do not know, with the next sync."""
-        held = self.paused or not self.channels
-        state = {"version": 1, "paused": self.paused, "pumped": self.pumped if held else None}
+        self._saved_pumped = self.pumped
+        pumped = self.pumped if self.paused or not self._has_journals else None
+        state = {"version": 1, "paused": self.paused, "pumped": pumped}
         self._unsaved = json.dumps(state).encode()
+
+    @property
+    def _has_journals(self) -> bool:
+        """Whether any channel would be here after a restart."""
+        return not all(channel.ephemeral for channel in self.channels.values())
 
     def _refuse_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []
@@ -403,7 +417,7 @@ class Topic:
         pumped = state.get("pumped")
         held = self.paused or not self.channels
         if held and isinstance(pumped, int):
-            self.pumped = min(max(pumped, self.log.start), self.log.end)
+            self.pumped = self._saved_pumped = min(max(pumped, self.log.start), self.log.end)
         elif not held:
             self.pumped = self.log.end
 

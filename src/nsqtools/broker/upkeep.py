@@ -99,6 +99,8 @@ class Upkeep:
                 self._troubles.recovered(kind, name)
         for topic in list(self._topics.values()):
             if not topic.exiting:
+                if topic.keep_pumped():
+                    self._commits.touched(topic)
                 await self._keep_short(topic)
 
     async def _keep_short(self, topic: Topic) -> None:
