@@ -26,6 +26,7 @@ from tests.support.disks import open_files
 from nsqtools.broker import channel as channel_module
 from nsqtools.broker import cursor as cursor_module
 from nsqtools.broker import redelivery as redelivery_module
+from nsqtools.broker.alarms import Alarms
 from nsqtools.broker.block import Block, build_block
 from nsqtools.broker.channel import Channel
 from nsqtools.broker.journal import ChannelState, Journal
@@ -56,6 +57,7 @@ class Feed:
         self.log = log
         self.pumped = log.end
         self.time_s = 0.0
+        self.alarms = Alarms()
 
     def now_s(self) -> float:
         return self.time_s
@@ -227,10 +229,11 @@ def test_a_deferred_message_waits_for_its_time() -> None:
     publish(feed, channel, b"now")
     assert [body for body, _ in consumer.got] == [b"now"]
     assert (channel.deferred, channel.depth) == (1, 0)
-    assert not channel.scan(0.0, NOW_NS)
+    assert feed.alarms.due(0.0, NOW_NS + 5 * SECOND_NS - 1) == []
     channel.scan(0.0, NOW_NS + 5 * SECOND_NS - 1)
     assert channel.deferred == 1
-    assert channel.scan(0.0, NOW_NS + 5 * SECOND_NS)
+    assert feed.alarms.due(0.0, NOW_NS + 5 * SECOND_NS) == [channel]
+    channel.scan(0.0, NOW_NS + 5 * SECOND_NS)
     assert consumer.got[-1] == (b"later", 1)
 
 
@@ -380,7 +383,7 @@ def test_stragglers_are_carried_over_so_that_the_log_can_go(tmp_path: Path) -> N
     channel.deliver()
     assert consumer.got[-1] == (b"straggler", 2)
     assert channel.finish(consumer, held) == []
-    assert channel.state().carried == {}
+    assert channel.frozen().carried == {}
     log.close()
 
 
@@ -442,7 +445,7 @@ def test_few_messages_that_nobody_takes_do_not_hold_the_log(tmp_path: Path) -> N
     expected = [b"%d" % number for number in range(8)] + [b"later", b"new"]
     assert found == [(body, 1) for body in expected]
     channel.finish(consumer, consumer.id_of(*[body for body, _ in consumer.got]))
-    assert channel.state().carried == {}
+    assert channel.frozen().carried == {}
 
 
 def test_what_changes_while_stragglers_are_read(tmp_path: Path) -> None:
@@ -532,8 +535,9 @@ def test_a_disk_that_cannot_be_read_keeps_messages_and_is_asked_again(
     with monkeypatch.context() as patched:
         patched.setattr(DiskLog, "read", broken)
         channel.ready(consumer)
-        assert channel.scan(0.0, NOW_NS), "it is tried again"
-        assert channel.scan(0.0, NOW_NS)
+        for _ in range(2):
+            assert feed.alarms.due(0.0, NOW_NS) == [channel], "it is tried again"
+            channel.scan(0.0, NOW_NS)
         assert len(consumer.got) == 1
         assert (channel.depth, channel.in_flight) == (5, 1)
         assert [record.levelname for record in caplog.records] == ["ERROR"]
@@ -655,7 +659,8 @@ class ChannelMachine(RuleBasedStateMachine):
     def time_passes(self, passed_s: int) -> None:
         self.time_s += passed_s
         self.feed.time_s = self.time_s
-        self.channel.scan(self.time_s, self.now_ns)
+        for one in self.feed.alarms.due(self.time_s, self.now_ns):
+            one.scan(self.time_s, self.now_ns)
         self.channel.deliver()
 
     @rule(who=st.integers(0, 1))
@@ -740,7 +745,8 @@ class ChannelMachine(RuleBasedStateMachine):
         self.time_s += 100
         consumer = join(self.channel, 10_000)
         # What a block defers is found out when the cursor gets there, also when it is due by then.
-        self.channel.scan(self.feed.time_s, self.now_ns)
+        for one in self.feed.alarms.due(self.feed.time_s, self.now_ns):
+            one.scan(self.feed.time_s, self.now_ns)
         self.channel.deliver()
         assert sorted(body for body, _ in consumer.got) == sorted(self.unfinished)
 

@@ -24,14 +24,14 @@ nobody is left who could acknowledge it.
 from __future__ import annotations
 
 import logging
+import math
 import random
 from typing import TYPE_CHECKING, cast
 
 from nsqtools.broker.consumers import Consumers
 from nsqtools.broker.cursor import Cursor
 from nsqtools.broker.flight import Flight, Lease, ids_of
-from nsqtools.broker.journal import ChannelState, Frozen, NoJournal, Pending
-from nsqtools.broker.ranges import Ranges
+from nsqtools.broker.journal import Frozen, NoJournal
 from nsqtools.broker.reading import NotAtHand
 from nsqtools.broker.redelivery import Redelivery
 from nsqtools.broker.stragglers import Stragglers
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from nsqtools.broker.block import Block
     from nsqtools.broker.consumers import Subscriber
     from nsqtools.broker.cursor import Feed
-    from nsqtools.broker.journal import Journal, Rewrite
+    from nsqtools.broker.journal import ChannelState, Journal, Rewrite
 
 log = logging.getLogger("nsqtools.broker.channel")
 
@@ -98,11 +98,18 @@ class Channel:
         # What was handed over from here on has been looked at for what is deferred.
         self._seen_from = feed.log.end
         self._wants_scan = False
+        # When the topic was asked to `scan`, at the latest.
+        self._alarm_s = math.inf
         self._trouble = Repeated(
             get_log("broker"), "messages cannot be read, their channel waits", clock=SystemClock()
         )
+        self._set_alarm()
 
     # What there is
+
+    @property
+    def topic_name(self) -> str:
+        return self._feed.name
 
     @property
     def cursor(self) -> int:
@@ -130,14 +137,6 @@ class Channel:
     def floor(self) -> int:
         """The lowest message that the log must keep for this channel."""
         return self._stragglers.floor()
-
-    def state(self) -> ChannelState:
-        """What a journal's snapshot holds."""
-        pending = {n: Pending(attempts, due) for n, attempts, due in self._waiting.pending()}
-        pending.update((n, Pending(attempts)) for n, attempts in self._flight.attempts())
-        return ChannelState(
-            self.cursor, self.paused, pending, self._carried.frames(), Ranges(self._cursor.voids)
-        )
 
     def frozen(self) -> Frozen:
         """The same, for a thread to write down; nothing that waits is visited here."""
@@ -182,6 +181,7 @@ class Channel:
             self._deliver_ready()
         except StorageError as failure:
             self._wants_scan = True
+            self._set_alarm()
             self._trouble.failed(failure, topic=self._feed.name, channel=self.name)
         except NotAtHand:
             return  # the reader calls this again
@@ -217,24 +217,25 @@ class Channel:
         if isinstance(number, str):
             return number
         self._flight.touch(number, now_s, holder.msg_timeout_s, self._max_msg_timeout_s)
+        self._set_alarm()
         return None
 
-    def scan(self, now_s: float, now_ns: int) -> bool:
+    def scan(self, now_s: float, now_ns: int) -> None:
         """Take back what has timed out and what is no longer deferred, and hand it out; also what
-        could not be read before. Whether there may be something to be written now."""
-        is_over = self._flight.next_deadline_s <= now_s
-        if not (is_over or self._waiting.next_due_ns <= now_ns or self._wants_scan):
-            return False
+        could not be read before. There may be something to be written then."""
+        self._alarm_s = math.inf
         self._wants_scan = False
-        over = self._flight.expired(now_s)
-        for lease in over:
-            self.timeout_count += len(lease.numbers)
-            # Who holds messages of a channel is subscribed to it.
-            self.subscribers.wake(cast("Subscriber", lease.holder))
-        self._put_last(sorted((n, lease.attempts) for lease in over for n in lease.numbers))
-        self._put_last(self._waiting.due(now_ns))
-        self.deliver()
-        return True
+        try:
+            over = self._flight.expired(now_s)
+            for lease in over:
+                self.timeout_count += len(lease.numbers)
+                # Who holds messages of a channel is subscribed to it.
+                self.subscribers.wake(cast("Subscriber", lease.holder))
+            self._put_last(sorted((n, lease.attempts) for lease in over for n in lease.numbers))
+            self._put_last(self._waiting.due(now_ns))
+            self.deliver()
+        finally:
+            self._set_alarm()
 
     def subscribe(self, subscriber: Subscriber) -> None:
         self.subscribers.add(subscriber)
@@ -326,6 +327,7 @@ class Channel:
             self._carried.add(number, frame)
             self.journal.carried(number, frame)
         self._wants_scan = True
+        self._set_alarm()
         return True
 
     def carry_over(self, end: int, *, bounded: bool = True) -> bool:
@@ -348,6 +350,15 @@ class Channel:
         self.journal.passed(self.cursor, end)
         self._cursor.move_to(end)
 
+    def _set_alarm(self) -> None:
+        """Have `scan` called when something is due."""
+        deadline_s = -math.inf if self._wants_scan else self._flight.next_deadline_s
+        if deadline_s < self._alarm_s:
+            self._alarm_s = deadline_s
+            self._feed.alarms.deadlines.set(self, deadline_s)
+        if self._waiting.next_due_ns < math.inf:
+            self._feed.alarms.dues.set(self, self._waiting.next_due_ns)
+
     # Where messages wait
 
     def _put_last(self, entries: list[tuple[int, int]]) -> None:
@@ -360,6 +371,7 @@ class Channel:
         """Before all that is new, or until their time."""
         for entry in entries:
             self._waiting.put(*entry)
+        self._set_alarm()
         self.journal.queued(entries)
 
     def _defer_pumped(self, first: int, end: int) -> None:
@@ -475,6 +487,8 @@ class Channel:
             timeout_s=subscriber.msg_timeout_s,
         )
         self._flight.take(lease)
+        if lease.deadline_s < self._alarm_s:
+            self._set_alarm()
         self.delivered_count += len(numbers)
         subscriber.deliver(frames, len(numbers))
         self.subscribers.served(subscriber)

@@ -14,6 +14,7 @@ from nsqtools.broker.ranges import Ranges
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from nsqtools.broker.alarms import Alarms
     from nsqtools.broker.block import Block
     from nsqtools.broker.log import TopicLog
     from nsqtools.broker.reading import Reader
@@ -26,6 +27,7 @@ class Feed(Protocol):
     """What a channel needs of its topic."""
 
     name: str
+    alarms: Alarms
 
     @property
     def log(self) -> TopicLog:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 from nsqtools import durable
 from nsqtools.broker.accepting import Admission
+from nsqtools.broker.alarms import Alarms
 from nsqtools.broker.budget import BODIES_BYTES_MAX, BodyBudget
 from nsqtools.broker.commits import Commits
 from nsqtools.broker.data_path import require_data_path
@@ -85,6 +86,7 @@ class Broker:
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nsqd-upkeep")
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="nsqd-read")
         self._files = OpenFiles(self.admission.files_max // 2, self._defer)
+        self._alarms = Alarms()
         self._reading = Reading(self._read, Share(), self.touched)
 
     async def __aenter__(self) -> Self:
@@ -259,6 +261,7 @@ class Broker:
             self._commits,
             self.troubles,
             self._worker,
+            self._alarms,
             sync_timeout_s=self.options.sync_timeout_s,
             retain=self.options.retain,
             now_ns=self.now_ns,
@@ -311,6 +314,7 @@ class Broker:
             changed=self._outside.changed,
             budget=self._budget,
             reading=self._reading,
+            alarms=self._alarms,
         )
         self.topics[name] = topic
         return topic

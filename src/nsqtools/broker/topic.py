@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from nsqtools.broker.alarms import Alarms
     from nsqtools.broker.files import OpenFiles
     from nsqtools.broker.memory import MemoryBudget
     from nsqtools.broker.options import NsqdOptions
@@ -58,7 +59,8 @@ class Topic:
 
     `now_ns` gives wall time in nanoseconds, `now_s` monotonic seconds; `files` bounds what is open;
     `defer` runs a function in the thread that syncs files; `changed` is told when a channel appears or
-    goes; `budget` bounds what all topics keep in memory, `reading` is how they are read from disk.
+    goes; `budget` bounds what all topics keep in memory, `reading` is how they are read from disk;
+    `alarms` say which channels are to be looked at.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Topic:
         changed: Callable[[str], None],
         budget: MemoryBudget,
         reading: Reading,
+        alarms: Alarms,
     ) -> None:
         self.name = name
         self.folder = folder
@@ -94,6 +97,7 @@ class Topic:
         self._changed = changed
         self._budget = budget
         self._reading = reading
+        self.alarms = alarms
         self._waiting: list[tuple[list[bytes], int, Answer]] = []
         self._uncounted: list[tuple[int, int]] = []
         # What is not on the disk: the folder's name, the state, journals of new channels.
@@ -205,6 +209,7 @@ class Topic:
         channel.journal.remove()
         del self.channels[name]
         channel.disconnect()
+        self.alarms.forget(channel)
         if isinstance(self.log, DiskLog):
             self.log.name_changed()
         self._save_state()
@@ -295,12 +300,6 @@ class Topic:
         if isinstance(self.log, DiskLog) and not self.exiting:
             self.log.leave_doubtful()
 
-    def scan(self, now_s: float, now_ns: int) -> bool:
-        """Take back what has timed out, and deliver what is due; whether there is now something to
-        be written."""
-        found = [channel.scan(now_s, now_ns) for channel in self.channels.values()]
-        return any(found)
-
     def keep_pumped(self) -> bool:
         """Keep how far ephemeral channels alone have come, which no journal does: a channel that comes
         after a restart is not to get it all again. Whether there is something to be kept."""
@@ -351,6 +350,7 @@ class Topic:
         for name in list(self.channels):
             channel = self.channels.pop(name)
             channel.disconnect()
+            self.alarms.forget(channel)
             with contextlib.suppress(StorageError):  # its folder has gone
                 channel.journal.remove()
         if gone is not None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from concurrent.futures import Executor
 
+    from nsqtools.broker.alarms import Alarms
     from nsqtools.broker.channel import Channel
     from nsqtools.broker.commits import Commits
     from nsqtools.broker.retention import Retention
@@ -47,6 +48,7 @@ class Upkeep:
         commits: Commits,
         troubles: Troubles,
         worker: Executor,
+        alarms: Alarms,
         *,
         sync_timeout_s: float,
         retain: Retention,
@@ -57,6 +59,7 @@ class Upkeep:
         self._commits = commits
         self._troubles = troubles
         self._worker = worker
+        self._alarms = alarms
         self._sync_timeout_s = sync_timeout_s
         self._retain = retain
         self._now_ns = now_ns
@@ -85,9 +88,12 @@ class Upkeep:
 
     def _tick(self) -> None:
         now_s, now_ns = self._loop.time(), self._now_ns()
-        for topic in list(self._topics.values()):
-            if topic.scan(now_s, now_ns):
-                self._commits.touched(topic)
+        for channel in self._alarms.due(now_s, now_ns):
+            try:
+                channel.scan(now_s, now_ns)
+                self._commits.touched(self._topics[channel.topic_name])
+            except Exception:  # as in `_forever`: the other channels have their turn all the same
+                log.exception("unexpected error in a channel channel=%s", channel.name)
 
     def _sync_due(self) -> None:
         self._commits.sync_due()
