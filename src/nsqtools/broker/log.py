@@ -140,6 +140,13 @@ class MemoryLog:
     def count(self, first: int, end: int) -> int:
         return end - first
 
+    def number_at(self, time_ns: int) -> int | None:
+        """The first message that was published at this time or later; None where there is none."""
+        block = self._memory.find(self._start)
+        while block is not None and block.timestamp_ns < time_ns:
+            block = block.next
+        return None if block is None else max(block.first, self._start)
+
     def trim(self, floor: int) -> None:
         self._memory.drop_before(floor)
         self._start = max(self._start, floor)

@@ -208,7 +208,7 @@ class Broker:
     async def number_at(self, topic: Topic, time_ns: int) -> int | None:
         """The first message of a topic that was published then or later. Raises StorageError."""
         if not isinstance(topic.log, DiskLog):
-            return topic.log.start
+            return topic.log.number_at(time_ns)
         segments = topic.log.segments
         return await self._loop.run_in_executor(self._readers, number_at, segments, time_ns)
 
