@@ -61,6 +61,8 @@ async def test_a_broker_that_has_filled_its_disk_goes_on_when_it_is_drained(
         taken = await fill(nsqd)
         assert taken > 50
         assert (await request(nsqd, "GET", "/ping")).status == 500
+        assert (await request(nsqd, "POST", "/topic/create?topic=refused")).status == 500
+        assert not (small_disk / "refused.topic").exists()
         await drain(nsqd, taken)
         await until(lambda: nsqd.broker.health == "OK" and used_bytes(small_disk) < 65536)
         taken = await fill(nsqd)

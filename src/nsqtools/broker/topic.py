@@ -370,17 +370,24 @@ class Topic:
 
     def _open_log(self, folder: Path) -> DiskLog:
         options = self._options
-        if not folder.is_dir():
+        is_new = not folder.is_dir()
+        if is_new:
             with durable.storage("make directory", folder):
                 folder.mkdir(0o770)
-        return DiskLog(
-            folder,
-            memory=Memory(max(1, options.mem_queue_size), self._budget),
-            segment_size_max_bytes=options.max_bytes_per_file,
-            now_ms=self._now_ns() // 1_000_000,
-            files=self._files,
-            defer=self._defer,
-        )
+        try:
+            return DiskLog(
+                folder,
+                memory=Memory(max(1, options.mem_queue_size), self._budget),
+                segment_size_max_bytes=options.max_bytes_per_file,
+                now_ms=self._now_ns() // 1_000_000,
+                files=self._files,
+                defer=self._defer,
+            )
+        except StorageError:
+            if is_new:  # a restart would find the topic that was refused
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+            raise
 
     def _save_state(self) -> None:
         """Keep what the channels' journals do not know, with the next sync."""
