@@ -249,7 +249,14 @@ class Broker:
         self._defer(lambda: sweep(self._data_path))
         for entry in durable.names_in(self._data_path):
             name = entry.removesuffix(TOPIC_SUFFIX)
-            if name != entry and is_valid_name(name):
+            if name == entry:
+                continue
+            if not is_valid_name(name):
+                log.warning(
+                    "a folder has no topic's name and is left alone path=%s",
+                    self._data_path / entry,
+                )
+            else:
                 self._commits.touched(self._open_topic(name))
                 await self._let_files_go()
         await self._outside.start(self.registrations)

@@ -403,8 +403,14 @@ class Topic:
     def _load_state(self, folder: Path) -> None:
         for entry in durable.names_in(folder):
             name = entry.removesuffix(CHANNEL_SUFFIX)
-            if name != entry and is_valid_name(name):
+            if name == entry:
+                continue
+            if is_valid_name(name):
                 self._load_channel(name, folder / entry)
+            else:
+                log.warning(
+                    "a file has no channel's name and is left alone path=%s", folder / entry
+                )
         state = read_state(folder / STATE_FILE)
         self.paused = bool(state.get("paused"))
         pumped = state.get("pumped")
