@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.archive.failing_os import FailingOs
 from tests.support.disks import at_once, open_files
 
+from nsqtools import durable
 from nsqtools.broker import files as module
 from nsqtools.broker import segment as segment_module
 from nsqtools.broker.block import Block, build_block
@@ -240,6 +241,32 @@ def test_a_torn_tail_is_cut_to_the_last_whole_block_at_every_offset(
         assert block.first > first + 3
         assert everything(torn)[-1] == b"behind"
         torn.close()
+
+
+def test_a_torn_tail_is_left_where_there_is_no_room_to_keep_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(path: Path, _data: bytes) -> None:
+        raise StorageError("write", path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+
+    log = open_log(tmp_path)
+    add(log, b"whole")
+    (path,) = tmp_path.glob("*.log")
+    with path.open("ab") as file:
+        file.write(b"torn")
+    for ms in (1, 2):
+        with monkeypatch.context() as patch:
+            patch.setattr(durable, "replace_file", refuse)
+            again = open_log(tmp_path, ms=ms)
+            add(again, b"new")
+            finish(again)
+        assert "no room to keep what is cut" in caplog.text
+        assert path.read_bytes().endswith(b"torn")
+    last = open_log(tmp_path, ms=3)
+    assert everything(last) == [b"whole", b"new", b"new"]
+    assert not path.read_bytes().endswith(b"torn")
+    assert path.with_suffix(".log.bad").read_bytes() == b"torn"
+    finish(last)
 
 
 def _damage(path: Path, needle: bytes) -> None:

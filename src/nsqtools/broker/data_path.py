@@ -58,6 +58,8 @@ def _require_writable(path: Path) -> None:
     try:
         os.close(durable.create(probe, 0o600))
     except StorageError as failure:
+        if failure.is_full:  # what there is can be consumed, which makes room
+            return
         failure.hint = _access_hint(path)
         raise
     with contextlib.suppress(OSError):

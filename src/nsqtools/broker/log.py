@@ -186,7 +186,15 @@ class DiskLog:
         self._next = now_ms << NUMBERS_PER_MS_BITS
         if self._segments:
             self._next = max(self._next, self._segments[-1].end)
-        self._file = self._begin_segment(self._next)
+        # Why there is no file yet for what comes next: a full disk. A message that comes begins one.
+        self.refused: StorageError | None = None
+        try:
+            self._file = self._begin_segment(self._next)
+        except StorageError as failure:
+            if not failure.is_full:
+                raise
+            self.refused = failure
+            self._file = self._go_without(self._next)
         self._confirmed = (self._segments[-1], self._segments[-1].size_bytes, self._next)
 
     @property
@@ -345,7 +353,8 @@ class DiskLog:
     def leave_doubtful(self) -> None:
         """Begin a new segment where the written one cannot be relied on, so that the next sync can
         write that one anew. Raises StorageError."""
-        if not self._is_writable(self._segments[-1]):
+        # Where there is no file yet there is nothing to write anew.
+        if self._file.size_bytes and not self._is_writable(self._segments[-1]):
             self._roll(self._next)
 
     def trim(self, floor: int) -> None:
@@ -450,14 +459,23 @@ class DiskLog:
             self._confirmed = (new, new.size_bytes, self._confirmed[2])
 
     def _begin_segment(self, first: int) -> AppendFile:
+        segment = self._next_segment(first)
+        self._named += 1
+        file = AppendFile.create(segment.path, self._files, segment.header())
+        self._segments.append(segment)
+        return file
+
+    def _go_without(self, first: int) -> AppendFile:
+        """A last segment that has no file: nobody goes on in it, the next message begins one."""
+        segment = self._next_segment(first)
+        self._segments.append(segment)
+        return AppendFile(segment.path, self._files, 0)
+
+    def _next_segment(self, first: int) -> Segment:
         last = self._segments[-1] if self._segments else None
         ordinal = last.ordinal + last.end - last.first if last is not None else 0
         path = self._folder / f"{first:020d}{SEGMENT_SUFFIX}"
-        segment = Segment(path=path, first=first, ordinal=ordinal, end=first)
-        self._named += 1
-        file = AppendFile.create(path, self._files, segment.header())
-        self._segments.append(segment)
-        return file
+        return Segment(path=path, first=first, ordinal=ordinal, end=first)
 
 
 def _give_up(segment: Segment, bad: BadBlock, messages: int) -> None:

@@ -22,6 +22,7 @@ from nsqtools.broker.segment import (
     parse_header,
     scan,
 )
+from nsqtools.errors import StorageError
 
 if TYPE_CHECKING:
     from nsqtools.broker.block import BadBlock
@@ -128,6 +129,13 @@ def _cut_tail(segment: Segment, size_bytes: int, bad: BadBlock) -> None:
     with durable.storage("read", segment.path), segment.path.open("rb") as file:
         file.seek(segment.size_bytes)
         tail = file.read()
-    durable.replace_file(Path(f"{segment.path}.bad"), tail)
+    try:
+        durable.replace_file(Path(f"{segment.path}.bad"), tail)
+    except StorageError as failure:
+        if not failure.is_full:
+            raise
+        # It stays where it is, behind what the segment is said to hold, and the next start meets it.
+        log.warning("no room to keep what is cut, it is left path=%s", segment.path)
+        return
     with durable.storage("truncate", segment.path):
         os.truncate(segment.path, segment.size_bytes)

@@ -257,7 +257,7 @@ class Broker:
                     self._data_path / entry,
                 )
             else:
-                self._commits.touched(self._open_topic(name))
+                self._resume(name)
                 await self._let_files_go()
         await self._outside.start(self.registrations)
         upkeep = Upkeep(
@@ -271,6 +271,13 @@ class Broker:
         )
         keeping = self._loop.create_task(upkeep.run())
         self._exits.push_async_callback(cancel, keeping)
+
+    def _resume(self, name: str) -> None:
+        """Open a topic that is there; on a full disk what it holds can be consumed, to make room."""
+        topic = self._open_topic(name)
+        self._commits.touched(topic)
+        if isinstance(topic.log, DiskLog) and topic.log.refused is not None:
+            self.troubles.failed(PUBLISH, name, topic.log.refused, topic.folder)
 
     async def _let_files_go(self) -> None:
         """Wait where more files are on their way to be closed than are to be open."""

@@ -268,12 +268,13 @@ class Topic:
         for journal in list(self._new_journals):
             journal.sync()
             self._new_journals.remove(journal)
+        # Before the state, which a full disk refuses: only what is sealed can go, and make room.
+        self.log.sync()
         unsaved = self._unsaved
         if unsaved is not None:
             durable.replace_file(self.folder / STATE_FILE, unsaved)
             if self._unsaved is unsaved:
                 self._unsaved = None
-        self.log.sync()
 
     def confirm(self) -> None:
         """A sync of all that was committed has succeeded."""
@@ -375,7 +376,7 @@ class Topic:
             with durable.storage("make directory", folder):
                 folder.mkdir(0o770)
         try:
-            return DiskLog(
+            disk = DiskLog(
                 folder,
                 memory=Memory(max(1, options.mem_queue_size), self._budget),
                 segment_size_max_bytes=options.max_bytes_per_file,
@@ -383,6 +384,9 @@ class Topic:
                 files=self._files,
                 defer=self._defer,
             )
+            if is_new and disk.refused is not None:
+                raise disk.refused
+            return disk
         except StorageError:
             if is_new:  # a restart would find the topic that was refused
                 with contextlib.suppress(OSError):
