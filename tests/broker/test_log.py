@@ -379,6 +379,7 @@ def test_a_segment_that_somebody_took_away_is_told(
     sorted(tmp_path.glob("*.log"))[1].unlink()
     again = open_log(tmp_path, ms=1)
     assert everything(again) == [b"one" * 50, b"three" * 50]
+    assert again.count(again.start, again.end) == 2
     assert "messages are missing from a log" in caplog.text
     assert "messages=1" in caplog.text
     finish(again)

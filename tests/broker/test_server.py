@@ -242,6 +242,36 @@ async def test_a_backlog_beyond_the_memory_comes_from_disk_in_order(tmp_path: Pa
         assert seen == everything
 
 
+@pytest.mark.parametrize("running_on", [True, False])
+async def test_what_somebody_took_away_of_a_log_is_told_and_does_not_wait(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, running_on: bool
+) -> None:
+    async with (
+        running(tmp_path, max_bytes_per_file=4096, mem_queue_size=1) as nsqd,
+        RawClient(nsqd.tcp_address) as publisher,
+    ):
+        nsqd.broker.topic("t").channel("c")
+        sent = [b"%02d" % number + b"x" * 2000 for number in range(10)]
+        for body in sent:
+            await publisher.publish("t", body)
+        if not running_on:
+            await nsqd.stop()
+        paths = sorted((tmp_path / "t.topic").glob("*.log"))
+        assert len(paths) == 5
+        paths[1].unlink()
+        if not running_on:
+            await nsqd.start()
+            assert (await channel_stats(nsqd, "t", "c"))["depth"] == 8
+        async with RawClient(nsqd.tcp_address) as client:
+            await client.subscribe("t", "c", rdy=10)
+            messages = await client.messages(8)
+            assert bodies(messages) == sent[:2] + sent[4:]
+            client.finish(*messages)
+            await until(lambda: nsqd.broker.topics["t"].channels["c"].in_flight == 0)
+        assert (await channel_stats(nsqd, "t", "c"))["depth"] == 0
+    assert "messages=2" in caplog.text
+
+
 async def test_a_data_path_serves_one_broker(tmp_path: Path) -> None:
     async with running(tmp_path):
         with pytest.raises(DataPathInUse):

@@ -159,7 +159,7 @@ async def test_a_broker_starts_on_a_full_disk_and_goes_on_when_it_is_drained(
         await take_all(nsqd, "half", sent - done)
         await take_all(nsqd, "none", set(sent))
         async with asyncio.timeout(PATIENCE_S):
-            while (await request(nsqd, "GET", "/ping")).status != 200:
+            while (await request(nsqd, "GET", "/ping")).status != 200:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         async with RawClient(nsqd.tcp_address) as client:
             await client.publish("t", b"again")

@@ -13,6 +13,7 @@ one is written anew (`segment.renew`), before the next sync is good again.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 from bisect import bisect_right
 from itertools import pairwise
@@ -253,7 +254,7 @@ class DiskLog:
             return None
         position = segment.position_before(number)
         while position < segment.size_bytes:
-            found = read_blocks(segment.path, position, segment.size_bytes, size_bytes)
+            found = self._blocks(segment, position, size_bytes)
             if isinstance(found, BadBlock):
                 _give_up(segment, found, segment.end - number)
                 return self.read(segment.end, size_bytes, before)
@@ -426,6 +427,18 @@ class DiskLog:
             recovery.remove(path)
             self._gone.remove(path)
 
+    def _blocks(
+        self, segment: Segment, position: int, size_bytes: int
+    ) -> list[tuple[Block, int, int]] | BadBlock:
+        try:
+            return read_blocks(segment.path, position, segment.size_bytes, size_bytes)
+        except StorageError as failure:
+            # Nothing is known where the folder is not there, nor of what goes now or is written to.
+            is_kept = segment in self._segments[:-1]
+            if failure.errno == errno.ENOENT and is_kept and durable.is_taken(self._folder):
+                return BadBlock(position, "the file is gone")
+            raise
+
     def _segment_of(self, number: int) -> Segment | None:
         """The segment that holds `number`, or the first one behind it that holds anything."""
         at = max(0, bisect_right(self._segments, number, key=lambda segment: segment.first) - 1)
@@ -480,10 +493,5 @@ class DiskLog:
 
 def _give_up(segment: Segment, bad: BadBlock, messages: int) -> None:
     """Say what a damaged segment costs: what is behind the damage cannot be delivered."""
-    log.error(
-        "the rest of a damaged log segment is given up path=%s offset=%d reason=%r messages=%d",
-        segment.path,
-        bad.position,
-        bad.reason,
-        messages,
-    )
+    text = "the rest of a damaged log segment is given up path=%s offset=%d reason=%r messages=%d"
+    log.error(text, segment.path, bad.position, bad.reason, messages)

@@ -41,7 +41,8 @@ def recover(folder: Path) -> list[Segment]:
         if _NAME.fullmatch(name):
             segment = _open_segment(path)
             if segment is not None and segment.end > segment.first:
-                _tell_missing(segments, segment)
+                if segments:
+                    _close_gap(segments[-1], segment)
                 segments.append(segment)
             elif segment is not None:
                 remove(path)
@@ -58,15 +59,13 @@ def remove(path: Path) -> None:
     durable.unlink(path)
 
 
-def _tell_missing(before: list[Segment], segment: Segment) -> None:
-    """Say so where somebody has taken a segment away from between others."""
-    if before:
-        last = before[-1]
-        missing = segment.ordinal - (last.ordinal + last.end - last.first)
-        if missing > 0:
-            log.error(
-                "messages are missing from a log before=%s messages=%d", segment.path, missing
-            )
+def _close_gap(last: Segment, segment: Segment) -> None:
+    """Say so where somebody has taken segments away from between two; what was in them is not counted."""
+    ordinal = last.ordinal + last.end - last.first
+    missing = segment.ordinal - ordinal
+    if missing > 0:
+        log.error("messages are missing from a log before=%s messages=%d", segment.path, missing)
+    segment.ordinal = ordinal
 
 
 def _is_orphan(name: str, names: list[str]) -> bool:
