@@ -148,6 +148,6 @@ async def test_names_that_are_none_are_told(
     assert set(nsqd.broker.topics) == {"t"}
     assert not nsqd.broker.topics["t"].channels
     await nsqd.stop()
-    assert f"no topic's name and is left alone path={tmp_path}/x y.topic" in caplog.text
-    assert f"no channel's name and is left alone path={tmp_path}/t.topic/c d.channel" in caplog.text
+    assert f"left alone path={tmp_path}/x y.topic" in caplog.text
+    assert f"left alone path={tmp_path}/t.topic/c d.channel" in caplog.text
     assert (tmp_path / "x y.topic").exists()

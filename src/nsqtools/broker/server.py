@@ -17,7 +17,7 @@ from nsqtools import durable
 from nsqtools.broker.accepting import Admission
 from nsqtools.broker.budget import BODIES_BYTES_MAX, BodyBudget
 from nsqtools.broker.commits import Commits
-from nsqtools.broker.data_path import require_data_path
+from nsqtools.broker.data_path import named_in, require_data_path
 from nsqtools.broker.files import OpenFiles
 from nsqtools.broker.log import DiskLog
 from nsqtools.broker.memory import MemoryBudget
@@ -31,7 +31,7 @@ from nsqtools.broker.upkeep import Upkeep
 from nsqtools.errors import StorageError
 from nsqtools.wire.identify import ServerLimits
 from nsqtools.wire.limits import CommandLimits
-from nsqtools.wire.names import is_ephemeral, is_valid_name
+from nsqtools.wire.names import is_ephemeral
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -247,18 +247,9 @@ class Broker:
         require_data_path(self._data_path)
         self._lock.enter_context(durable.lock(self._data_path))
         self._defer(lambda: sweep(self._data_path))
-        for entry in durable.names_in(self._data_path):
-            name = entry.removesuffix(TOPIC_SUFFIX)
-            if name == entry:
-                continue
-            if not is_valid_name(name):
-                log.warning(
-                    "a folder has no topic's name and is left alone path=%s",
-                    self._data_path / entry,
-                )
-            else:
-                self._resume(name)
-                await self._let_files_go()
+        for name in named_in(self._data_path, TOPIC_SUFFIX):
+            self._resume(name)
+            await self._let_files_go()
         await self._outside.start(self.registrations)
         upkeep = Upkeep(
             self.topics,

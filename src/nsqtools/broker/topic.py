@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from nsqtools import durable
 from nsqtools.broker.block import build_block
 from nsqtools.broker.channel import Channel
+from nsqtools.broker.data_path import named_in
 from nsqtools.broker.journal import ChannelState, Journal
 from nsqtools.broker.log import DiskLog, MemoryLog
 from nsqtools.broker.memory import Memory
@@ -26,7 +27,7 @@ from nsqtools.broker.reading import Reader, at_once
 from nsqtools.broker.segment import READ_BYTES
 from nsqtools.broker.topic_state import STATE_FILE, read_state
 from nsqtools.errors import StorageError
-from nsqtools.wire.names import is_ephemeral, is_valid_name
+from nsqtools.wire.names import is_ephemeral
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -405,16 +406,8 @@ class Topic:
             answer(EXITING)
 
     def _load_state(self, folder: Path) -> None:
-        for entry in durable.names_in(folder):
-            name = entry.removesuffix(CHANNEL_SUFFIX)
-            if name == entry:
-                continue
-            if is_valid_name(name):
-                self._load_channel(name, folder / entry)
-            else:
-                log.warning(
-                    "a file has no channel's name and is left alone path=%s", folder / entry
-                )
+        for name in named_in(folder, CHANNEL_SUFFIX):
+            self._load_channel(name, folder / f"{name}{CHANNEL_SUFFIX}")
         state = read_state(folder / STATE_FILE)
         self.paused = bool(state.get("paused"))
         pumped = state.get("pumped")
