@@ -429,14 +429,15 @@ def test_a_write_that_fails_leaves_the_log_as_it_was(
     finish(again)
 
 
+@pytest.mark.parametrize("broken", [("open",), ("writev", "write", "unlink")])
 def test_a_segment_that_cannot_be_begun_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: tuple[str, ...]
 ) -> None:
     log = open_log(tmp_path, segment_bytes=100)
     add(log, b"x" * 100)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "os", BrokenDisk("open"))
-        with pytest.raises(StorageError, match="create"):
+        patch.setattr(module, "os", BrokenDisk(*broken))
+        with pytest.raises(StorageError, match="No space left"):
             add(log, b"refused")
     add(log, b"y")
     assert everything(log) == [b"x" * 100, b"y"]

@@ -474,6 +474,8 @@ class DiskLog:
     def _begin_segment(self, first: int) -> AppendFile:
         segment = self._next_segment(first)
         self._named += 1
+        if segment.path not in self._gone:  # what is on its way out anyway
+            durable.unlink(segment.path)  # what an earlier try could not take away
         file = AppendFile.create(segment.path, self._files, segment.header())
         self._segments.append(segment)
         return file
