@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +14,7 @@ from tests.support.nsqd import PATIENCE_S, EmbeddedNsqd
 from tests.support.raw import ERROR, MESSAGE, OK, RawClient, bodies, parse_message
 from tests.support.web import channel_stats, request, topic_stats
 
+from nsqtools import durable
 from nsqtools.broker import commits as commits_module
 from nsqtools.broker import files as files_module
 from nsqtools.broker import upkeep as upkeep_module
@@ -98,6 +100,34 @@ async def test_deleting_a_topic_answers_who_still_waits(tmp_path: Path) -> None:
         # The files of the old one go in the background, those of the new one stay.
         await until(lambda: not list(tmp_path.glob("*.deleted")))
         assert [path.name for path in tmp_path.iterdir()] == ["t.topic"]
+
+
+async def test_a_topic_made_anew_has_no_state_of_the_one_that_was_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That one is being synced when it goes, and saves its state where the new one has its folder."""
+    async with running(tmp_path, sync_timeout="1h") as nsqd:
+        broker, loop, is_anew = nsqd.broker, asyncio.get_running_loop(), threading.Event()
+        real = durable.replace_file
+
+        def make_anew() -> None:
+            broker.delete_topic("t")
+            broker.topic("t")
+            is_anew.set()
+
+        def replace_file(path: Path, data: bytes) -> None:
+            if not is_anew.is_set():
+                loop.call_soon_threadsafe(make_anew)
+                assert is_anew.wait(PATIENCE_S)
+            real(path, data)
+
+        old = broker.topic("t")
+        old.pause(paused=True)
+        monkeypatch.setattr(durable, "replace_file", replace_file)
+        await broker.keep(old)
+        assert old.exiting
+        await nsqd.restart(kill=True)
+        assert not nsqd.broker.topics["t"].paused
 
 
 async def test_what_a_cut_deletion_left_is_swept(tmp_path: Path) -> None:

@@ -274,7 +274,9 @@ class Topic:
         unsaved = self._unsaved
         if unsaved is not None:
             durable.replace_file(self.folder / STATE_FILE, unsaved)
-            if self._unsaved is unsaved:
+            if self._unsaved is None:  # deleted meanwhile: the folder may be that of a new topic
+                durable.unlink(self.folder / STATE_FILE)
+            elif self._unsaved is unsaved:
                 self._unsaved = None
 
     def confirm(self) -> None:
@@ -339,6 +341,7 @@ class Topic:
             gone = self.folder.with_name(f"{self.folder.name}.{self.log.end}{DELETED_SUFFIX}")
             with durable.storage("rename", self.folder):
                 self.folder.rename(gone)
+            self._unsaved = None
             self.log.discard()
         self.exiting = True
         self._refuse_waiting()
