@@ -15,8 +15,8 @@ from nsqtools import durable
 from nsqtools.broker import files as module
 from nsqtools.broker import segment as segment_module
 from nsqtools.broker.block import Block, build_block
-from nsqtools.broker.log import NUMBERS_PER_MS_BITS, DiskLog, MemoryLog
-from nsqtools.broker.memory import Memory, MemoryBudget
+from nsqtools.broker.log import DiskLog
+from nsqtools.broker.memory import NUMBERS_PER_MS_BITS, Memory, MemoryBudget, MemoryLog
 from nsqtools.broker.segment import HEADER_SIZE_BYTES, Segment
 from nsqtools.errors import StorageError
 from nsqtools.wire.frames import FrameDecoder
@@ -383,6 +383,37 @@ def test_a_segment_that_somebody_took_away_is_told(
     assert "messages are missing from a log" in caplog.text
     assert "messages=1" in caplog.text
     finish(again)
+
+
+def test_what_was_cleared_behind_a_straggler_is_no_loss(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = open_log(tmp_path, segment_bytes=100)
+    first, second, third, last = [add(log, body * 150) for body in (b"1", b"2", b"3", b"4")]
+    log.sync()
+    assert not log.clear([first.first, second.first, third.first, last.first], log.end)
+    assert not log.clear([first.first], second.first)
+    size_bytes = log.size_bytes
+    for _ in range(3):
+        assert log.clear([first.first], log.end)
+    assert not log.clear([first.first], log.end)
+    assert log.size_bytes < size_bytes / 2
+    add(log, b"new")
+    finish(log)
+    for ms in (1, 2):
+        again = open_log(tmp_path, segment_bytes=100, ms=ms)
+        assert everything(again) == [b"1" * 150, b"new"]
+        assert again.count(again.start, again.end) == 2
+        assert again.count(again.following(first.end), again.end) == 1
+        finish(again)
+    assert not caplog.text
+    again = open_log(tmp_path, ms=3)
+    again.trim(first.end)
+    add(again, b"newer")
+    finish(again)
+    finish(open_log(tmp_path, ms=4))
+    assert len(list(tmp_path.glob("*.log"))) == 2
+    assert not caplog.text
 
 
 def test_a_pipe_in_the_place_of_a_segment_is_refused(tmp_path: Path) -> None:

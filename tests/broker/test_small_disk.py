@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tests.support.nsqd import EmbeddedNsqd, Flag
 
 BODY = b"x" * 2000
+OTHERS = "of-another-program"
 
 
 @pytest.fixture
@@ -45,12 +46,12 @@ def used_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).used
 
 
-async def drain(nsqd: EmbeddedNsqd, count: int) -> None:
+async def drain(nsqd: EmbeddedNsqd, count: int, *, held: int = 0) -> None:
     async with RawClient(nsqd.tcp_address) as client:
         await client.subscribe("t", "c", rdy=10)
         for _ in range(count):
             client.finish(await client.message())
-        await until(lambda: nsqd.broker.topics["t"].channels["c"].in_flight == 0)
+        await until(lambda: nsqd.broker.topics["t"].channels["c"].in_flight == held)
 
 
 @pytest.mark.parametrize("segment_bytes", [16384, 100 << 20], ids=["many-files", "one-file"])
@@ -81,9 +82,38 @@ async def test_a_broker_that_has_filled_its_disk_goes_on_when_it_is_drained(
             assert await client.is_quiet()
 
 
+@pytest.mark.parametrize("held", [False, True], ids=["deferred", "in-flight"])
+async def test_a_straggler_in_front_does_not_hold_a_full_disk(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch, held: bool
+) -> None:
+    """A copy of it needs room: what is behind it, and nobody needs, makes that."""
+    monkeypatch.setattr(upkeep, "PASS_INTERVAL_S", 0.01)
+    async with (
+        running(small_disk, max_bytes_per_file=16384, sync_timeout="10ms") as nsqd,
+        RawClient(nsqd.tcp_address) as consumer,
+    ):
+        nsqd.broker.topic("t").channel("c")
+        async with RawClient(nsqd.tcp_address) as client:
+            await client.ask(commands.dpub("t", b"first", 1 if held else 3_600_000))
+        if held:
+            await consumer.subscribe("t", "c", rdy=1)
+            assert (await consumer.message()).body == b"first"
+        taken = await fill(nsqd)
+        fill_what_is_left(small_disk)
+        await drain(nsqd, taken, held=int(held))
+        await until(lambda: nsqd.broker.health == "OK")
+        (small_disk / OTHERS).unlink()
+        await until(lambda: used_bytes(small_disk) < 65536)
+        async with RawClient(nsqd.tcp_address) as client:
+            await client.publish("t", b"again")
+        channel = nsqd.broker.topics["t"].channels["c"]
+        assert channel.state().carried
+        assert channel.deferred == (not held)
+
+
 def fill_what_is_left(folder: Path) -> None:
     """As another program fills a disk: to the last byte."""
-    with (folder / "of-another-program").open("ab", buffering=0) as file:
+    with (folder / OTHERS).open("ab", buffering=0) as file:
         try:
             while file.write(b"x" * 4096):
                 pass

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -23,7 +23,7 @@ from nsqtools import durable
 from nsqtools.broker import recovery
 from nsqtools.broker.block import BadBlock, Block
 from nsqtools.broker.files import AppendFile
-from nsqtools.broker.memory import Memory, MemoryBudget
+from nsqtools.broker.memory import NO_BOUND, NUMBERS_PER_MS_BITS
 from nsqtools.broker.segment import (
     HEADER_SIZE_BYTES,
     INDEX_SUFFIX,
@@ -40,13 +40,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from nsqtools.broker.files import OpenFiles
+    from nsqtools.broker.memory import Memory
 
 log = logging.getLogger("nsqtools.broker.log")
 
-NUMBERS_PER_MS_BITS = 20
 # For single messages, which may be anywhere, little is read at a time.
 LOOK_UP_BYTES = 64 << 10
-_NO_BOUND = 1 << 64
 
 
 class Found(NamedTuple):
@@ -82,7 +81,7 @@ class TopicLog(Protocol):
         """The block in memory that holds `number`."""
 
     def read(
-        self, number: int, size_bytes: int = READ_BYTES, before: int = _NO_BOUND
+        self, number: int, size_bytes: int = READ_BYTES, before: int = NO_BOUND
     ) -> Block | None:
         """From disk: the block that holds `number`, or the first one behind it, and its followers.
 
@@ -97,60 +96,6 @@ class TopicLog(Protocol):
 
     def trim(self, floor: int) -> None:
         """Forget what lies before `floor`."""
-
-
-class MemoryLog:
-    """The log of an ephemeral topic: nothing on disk; its channels bound what is kept."""
-
-    def __init__(self, now_ms: int) -> None:
-        self._memory = Memory(_NO_BOUND, MemoryBudget(_NO_BOUND))
-        self._end = now_ms << NUMBERS_PER_MS_BITS
-        self._start = self._end
-
-    @property
-    def start(self) -> int:
-        return self._start
-
-    @property
-    def end(self) -> int:
-        return self._end
-
-    @property
-    def memory_start(self) -> int:
-        return self._start
-
-    @property
-    def size_bytes(self) -> int:
-        return 0
-
-    def append(self, block: Block) -> None:
-        self._memory.append(block)
-        self._end = block.end
-
-    def in_memory(self, number: int) -> Block | None:
-        return self._memory.find(number)
-
-    def read(
-        self, number: int, size_bytes: int = READ_BYTES, before: int = _NO_BOUND
-    ) -> Block | None:
-        return self._memory.find(number)
-
-    def following(self, number: int) -> int:
-        return number
-
-    def count(self, first: int, end: int) -> int:
-        return end - first
-
-    def number_at(self, time_ns: int) -> int | None:
-        """The first message that was published at this time or later; None where there is none."""
-        block = self._memory.find(self._start)
-        while block is not None and block.timestamp_ns < time_ns:
-            block = block.next
-        return None if block is None else max(block.first, self._start)
-
-    def trim(self, floor: int) -> None:
-        self._memory.drop_before(floor)
-        self._start = max(self._start, floor)
 
 
 class DiskLog:
@@ -247,7 +192,7 @@ class DiskLog:
         return self._memory.find(number)
 
     def read(
-        self, number: int, size_bytes: int = READ_BYTES, before: int = _NO_BOUND
+        self, number: int, size_bytes: int = READ_BYTES, before: int = NO_BOUND
     ) -> Block | None:
         segment = self._segment_of(number)
         if segment is None or segment.first >= before:
@@ -371,18 +316,20 @@ class DiskLog:
         if self._gone:
             self._defer(self._remove_gone)
 
-    def clear(self, floor: int) -> None:
-        """Free the room of the segment that is written to, where everything lies before `floor`.
+    def clear(self, needed: Sequence[int], floor: int) -> bool:
+        """Free the room of a file that lies before `floor` and holds none of the messages `needed`,
+        ascending; whether there was one. The last is so, too: the next message begins a new one.
 
-        The next message begins a new one. Raises StorageError, and then is as before.
+        Raises StorageError, and then is as before.
         """
-        last = self._segments[-1]
-        if not last.first < last.end <= floor:
-            return
-        # From here on it is shorter than what was appended, so that nobody goes on in it.
-        last.clear()
-        if self._confirmed[0] is last:
-            self._confirmed = (last, last.size_bytes, self._confirmed[2])
+        for at, segment in enumerate(self._segments):
+            wanted = bisect_left(needed, segment.first)
+            is_needed = wanted < len(needed) and needed[wanted] < segment.end
+            is_still = segment.is_sealed or segment is self._segments[-1]
+            if is_still and not is_needed and segment.first < segment.end <= floor:
+                self._clear(at)
+                return True
+        return False
 
     def close(self) -> None:
         """Nothing is appended any more; the next sync seals everything."""
@@ -398,6 +345,18 @@ class DiskLog:
 
     def _is_writable(self, segment: Segment) -> bool:
         return not self._file.doubtful and self._file.size_bytes == segment.size_bytes
+
+    def _clear(self, at: int) -> None:
+        segment = self._segments[at]
+        count = segment.end - segment.first
+        durable.unlink(segment.path.with_suffix(INDEX_SUFFIX))
+        # From here on the last is shorter than what was appended, so that nobody goes on in it.
+        segment.clear()
+        segment.is_sealed = True
+        for before in self._segments[:at]:
+            before.ordinal += count
+        if self._confirmed[0] is segment:
+            self._confirmed = (segment, segment.size_bytes, self._confirmed[2])
 
     def _sync_folder(self) -> None:
         named = self._named
@@ -457,13 +416,17 @@ class DiskLog:
     def _roll(self, first: int) -> None:
         """Go on in a new segment. Raises StorageError, and is as before."""
         last, file = self._segments[-1], self._file
-        is_empty = last.end == last.first
+        is_empty = last.end == last.first and not last.is_sealed
         if is_empty:
             durable.unlink(last.path)  # the next one may get its name
         self._file = self._begin_segment(first)
         if is_empty:
             file.discard()
             self._segments.remove(last)
+        elif (
+            last.is_sealed
+        ):  # cleared: its file says that the gap between its neighbours is no loss
+            file.discard()
         else:
             file.let_go()
             self._unsealed.append((last, file))

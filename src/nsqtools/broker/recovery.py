@@ -35,6 +35,8 @@ _NAME = re.compile(rf"[0-9]{{20}}{re.escape(SEGMENT_SUFFIX)}", re.ASCII)
 def recover(folder: Path) -> list[Segment]:
     """The segments of a folder, in order; a torn tail is cut, and that is said. Raises StorageError."""
     segments: list[Segment] = []
+    # Empty ones behind another; before one that is not they say that a gap is no loss.
+    cleared: list[Path] = []
     names = durable.names_in(folder)
     for name in names:
         path = folder / name
@@ -42,14 +44,19 @@ def recover(folder: Path) -> list[Segment]:
             segment = _open_segment(path)
             if segment is not None and segment.end > segment.first:
                 if segments:
-                    _close_gap(segments[-1], segment)
+                    _close_gap(segments[-1], segment, is_known=bool(cleared))
                 segments.append(segment)
+                cleared.clear()
+            elif segment is not None and segments:
+                cleared.append(path)
             elif segment is not None:
                 remove(path)
         elif name.endswith(SEGMENT_SUFFIX):
             log.warning("a file is no segment of the log and is left alone path=%s", path)
         elif durable.is_temporary(name) or _is_orphan(name, names):
             durable.unlink(path)
+    for path in cleared:
+        remove(path)
     return segments
 
 
@@ -59,11 +66,11 @@ def remove(path: Path) -> None:
     durable.unlink(path)
 
 
-def _close_gap(last: Segment, segment: Segment) -> None:
+def _close_gap(last: Segment, segment: Segment, *, is_known: bool) -> None:
     """Say so where somebody has taken segments away from between two; what was in them is not counted."""
     ordinal = last.ordinal + last.end - last.first
     missing = segment.ordinal - ordinal
-    if missing > 0:
+    if missing > 0 and not is_known:
         log.error("messages are missing from a log before=%s messages=%d", segment.path, missing)
     segment.ordinal = ordinal
 

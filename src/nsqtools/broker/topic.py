@@ -21,8 +21,8 @@ from nsqtools.broker.block import build_block
 from nsqtools.broker.channel import Channel
 from nsqtools.broker.data_path import named_in
 from nsqtools.broker.journal import ChannelState, Journal
-from nsqtools.broker.log import DiskLog, MemoryLog
-from nsqtools.broker.memory import Memory
+from nsqtools.broker.log import DiskLog
+from nsqtools.broker.memory import Memory, MemoryLog
 from nsqtools.broker.reading import Reader, at_once
 from nsqtools.broker.segment import READ_BYTES
 from nsqtools.broker.topic_state import STATE_FILE, read_state
