@@ -18,6 +18,7 @@ Messages are lower case without a full stop; a `hint` is a sentence that says wh
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -119,6 +120,11 @@ class StorageError(NsqToolsError):
         self.operation = operation
         self.path = path
         self.errno = cause.errno
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no room: that passes by itself, when somebody makes some."""
+        return self.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class StoreError(NsqToolsError):

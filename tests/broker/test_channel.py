@@ -30,8 +30,8 @@ from nsqtools.broker.alarms import Alarms
 from nsqtools.broker.block import Block, build_block
 from nsqtools.broker.channel import Channel
 from nsqtools.broker.journal import ChannelState, Journal
-from nsqtools.broker.log import DiskLog, MemoryLog
-from nsqtools.broker.memory import Memory, MemoryBudget
+from nsqtools.broker.log import DiskLog
+from nsqtools.broker.memory import Memory, MemoryBudget, MemoryLog
 from nsqtools.broker.reading import Reader, Share, at_once
 from nsqtools.broker.segment import READ_BYTES
 from nsqtools.errors import StorageError

@@ -135,3 +135,19 @@ async def test_a_folder_that_cannot_be_read_is_refused(
     with pytest.raises(StorageError, match="Permission denied") as caught:
         await EmbeddedNsqd(tmp_path, {}).start()
     assert f"user {os.geteuid()}" in caught.value.hint
+
+
+async def test_names_that_are_none_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "t.topic").mkdir()
+    (tmp_path / "x y.topic").mkdir()
+    (tmp_path / "t.topic" / "c d.channel").write_bytes(b"")
+    nsqd = EmbeddedNsqd(tmp_path, {})
+    await nsqd.start()
+    assert set(nsqd.broker.topics) == {"t"}
+    assert not nsqd.broker.topics["t"].channels
+    await nsqd.stop()
+    assert f"left alone path={tmp_path}/x y.topic" in caplog.text
+    assert f"left alone path={tmp_path}/t.topic/c d.channel" in caplog.text
+    assert (tmp_path / "x y.topic").exists()

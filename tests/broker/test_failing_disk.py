@@ -1,6 +1,6 @@
 """A disk of which call N fails: never an OK for what is not there after a restart.
 
-What a failed fdatasync was for is lost, as Linux may lose it: when the broker has ended, every file of
+What a failed fsync was for is lost, as Linux may lose it: when the broker has ended, every file of
 which a sync has failed is cut to what was synced before, unless it was written anew.
 """
 
@@ -50,7 +50,9 @@ class LossyOs(FailingOs):
 
     def counting(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         counted = super().counting(name, real)
-        return counted if name != "fdatasync" else lambda fd: self._sync(fd, counted)
+        if name not in {"fdatasync", "fsync"}:
+            return counted
+        return lambda fd: self._sync(fd, counted)
 
     def _sync(self, fd: int, counted: Callable[[int], None]) -> None:
         found = os.fstat(fd)

@@ -6,6 +6,7 @@ there would take as many times the steps; a heap's or a bisection's logarithm is
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import TYPE_CHECKING
 
@@ -41,11 +42,13 @@ def steps(operation: Callable[[], object]) -> int:
         count += event in ("call", "c_call")
 
     before = sys.getprofile()
+    gc.disable()  # what it would call is not the operation's
     sys.setprofile(profile)
     try:
         operation()
     finally:
         sys.setprofile(before)
+        gc.enable()
     return count
 
 

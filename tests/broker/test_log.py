@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from tests.archive.failing_os import FailingOs
 from tests.support.disks import at_once, open_files
 
+from nsqtools import durable
 from nsqtools.broker import files as module
 from nsqtools.broker import segment as segment_module
 from nsqtools.broker.block import Block, build_block
-from nsqtools.broker.log import NUMBERS_PER_MS_BITS, DiskLog, MemoryLog
-from nsqtools.broker.memory import Memory, MemoryBudget
+from nsqtools.broker.log import DiskLog
+from nsqtools.broker.memory import NUMBERS_PER_MS_BITS, Memory, MemoryBudget, MemoryLog
 from nsqtools.broker.segment import HEADER_SIZE_BYTES, Segment
 from nsqtools.errors import StorageError
 from nsqtools.wire.frames import FrameDecoder
@@ -242,6 +243,32 @@ def test_a_torn_tail_is_cut_to_the_last_whole_block_at_every_offset(
         torn.close()
 
 
+def test_a_torn_tail_is_left_where_there_is_no_room_to_keep_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(path: Path, _data: bytes) -> None:
+        raise StorageError("write", path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+
+    log = open_log(tmp_path)
+    add(log, b"whole")
+    (path,) = tmp_path.glob("*.log")
+    with path.open("ab") as file:
+        file.write(b"torn")
+    for ms in (1, 2):
+        with monkeypatch.context() as patch:
+            patch.setattr(durable, "replace_file", refuse)
+            again = open_log(tmp_path, ms=ms)
+            add(again, b"new")
+            finish(again)
+        assert "no room to keep what is cut" in caplog.text
+        assert path.read_bytes().endswith(b"torn")
+    last = open_log(tmp_path, ms=3)
+    assert everything(last) == [b"whole", b"new", b"new"]
+    assert not path.read_bytes().endswith(b"torn")
+    assert path.with_suffix(".log.bad").read_bytes() == b"torn"
+    finish(last)
+
+
 def _damage(path: Path, needle: bytes) -> None:
     raw = bytearray(path.read_bytes())
     raw[raw.index(needle)] ^= 1
@@ -352,9 +379,41 @@ def test_a_segment_that_somebody_took_away_is_told(
     sorted(tmp_path.glob("*.log"))[1].unlink()
     again = open_log(tmp_path, ms=1)
     assert everything(again) == [b"one" * 50, b"three" * 50]
+    assert again.count(again.start, again.end) == 2
     assert "messages are missing from a log" in caplog.text
     assert "messages=1" in caplog.text
     finish(again)
+
+
+def test_what_was_cleared_behind_a_straggler_is_no_loss(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = open_log(tmp_path, segment_bytes=100)
+    first, second, third, last = [add(log, body * 150) for body in (b"1", b"2", b"3", b"4")]
+    log.sync()
+    assert not log.clear([first.first, second.first, third.first, last.first], log.end)
+    assert not log.clear([first.first], second.first)
+    size_bytes = log.size_bytes
+    for _ in range(3):
+        assert log.clear([first.first], log.end)
+    assert not log.clear([first.first], log.end)
+    assert log.size_bytes < size_bytes / 2
+    add(log, b"new")
+    finish(log)
+    for ms in (1, 2):
+        again = open_log(tmp_path, segment_bytes=100, ms=ms)
+        assert everything(again) == [b"1" * 150, b"new"]
+        assert again.count(again.start, again.end) == 2
+        assert again.count(again.following(first.end), again.end) == 1
+        finish(again)
+    assert not caplog.text
+    again = open_log(tmp_path, ms=3)
+    again.trim(first.end)
+    add(again, b"newer")
+    finish(again)
+    finish(open_log(tmp_path, ms=4))
+    assert len(list(tmp_path.glob("*.log"))) == 2
+    assert not caplog.text
 
 
 def test_a_pipe_in_the_place_of_a_segment_is_refused(tmp_path: Path) -> None:
@@ -401,14 +460,15 @@ def test_a_write_that_fails_leaves_the_log_as_it_was(
     finish(again)
 
 
+@pytest.mark.parametrize("broken", [("open",), ("writev", "write", "unlink")])
 def test_a_segment_that_cannot_be_begun_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: tuple[str, ...]
 ) -> None:
     log = open_log(tmp_path, segment_bytes=100)
     add(log, b"x" * 100)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "os", BrokenDisk("open"))
-        with pytest.raises(StorageError, match="create"):
+        patch.setattr(module, "os", BrokenDisk(*broken))
+        with pytest.raises(StorageError, match="No space left"):
             add(log, b"refused")
     add(log, b"y")
     assert everything(log) == [b"x" * 100, b"y"]

@@ -9,7 +9,7 @@ import pytest
 
 from nsqtools.broker.options import NsqdOptions
 from nsqtools.errors import OptionsError
-from nsqtools.options import load, settings_of
+from nsqtools.options import help_text, load, options_of, settings_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -169,6 +169,7 @@ def test_flags_without_effect_are_taken_as_nsqd_takes_them() -> None:
         (["--tls-required=tcp-https"], "--tls-required cannot be had: this broker has no TLS"),
         (["--auth-http-address=a:1"], "cannot be had: this broker has no authentication"),
         (["--max-msg-size=3GiB"], "should be at most"),
+        (["--retain=24"], "for --retain: has no unit, write for example 24h or 24GiB"),
         (
             ["--output-buffer-timeout=31s"],
             "--output-buffer-timeout should not be longer than --max-output-buffer-timeout",
@@ -187,3 +188,8 @@ def test_names_come_from_the_host() -> None:
     options = read()
     assert options.effective_broadcast_address == host
     assert read("--broadcast-address=b.example").effective_broadcast_address == "b.example"
+
+
+def test_what_has_no_effect_is_told_last() -> None:
+    text = help_text("nsqd", "The broker.", options_of(NsqdOptions), examples=[], exit_status={})
+    assert text.index("--tcp-address ") < text.index("--config ") < text.index("--worker-id ")

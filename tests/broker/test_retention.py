@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,8 @@ SECOND_NS = 10**9
         ("0", Retention()),
         ("24h", Retention(age_s=86400.0)),
         ("10GiB", Retention(size_bytes=10 << 30)),
-        ("500000", Retention(size_bytes=500_000)),
+        ("500k", Retention(size_bytes=500_000)),
+        ("3000k", Retention(size_bytes=3_000_000)),
     ],
 )
 def test_a_time_or_a_size(text: str, expected: Retention) -> None:
@@ -46,7 +48,7 @@ def test_a_time_or_a_size(text: str, expected: Retention) -> None:
     assert RETENTION.parse(RETENTION.render(expected)) == expected
 
 
-@pytest.mark.parametrize("text", ["", "yesterday", "-1h", "-5", "10 GiB", "1d"])
+@pytest.mark.parametrize("text", ["", "yesterday", "-1h", "-5", "10 GiB", "1d", "24"])
 def test_what_is_neither(text: str) -> None:
     with pytest.raises(ValueError, match=r"should|unit"):
         RETENTION.parse(text)
@@ -158,6 +160,24 @@ async def test_a_channel_goes_back_and_forward_and_stays_there(
         await nsqd.stop()
 
 
+async def test_a_time_in_an_ephemeral_topic(tmp_path: Path) -> None:
+    nsqd = EmbeddedNsqd(tmp_path, {})
+    await nsqd.start()
+    try:
+        async with RawClient(nsqd.tcp_address) as client:
+            await client.subscribe("t#ephemeral", "c", rdy=0)
+            await client.publish("t#ephemeral", b"one", b"two")
+            await asyncio.sleep(0.002)
+            between = time.time_ns()
+            await client.publish("t#ephemeral", b"three")
+            path = "/channel/seek?topic=t%23ephemeral&channel=c&to="
+            for to, depth in (("1971-01-01", 3), (str(between), 1), ("2099-01-01", 0)):
+                answer = await request(nsqd, "POST", path + to)
+                assert json.loads(answer.body)["depth"] == depth
+    finally:
+        await nsqd.stop()
+
+
 async def test_what_is_not_retained_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upkeep_module, "PASS_INTERVAL_S", 0.01)
     flags: dict[str, Flag] = {"max_bytes_per_file": 4096, "retain": "10KiB", "sync_timeout": "10ms"}
@@ -217,6 +237,9 @@ async def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
             await client.publish("t", b"1", b"2")
             client.finish(*await client.messages(2))
         assert await run("--topic=t", "--channel=c", "--to=oldest") == 0
+        assert "2 messages wait" in capsys.readouterr().out
+        # As nanoseconds this would be a number that is taken for one of a coarser unit.
+        assert await run("--topic=t", "--channel=c", "--to=1971-01-01") == 0
         assert "2 messages wait" in capsys.readouterr().out
         assert await run("--topic=t", "--channel=none", "--to=oldest") == 3
         assert "CHANNEL_NOT_FOUND" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +14,7 @@ from tests.support.nsqd import PATIENCE_S, EmbeddedNsqd
 from tests.support.raw import ERROR, MESSAGE, OK, RawClient, bodies, parse_message
 from tests.support.web import channel_stats, request, topic_stats
 
+from nsqtools import durable
 from nsqtools.broker import commits as commits_module
 from nsqtools.broker import files as files_module
 from nsqtools.broker import upkeep as upkeep_module
@@ -98,6 +100,34 @@ async def test_deleting_a_topic_answers_who_still_waits(tmp_path: Path) -> None:
         # The files of the old one go in the background, those of the new one stay.
         await until(lambda: not list(tmp_path.glob("*.deleted")))
         assert [path.name for path in tmp_path.iterdir()] == ["t.topic"]
+
+
+async def test_a_topic_made_anew_has_no_state_of_the_one_that_was_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That one is being synced when it goes, and saves its state where the new one has its folder."""
+    async with running(tmp_path, sync_timeout="1h") as nsqd:
+        broker, loop, is_anew = nsqd.broker, asyncio.get_running_loop(), threading.Event()
+        real = durable.replace_file
+
+        def make_anew() -> None:
+            broker.delete_topic("t")
+            broker.topic("t")
+            is_anew.set()
+
+        def replace_file(path: Path, data: bytes) -> None:
+            if not is_anew.is_set():
+                loop.call_soon_threadsafe(make_anew)
+                assert is_anew.wait(PATIENCE_S)
+            real(path, data)
+
+        old = broker.topic("t")
+        old.pause(paused=True)
+        monkeypatch.setattr(durable, "replace_file", replace_file)
+        await broker.keep(old)
+        assert old.exiting
+        await nsqd.restart(kill=True)
+        assert not nsqd.broker.topics["t"].paused
 
 
 async def test_what_a_cut_deletion_left_is_swept(tmp_path: Path) -> None:
@@ -240,6 +270,36 @@ async def test_a_backlog_beyond_the_memory_comes_from_disk_in_order(tmp_path: Pa
             seen += bodies(messages)
             client.finish(*messages)
         assert seen == everything
+
+
+@pytest.mark.parametrize("running_on", [True, False])
+async def test_what_somebody_took_away_of_a_log_is_told_and_does_not_wait(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, running_on: bool
+) -> None:
+    async with (
+        running(tmp_path, max_bytes_per_file=4096, mem_queue_size=1) as nsqd,
+        RawClient(nsqd.tcp_address) as publisher,
+    ):
+        nsqd.broker.topic("t").channel("c")
+        sent = [b"%02d" % number + b"x" * 2000 for number in range(10)]
+        for body in sent:
+            await publisher.publish("t", body)
+        if not running_on:
+            await nsqd.stop()
+        paths = sorted((tmp_path / "t.topic").glob("*.log"))
+        assert len(paths) == 5
+        paths[1].unlink()
+        if not running_on:
+            await nsqd.start()
+            assert (await channel_stats(nsqd, "t", "c"))["depth"] == 8
+        async with RawClient(nsqd.tcp_address) as client:
+            await client.subscribe("t", "c", rdy=10)
+            messages = await client.messages(8)
+            assert bodies(messages) == sent[:2] + sent[4:]
+            client.finish(*messages)
+            await until(lambda: nsqd.broker.topics["t"].channels["c"].in_flight == 0)
+        assert (await channel_stats(nsqd, "t", "c"))["depth"] == 0
+    assert "messages=2" in caplog.text
 
 
 async def test_a_data_path_serves_one_broker(tmp_path: Path) -> None:

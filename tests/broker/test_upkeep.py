@@ -141,6 +141,40 @@ def refuse(rewrite: Rewrite) -> None:
     raise StorageError("write", "journal", OSError(28, os.strerror(28)))
 
 
+async def test_a_journal_that_keeps_nothing_gets_no_copies(
+    nsqd: EmbeddedNsqd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would be held in memory for nothing, and make the journal larger that waits for room."""
+    disk, refused = WatchedOs(), 0
+
+    def count_and_refuse(rewrite: Rewrite) -> None:
+        nonlocal refused
+        refused += 1
+        refuse(rewrite)
+
+    topic = nsqd.broker.topic("t")
+    channel = topic.channel("c")
+    async with RawClient(nsqd.tcp_address) as client:
+        assert await client.ask(commands.dpub("t", b"later", HOUR_MS)) == OK
+        for _ in range(20):
+            await client.publish("t", b"x" * 500)
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "os", disk)
+            patch.setattr(Rewrite, "write", count_and_refuse)
+            disk.is_full = True
+            await client.subscribe("t", "c", 100)
+            client.finish(*await client.messages(20))
+            async with asyncio.timeout(PATIENCE_S):
+                while refused < 5 or channel.in_flight:  # noqa: ASYNC110
+                    await asyncio.sleep(POLL_S)
+            assert channel.journal.is_broken
+            assert not channel.state().carried
+            disk.is_full = False
+        async with asyncio.timeout(PATIENCE_S):
+            while not channel.state().carried:  # noqa: ASYNC110
+                await asyncio.sleep(POLL_S)
+
+
 async def test_a_rewrite_that_cannot_be_cleaned_up_does_not_hold_the_end(
     nsqd: EmbeddedNsqd, monkeypatch: pytest.MonkeyPatch
 ) -> None:

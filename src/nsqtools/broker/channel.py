@@ -296,6 +296,12 @@ class Channel:
         """
         return self._stragglers.before(end, messages_max)
 
+    def needs(self, end: int) -> list[int] | None:
+        """The messages before `end` that are not done with, whether there are copies or not; None when
+        they are more than are copied."""
+        stragglers = self.stragglers(end)
+        return None if stragglers is None else [*stragglers, *self._carried.frames()]
+
     @property
     def carry_room_bytes(self) -> int:
         """So much more may be carried: to read more of the stragglers than that would not help."""

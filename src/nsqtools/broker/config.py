@@ -11,10 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nsqtools.broker import unused
 from nsqtools.errors import OptionsError
 from nsqtools.observe.log import set_level
-from nsqtools.options import LOG_LEVEL, Duration, options_of
+from nsqtools.options import LOG_LEVEL, NO_EFFECT, Duration, options_of
 
 if TYPE_CHECKING:
     from nsqtools.broker.view import BrokerView
@@ -36,7 +35,7 @@ def value_of(broker: BrokerView, key: str) -> object:
     if key == "broadcast_address":
         return broker.options.effective_broadcast_address
     for option in options_of(type(broker.options)):
-        if _key_of(option) == key and option.group != unused.GROUP:
+        if _key_of(option) == key and option.group != NO_EFFECT:
             return _shown(option, getattr(broker.options, option.name))
     raise KeyError(key)
 

@@ -1,4 +1,4 @@
-"""The data path at the start: what is refused before anything is opened.
+"""The data path at the start: what is refused before anything is opened, and which names count.
 
 A folder that cannot be written would fail with the first publish, and that of a real nsqd would look
 empty: its messages are in another format.
@@ -7,15 +7,20 @@ empty: its messages are in another format.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 from typing import TYPE_CHECKING
 
 from nsqtools import durable
 from nsqtools.errors import NsqToolsError, StorageError
+from nsqtools.wire.names import is_valid_name
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
+log = logging.getLogger("nsqtools.broker")
 
 NSQD_METADATA = "nsqd.dat"
 _QUEUE_FILE = ".diskqueue."
@@ -52,12 +57,27 @@ def require_data_path(path: Path) -> None:
     _require_writable(path)
 
 
+def named_in(folder: Path, suffix: str) -> Iterator[str]:
+    """The topics, or a topic's channels, that a folder holds; a name that none can have is told.
+
+    Raises StorageError.
+    """
+    for entry in durable.names_in(folder):
+        name = entry.removesuffix(suffix)
+        if name != entry and is_valid_name(name):
+            yield name
+        elif name != entry:
+            log.warning("not a name that NSQ takes: it is left alone path=%s", folder / entry)
+
+
 def _require_writable(path: Path) -> None:
     name = f"{durable.TEMPORARY_PREFIX}{secrets.token_hex(8)}{durable.TEMPORARY_SUFFIX}"
     probe = path / name
     try:
         os.close(durable.create(probe, 0o600))
     except StorageError as failure:
+        if failure.is_full:  # what there is can be consumed, which makes room
+            return
         failure.hint = _access_hint(path)
         raise
     with contextlib.suppress(OSError):

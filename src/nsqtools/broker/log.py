@@ -13,8 +13,9 @@ one is written anew (`segment.renew`), before the next sync is good again.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -22,7 +23,7 @@ from nsqtools import durable
 from nsqtools.broker import recovery
 from nsqtools.broker.block import BadBlock, Block
 from nsqtools.broker.files import AppendFile
-from nsqtools.broker.memory import Memory, MemoryBudget
+from nsqtools.broker.memory import NO_BOUND, NUMBERS_PER_MS_BITS
 from nsqtools.broker.segment import (
     HEADER_SIZE_BYTES,
     INDEX_SUFFIX,
@@ -39,13 +40,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from nsqtools.broker.files import OpenFiles
+    from nsqtools.broker.memory import Memory
 
 log = logging.getLogger("nsqtools.broker.log")
 
-NUMBERS_PER_MS_BITS = 20
 # For single messages, which may be anywhere, little is read at a time.
 LOOK_UP_BYTES = 64 << 10
-_NO_BOUND = 1 << 64
 
 
 class Found(NamedTuple):
@@ -81,7 +81,7 @@ class TopicLog(Protocol):
         """The block in memory that holds `number`."""
 
     def read(
-        self, number: int, size_bytes: int = READ_BYTES, before: int = _NO_BOUND
+        self, number: int, size_bytes: int = READ_BYTES, before: int = NO_BOUND
     ) -> Block | None:
         """From disk: the block that holds `number`, or the first one behind it, and its followers.
 
@@ -96,53 +96,6 @@ class TopicLog(Protocol):
 
     def trim(self, floor: int) -> None:
         """Forget what lies before `floor`."""
-
-
-class MemoryLog:
-    """The log of an ephemeral topic: nothing on disk; its channels bound what is kept."""
-
-    def __init__(self, now_ms: int) -> None:
-        self._memory = Memory(_NO_BOUND, MemoryBudget(_NO_BOUND))
-        self._end = now_ms << NUMBERS_PER_MS_BITS
-        self._start = self._end
-
-    @property
-    def start(self) -> int:
-        return self._start
-
-    @property
-    def end(self) -> int:
-        return self._end
-
-    @property
-    def memory_start(self) -> int:
-        return self._start
-
-    @property
-    def size_bytes(self) -> int:
-        return 0
-
-    def append(self, block: Block) -> None:
-        self._memory.append(block)
-        self._end = block.end
-
-    def in_memory(self, number: int) -> Block | None:
-        return self._memory.find(number)
-
-    def read(
-        self, number: int, size_bytes: int = READ_BYTES, before: int = _NO_BOUND
-    ) -> Block | None:
-        return self._memory.find(number)
-
-    def following(self, number: int) -> int:
-        return number
-
-    def count(self, first: int, end: int) -> int:
-        return end - first
-
-    def trim(self, floor: int) -> None:
-        self._memory.drop_before(floor)
-        self._start = max(self._start, floor)
 
 
 class DiskLog:
@@ -179,7 +132,15 @@ class DiskLog:
         self._next = now_ms << NUMBERS_PER_MS_BITS
         if self._segments:
             self._next = max(self._next, self._segments[-1].end)
-        self._file = self._begin_segment(self._next)
+        # Why there is no file yet for what comes next: a full disk. A message that comes begins one.
+        self.refused: StorageError | None = None
+        try:
+            self._file = self._begin_segment(self._next)
+        except StorageError as failure:
+            if not failure.is_full:
+                raise
+            self.refused = failure
+            self._file = self._go_without(self._next)
         self._confirmed = (self._segments[-1], self._segments[-1].size_bytes, self._next)
 
     @property
@@ -231,14 +192,14 @@ class DiskLog:
         return self._memory.find(number)
 
     def read(
-        self, number: int, size_bytes: int = READ_BYTES, before: int = _NO_BOUND
+        self, number: int, size_bytes: int = READ_BYTES, before: int = NO_BOUND
     ) -> Block | None:
         segment = self._segment_of(number)
         if segment is None or segment.first >= before:
             return None
         position = segment.position_before(number)
         while position < segment.size_bytes:
-            found = read_blocks(segment.path, position, segment.size_bytes, size_bytes)
+            found = self._blocks(segment, position, size_bytes)
             if isinstance(found, BadBlock):
                 _give_up(segment, found, segment.end - number)
                 return self.read(segment.end, size_bytes, before)
@@ -338,7 +299,8 @@ class DiskLog:
     def leave_doubtful(self) -> None:
         """Begin a new segment where the written one cannot be relied on, so that the next sync can
         write that one anew. Raises StorageError."""
-        if not self._is_writable(self._segments[-1]):
+        # Where there is no file yet there is nothing to write anew.
+        if self._file.size_bytes and not self._is_writable(self._segments[-1]):
             self._roll(self._next)
 
     def trim(self, floor: int) -> None:
@@ -354,18 +316,20 @@ class DiskLog:
         if self._gone:
             self._defer(self._remove_gone)
 
-    def clear(self, floor: int) -> None:
-        """Free the room of the segment that is written to, where everything lies before `floor`.
+    def clear(self, needed: Sequence[int], floor: int) -> bool:
+        """Free the room of a file that lies before `floor` and holds none of the messages `needed`,
+        ascending; whether there was one. The last is so, too: the next message begins a new one.
 
-        The next message begins a new one. Raises StorageError, and then is as before.
+        Raises StorageError, and then is as before.
         """
-        last = self._segments[-1]
-        if not last.first < last.end <= floor:
-            return
-        # From here on it is shorter than what was appended, so that nobody goes on in it.
-        last.clear()
-        if self._confirmed[0] is last:
-            self._confirmed = (last, last.size_bytes, self._confirmed[2])
+        for at, segment in enumerate(self._segments):
+            wanted = bisect_left(needed, segment.first)
+            is_needed = wanted < len(needed) and needed[wanted] < segment.end
+            is_still = segment.is_sealed or segment is self._segments[-1]
+            if is_still and not is_needed and segment.first < segment.end <= floor:
+                self._clear(at)
+                return True
+        return False
 
     def close(self) -> None:
         """Nothing is appended any more; the next sync seals everything."""
@@ -381,6 +345,18 @@ class DiskLog:
 
     def _is_writable(self, segment: Segment) -> bool:
         return not self._file.doubtful and self._file.size_bytes == segment.size_bytes
+
+    def _clear(self, at: int) -> None:
+        segment = self._segments[at]
+        count = segment.end - segment.first
+        durable.unlink(segment.path.with_suffix(INDEX_SUFFIX))
+        # From here on the last is shorter than what was appended, so that nobody goes on in it.
+        segment.clear()
+        segment.is_sealed = True
+        for before in self._segments[:at]:
+            before.ordinal += count
+        if self._confirmed[0] is segment:
+            self._confirmed = (segment, segment.size_bytes, self._confirmed[2])
 
     def _sync_folder(self) -> None:
         named = self._named
@@ -410,6 +386,18 @@ class DiskLog:
             recovery.remove(path)
             self._gone.remove(path)
 
+    def _blocks(
+        self, segment: Segment, position: int, size_bytes: int
+    ) -> list[tuple[Block, int, int]] | BadBlock:
+        try:
+            return read_blocks(segment.path, position, segment.size_bytes, size_bytes)
+        except StorageError as failure:
+            # Nothing is known where the folder is not there, nor of what goes now or is written to.
+            is_kept = segment in self._segments[:-1]
+            if failure.errno == errno.ENOENT and is_kept and durable.is_taken(self._folder):
+                return BadBlock(position, "the file is gone")
+            raise
+
     def _segment_of(self, number: int) -> Segment | None:
         """The segment that holds `number`, or the first one behind it that holds anything."""
         at = max(0, bisect_right(self._segments, number, key=lambda segment: segment.first) - 1)
@@ -428,13 +416,17 @@ class DiskLog:
     def _roll(self, first: int) -> None:
         """Go on in a new segment. Raises StorageError, and is as before."""
         last, file = self._segments[-1], self._file
-        is_empty = last.end == last.first
+        is_empty = last.end == last.first and not last.is_sealed
         if is_empty:
             durable.unlink(last.path)  # the next one may get its name
         self._file = self._begin_segment(first)
         if is_empty:
             file.discard()
             self._segments.remove(last)
+        elif (
+            last.is_sealed
+        ):  # cleared: its file says that the gap between its neighbours is no loss
+            file.discard()
         else:
             file.let_go()
             self._unsealed.append((last, file))
@@ -443,22 +435,28 @@ class DiskLog:
             self._confirmed = (new, new.size_bytes, self._confirmed[2])
 
     def _begin_segment(self, first: int) -> AppendFile:
+        segment = self._next_segment(first)
+        self._named += 1
+        if segment.path not in self._gone:  # what is on its way out anyway
+            durable.unlink(segment.path)  # what an earlier try could not take away
+        file = AppendFile.create(segment.path, self._files, segment.header())
+        self._segments.append(segment)
+        return file
+
+    def _go_without(self, first: int) -> AppendFile:
+        """A last segment that has no file: nobody goes on in it, the next message begins one."""
+        segment = self._next_segment(first)
+        self._segments.append(segment)
+        return AppendFile(segment.path, self._files, 0)
+
+    def _next_segment(self, first: int) -> Segment:
         last = self._segments[-1] if self._segments else None
         ordinal = last.ordinal + last.end - last.first if last is not None else 0
         path = self._folder / f"{first:020d}{SEGMENT_SUFFIX}"
-        segment = Segment(path=path, first=first, ordinal=ordinal, end=first)
-        self._named += 1
-        file = AppendFile.create(path, self._files, segment.header())
-        self._segments.append(segment)
-        return file
+        return Segment(path=path, first=first, ordinal=ordinal, end=first)
 
 
 def _give_up(segment: Segment, bad: BadBlock, messages: int) -> None:
     """Say what a damaged segment costs: what is behind the damage cannot be delivered."""
-    log.error(
-        "the rest of a damaged log segment is given up path=%s offset=%d reason=%r messages=%d",
-        segment.path,
-        bad.position,
-        bad.reason,
-        messages,
-    )
+    text = "the rest of a damaged log segment is given up path=%s offset=%d reason=%r messages=%d"
+    log.error(text, segment.path, bad.position, bad.reason, messages)

@@ -1,4 +1,5 @@
-"""The newest messages of every topic, in memory: so many a topic, and so many bytes altogether.
+"""The newest messages of every topic, in memory: so many a topic, and so many bytes altogether; and the
+log of an ephemeral topic, which is there only.
 
 What is dropped is read from disk by whoever still needs it. Dropping a block cuts its link, so that a
 slow reader never keeps the chain alive.
@@ -10,7 +11,10 @@ from bisect import bisect_right
 from collections import OrderedDict
 
 from nsqtools.broker.block import Block
+from nsqtools.broker.segment import READ_BYTES
 
+NUMBERS_PER_MS_BITS = 20
+NO_BOUND = 1 << 64
 # Stands in the place of a block that was dropped, until its place goes, too.
 _DROPPED = Block(0, b"", [0], b"", 0)
 
@@ -96,3 +100,57 @@ class Memory:
         if self._head > 64 and self._head * 2 > len(self._blocks):
             del self._blocks[: self._head]
             self._head = 0
+
+
+class MemoryLog:
+    """The log of an ephemeral topic: nothing on disk; its channels bound what is kept."""
+
+    def __init__(self, now_ms: int) -> None:
+        self._memory = Memory(NO_BOUND, MemoryBudget(NO_BOUND))
+        self._end = now_ms << NUMBERS_PER_MS_BITS
+        self._start = self._end
+
+    @property
+    def start(self) -> int:
+        return self._start
+
+    @property
+    def end(self) -> int:
+        return self._end
+
+    @property
+    def memory_start(self) -> int:
+        return self._start
+
+    @property
+    def size_bytes(self) -> int:
+        return 0
+
+    def append(self, block: Block) -> None:
+        self._memory.append(block)
+        self._end = block.end
+
+    def in_memory(self, number: int) -> Block | None:
+        return self._memory.find(number)
+
+    def read(
+        self, number: int, size_bytes: int = READ_BYTES, before: int = NO_BOUND
+    ) -> Block | None:
+        return self._memory.find(number)
+
+    def following(self, number: int) -> int:
+        return number
+
+    def count(self, first: int, end: int) -> int:
+        return end - first
+
+    def number_at(self, time_ns: int) -> int | None:
+        """The first message that was published at this time or later; None where there is none."""
+        block = self._memory.find(self._start)
+        while block is not None and block.timestamp_ns < time_ns:
+            block = block.next
+        return None if block is None else max(block.first, self._start)
+
+    def trim(self, floor: int) -> None:
+        self._memory.drop_before(floor)
+        self._start = max(self._start, floor)

@@ -22,6 +22,7 @@ from nsqtools.broker.segment import (
     parse_header,
     scan,
 )
+from nsqtools.errors import StorageError
 
 if TYPE_CHECKING:
     from nsqtools.broker.block import BadBlock
@@ -34,20 +35,28 @@ _NAME = re.compile(rf"[0-9]{{20}}{re.escape(SEGMENT_SUFFIX)}", re.ASCII)
 def recover(folder: Path) -> list[Segment]:
     """The segments of a folder, in order; a torn tail is cut, and that is said. Raises StorageError."""
     segments: list[Segment] = []
+    # Empty ones behind another; before one that is not they say that a gap is no loss.
+    cleared: list[Path] = []
     names = durable.names_in(folder)
     for name in names:
         path = folder / name
         if _NAME.fullmatch(name):
             segment = _open_segment(path)
             if segment is not None and segment.end > segment.first:
-                _tell_missing(segments, segment)
+                if segments:
+                    _close_gap(segments[-1], segment, is_known=bool(cleared))
                 segments.append(segment)
+                cleared.clear()
+            elif segment is not None and segments:
+                cleared.append(path)
             elif segment is not None:
                 remove(path)
         elif name.endswith(SEGMENT_SUFFIX):
             log.warning("a file is no segment of the log and is left alone path=%s", path)
         elif durable.is_temporary(name) or _is_orphan(name, names):
             durable.unlink(path)
+    for path in cleared:
+        remove(path)
     return segments
 
 
@@ -57,15 +66,13 @@ def remove(path: Path) -> None:
     durable.unlink(path)
 
 
-def _tell_missing(before: list[Segment], segment: Segment) -> None:
-    """Say so where somebody has taken a segment away from between others."""
-    if before:
-        last = before[-1]
-        missing = segment.ordinal - (last.ordinal + last.end - last.first)
-        if missing > 0:
-            log.error(
-                "messages are missing from a log before=%s messages=%d", segment.path, missing
-            )
+def _close_gap(last: Segment, segment: Segment, *, is_known: bool) -> None:
+    """Say so where somebody has taken segments away from between two; what was in them is not counted."""
+    ordinal = last.ordinal + last.end - last.first
+    missing = segment.ordinal - ordinal
+    if missing > 0 and not is_known:
+        log.error("messages are missing from a log before=%s messages=%d", segment.path, missing)
+    segment.ordinal = ordinal
 
 
 def _is_orphan(name: str, names: list[str]) -> bool:
@@ -128,6 +135,13 @@ def _cut_tail(segment: Segment, size_bytes: int, bad: BadBlock) -> None:
     with durable.storage("read", segment.path), segment.path.open("rb") as file:
         file.seek(segment.size_bytes)
         tail = file.read()
-    durable.replace_file(Path(f"{segment.path}.bad"), tail)
+    try:
+        durable.replace_file(Path(f"{segment.path}.bad"), tail)
+    except StorageError as failure:
+        if not failure.is_full:
+            raise
+        # It stays where it is, behind what the segment is said to hold, and the next start meets it.
+        log.warning("no room to keep what is cut, it is left path=%s", segment.path)
+        return
     with durable.storage("truncate", segment.path):
         os.truncate(segment.path, segment.size_bytes)

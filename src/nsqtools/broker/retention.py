@@ -60,6 +60,8 @@ class RetentionKind(Kind[Retention]):
     def parse(self, text: str) -> Retention:
         if text == "0":
             return Retention()
+        if text.isdecimal():
+            raise ValueError(f"has no unit, write for example {text}h or {text}GiB")
         try:
             nanoseconds = duration_ns(text)
         except ValueError:
@@ -72,7 +74,11 @@ class RetentionKind(Kind[Retention]):
         return Retention(age_s=nanoseconds / 1e9)
 
     def render(self, value: Retention) -> str:
-        return render_duration(value.age_s) if value.age_s else _SIZE.render(value.size_bytes)
+        if value.age_s:
+            return render_duration(value.age_s)
+        size = _SIZE.render(value.size_bytes)
+        # What comes without a unit there was written in thousands.
+        return f"{value.size_bytes // 1000}k" if value.size_bytes and size.isdecimal() else size
 
 
 RETENTION = RetentionKind()

@@ -18,7 +18,7 @@ from nsqtools.broker.accepting import Admission
 from nsqtools.broker.alarms import Alarms
 from nsqtools.broker.budget import BODIES_BYTES_MAX, BodyBudget
 from nsqtools.broker.commits import Commits
-from nsqtools.broker.data_path import require_data_path
+from nsqtools.broker.data_path import named_in, require_data_path
 from nsqtools.broker.files import OpenFiles
 from nsqtools.broker.log import DiskLog
 from nsqtools.broker.memory import MemoryBudget
@@ -32,7 +32,7 @@ from nsqtools.broker.upkeep import Upkeep
 from nsqtools.errors import StorageError
 from nsqtools.wire.identify import ServerLimits
 from nsqtools.wire.limits import CommandLimits
-from nsqtools.wire.names import is_ephemeral, is_valid_name
+from nsqtools.wire.names import is_ephemeral
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -211,7 +211,7 @@ class Broker:
     async def number_at(self, topic: Topic, time_ns: int) -> int | None:
         """The first message of a topic that was published then or later. Raises StorageError."""
         if not isinstance(topic.log, DiskLog):
-            return topic.log.start
+            return topic.log.number_at(time_ns)
         segments = topic.log.segments
         return await self._loop.run_in_executor(self._readers, number_at, segments, time_ns)
 
@@ -250,11 +250,9 @@ class Broker:
         require_data_path(self._data_path)
         self._lock.enter_context(durable.lock(self._data_path))
         self._defer(lambda: sweep(self._data_path))
-        for entry in durable.names_in(self._data_path):
-            name = entry.removesuffix(TOPIC_SUFFIX)
-            if name != entry and is_valid_name(name):
-                self._commits.touched(self._open_topic(name))
-                await self._let_files_go()
+        for name in named_in(self._data_path, TOPIC_SUFFIX):
+            self._resume(name)
+            await self._let_files_go()
         await self._outside.start(self.registrations)
         upkeep = Upkeep(
             self.topics,
@@ -268,6 +266,13 @@ class Broker:
         )
         keeping = self._loop.create_task(upkeep.run())
         self._exits.push_async_callback(cancel, keeping)
+
+    def _resume(self, name: str) -> None:
+        """Open a topic that is there; on a full disk what it holds can be consumed, to make room."""
+        topic = self._open_topic(name)
+        self._commits.touched(topic)
+        if isinstance(topic.log, DiskLog) and topic.log.refused is not None:
+            self.troubles.failed(PUBLISH, name, topic.log.refused, topic.folder)
 
     async def _let_files_go(self) -> None:
         """Wait where more files are on their way to be closed than are to be open."""

@@ -19,14 +19,15 @@ from typing import TYPE_CHECKING
 from nsqtools import durable
 from nsqtools.broker.block import build_block
 from nsqtools.broker.channel import Channel
+from nsqtools.broker.data_path import named_in
 from nsqtools.broker.journal import ChannelState, Journal
-from nsqtools.broker.log import DiskLog, MemoryLog
-from nsqtools.broker.memory import Memory
+from nsqtools.broker.log import DiskLog
+from nsqtools.broker.memory import Memory, MemoryLog
 from nsqtools.broker.reading import Reader, at_once
 from nsqtools.broker.segment import READ_BYTES
 from nsqtools.broker.topic_state import STATE_FILE, read_state
 from nsqtools.errors import StorageError
-from nsqtools.wire.names import is_ephemeral, is_valid_name
+from nsqtools.wire.names import is_ephemeral
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -273,12 +274,15 @@ class Topic:
         for journal in list(self._new_journals):
             journal.sync()
             self._new_journals.remove(journal)
+        # Before the state, which a full disk refuses: only what is sealed can go, and make room.
+        self.log.sync()
         unsaved = self._unsaved
         if unsaved is not None:
             durable.replace_file(self.folder / STATE_FILE, unsaved)
-            if self._unsaved is unsaved:
+            if self._unsaved is None:  # deleted meanwhile: the folder may be that of a new topic
+                durable.unlink(self.folder / STATE_FILE)
+            elif self._unsaved is unsaved:
                 self._unsaved = None
-        self.log.sync()
 
     def confirm(self) -> None:
         """A sync of all that was committed has succeeded."""
@@ -344,6 +348,7 @@ class Topic:
             gone = self.folder.with_name(f"{self.folder.name}.{self.log.end}{DELETED_SUFFIX}")
             with durable.storage("rename", self.folder):
                 self.folder.rename(gone)
+            self._unsaved = None
             self.log.discard()
         self.exiting = True
         self._refuse_waiting()
@@ -378,17 +383,27 @@ class Topic:
 
     def _open_log(self, folder: Path) -> DiskLog:
         options = self._options
-        if not folder.is_dir():
+        is_new = not folder.is_dir()
+        if is_new:
             with durable.storage("make directory", folder):
                 folder.mkdir(0o770)
-        return DiskLog(
-            folder,
-            memory=Memory(max(1, options.mem_queue_size), self._budget),
-            segment_size_max_bytes=options.max_bytes_per_file,
-            now_ms=self._now_ns() // 1_000_000,
-            files=self._files,
-            defer=self._defer,
-        )
+        try:
+            disk = DiskLog(
+                folder,
+                memory=Memory(max(1, options.mem_queue_size), self._budget),
+                segment_size_max_bytes=options.max_bytes_per_file,
+                now_ms=self._now_ns() // 1_000_000,
+                files=self._files,
+                defer=self._defer,
+            )
+            if is_new and disk.refused is not None:
+                raise disk.refused
+            return disk
+        except StorageError:
+            if is_new:  # a restart would find the topic that was refused
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+            raise
 
     def _save_state(self) -> None:
         """Keep what the channels' journals do not know, with the next sync."""
@@ -408,10 +423,8 @@ class Topic:
             answer(EXITING)
 
     def _load_state(self, folder: Path) -> None:
-        for entry in durable.names_in(folder):
-            name = entry.removesuffix(CHANNEL_SUFFIX)
-            if name != entry and is_valid_name(name):
-                self._load_channel(name, folder / entry)
+        for name in named_in(folder, CHANNEL_SUFFIX):
+            self._load_channel(name, folder / f"{name}{CHANNEL_SUFFIX}")
         state = read_state(folder / STATE_FILE)
         self.paused = bool(state.get("paused"))
         pumped = state.get("pumped")

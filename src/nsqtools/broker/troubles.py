@@ -32,7 +32,7 @@ class Troubles:
 
     def __init__(self) -> None:
         self._found: dict[tuple[str, str], _Trouble] = {}
-        self._logs: dict[str, Repeated] = {}
+        self._logs: dict[tuple[str, str], Repeated] = {}
 
     @property
     def health(self) -> str:
@@ -42,19 +42,19 @@ class Troubles:
     def failed(self, kind: str, topic: str, reason: object, folder: Path | None = None) -> None:
         """`folder`: where a file can be made again once it is over."""
         self._found[kind, topic] = _Trouble(str(reason), folder)
-        self._log(kind).failed(reason, topic=topic)
+        self._log(kind, topic).failed(reason, topic=topic)
 
     def recovered(self, kind: str, topic: str) -> None:
         if not self._found or self._found.pop((kind, topic), None) is None:
             return
-        if not any(found == kind for found, _ in self._found):
-            self._log(kind).recovered("the disk takes it again")
+        self._log(kind, topic).recovered("the disk takes it again", topic=topic, trouble=kind)
+        del self._logs[kind, topic]
 
     def forget(self, topic: str) -> None:
         """The topic is deleted."""
         for kind, name in list(self._found):
             if name == topic:
-                self.recovered(kind, name)
+                del self._found[kind, name], self._logs[kind, name]
 
     def to_probe(self) -> Iterator[tuple[str, str, Path]]:
         """Those that only a try can end: (kind, topic, folder)."""
@@ -62,7 +62,7 @@ class Troubles:
             if trouble.folder is not None:
                 yield kind, topic, trouble.folder
 
-    def _log(self, kind: str) -> Repeated:
-        if kind not in self._logs:
-            self._logs[kind] = Repeated(get_log("broker"), kind, clock=SystemClock())
-        return self._logs[kind]
+    def _log(self, kind: str, topic: str) -> Repeated:
+        if (kind, topic) not in self._logs:
+            self._logs[kind, topic] = Repeated(get_log("broker"), kind, clock=SystemClock())
+        return self._logs[kind, topic]

@@ -10,12 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nsqtools.options import BOOL, Kind, option, options_of, repeated
+from nsqtools.options import BOOL, NO_EFFECT, Kind, option, options_of, repeated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-GROUP = "Of nsqd, without effect here"
 _NONE = "no effect"
 _SAFETY = "refused unless it is off: there is no TLS and no authentication here"
 _OFF = frozenset({"", "false", "False", "0", "f", "F", "FALSE"})
@@ -39,15 +38,15 @@ _ANY = _Anything()
 
 
 def _unused(text: str = _NONE) -> str | None:
-    return option(_ANY, help=text, group=GROUP)
+    return option(_ANY, help=text, group=NO_EFFECT)
 
 
 def _switch() -> bool | None:
-    return option(BOOL, help=_NONE, group=GROUP)
+    return option(BOOL, help=_NONE, group=NO_EFFECT)
 
 
 def _list(alias: str = "", text: str = _NONE) -> tuple[str, ...]:
-    return repeated(_ANY, help=text, group=GROUP, aliases=(alias,) if alias else ())
+    return repeated(_ANY, help=text, group=NO_EFFECT, aliases=(alias,) if alias else ())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +56,7 @@ class UnusedOptions:
     verbose: bool | None = _switch()
     worker_id: str | None = _unused()
     node_id: str | None = option(
-        _ANY, help="no effect: ids are numbers that only grow", group=GROUP, aliases=("id",)
+        _ANY, help="no effect: ids are numbers that only grow", group=NO_EFFECT, aliases=("id",)
     )
     https_address: str | None = _unused()
     topology_region: str | None = _unused()
@@ -91,7 +90,7 @@ class UnusedOptions:
         return [
             f"--{made.flag}"
             for made in options_of(type(self))
-            if made.group == GROUP and getattr(self, made.name) not in (None, ())
+            if made.group == NO_EFFECT and getattr(self, made.name) not in (None, ())
         ]
 
     def check(self) -> Iterator[str]:

@@ -4,7 +4,8 @@ Theory of operation. A tick takes back what has timed out and delivers what is d
 thing at a time and with its waits for the disk in a thread: journals that have outgrown their snapshot
 are rewritten, and segments that no channel needs are removed. A few stragglers do not hold a segment:
 their channels take copies of them, which are on the disk before the segment goes. The segment that is
-written to stays; while the disk refuses, it is emptied, too, when nobody needs any of it.
+written to stays. While the disk refuses, any file of a log is emptied that nobody needs anything of,
+that one and those behind a straggler, too: the copy of a straggler needs room before its segment can go.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from weakref import WeakKeyDictionary, WeakSet
 from nsqtools import durable
 from nsqtools.broker.log import DiskLog
 from nsqtools.broker.troubles import JOURNAL, OK, UPKEEP
+from nsqtools.clock import SystemClock
 from nsqtools.errors import StorageError
+from nsqtools.observe.log import Repeated, get_log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -63,6 +66,11 @@ class Upkeep:
         self._sync_timeout_s = sync_timeout_s
         self._retain = retain
         self._now_ns = now_ns
+        self._needed = Repeated(
+            get_log("broker"),
+            "the disk refuses, and a log has to stay: consume it, empty it, or use nsqtools seek",
+            clock=SystemClock(),
+        )
         # Where the channels were in the last pass that hold a segment.
         self._floors: WeakKeyDictionary[Channel, int] = WeakKeyDictionary()
         # Channels with copies that may not be on the disk.
@@ -145,7 +153,7 @@ class Upkeep:
             topic.log.trim(topic.floor())
             return
         if self._troubles.health != OK and self._retain.is_none and not topic.exiting:
-            topic.log.clear(topic.floor())
+            await self._make_room(topic, topic.log)
         removable = self._retain.end(topic.log.segments, self._now_ns())
         if removable is None:
             return
@@ -154,6 +162,23 @@ class Upkeep:
             return
         if not topic.exiting:
             topic.log.trim(min(topic.floor(), removable))
+
+    async def _make_room(self, topic: Topic, disk: DiskLog) -> None:
+        """Free what nobody needs, wherever in the log it is: first of all for the journals, whose copies
+        let the rest go. Where there is nothing, say who needs it."""
+        channels = list(topic.channels.values())
+        floor = min([topic.pumped, *(one.cursor for one in channels)])
+        needs = {one: one.needs(floor) for one in channels}
+        is_known = all(numbers is not None for numbers in needs.values())
+        needed = sorted(number for numbers in needs.values() for number in numbers or ())
+        if is_known and disk.clear(needed, floor):
+            with contextlib.suppress(StorageError):  # it was told
+                await self._shorten_journals(topic)
+            return
+        for channel in channels:
+            if channel.floor() < disk.end:
+                told = f"TOPIC({topic.name}) CHANNEL({channel.name}) needs messages of it"
+                self._needed.failed(told, bytes=disk.size_bytes)
 
     async def _carry_over(self, topic: Topic, disk: DiskLog) -> None:
         """Give channels copies of what they need of the first segment, where they do not move on."""

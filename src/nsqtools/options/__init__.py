@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from nsqtools.options.arguments import Arguments, parse_arguments
 from nsqtools.options.fields import Option, option, options_of, repeated, settings_of
-from nsqtools.options.help import help_text
+from nsqtools.options.help import NO_EFFECT, help_text
 from nsqtools.options.kinds import (
     BOOL,
     DURATION,
@@ -57,6 +57,7 @@ __all__ = [
     "LISTEN_ADDRESS",
     "LOG_LEVEL",
     "NAME_VALUE",
+    "NO_EFFECT",
     "PATH",
     "REGEX",
     "SECRET",

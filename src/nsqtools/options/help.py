@@ -16,6 +16,8 @@ WIDTH_MIN = 60
 WIDTH_MAX = 100
 _COLUMN = 34
 _COMMON = "Common"
+# What is taken for the sake of others' files and command lines: the last that a reader looks for.
+NO_EFFECT = "Without effect here"
 
 
 def help_text(
@@ -53,7 +55,8 @@ def help_text(
 
 
 def _groups(options: Iterable[Option]) -> dict[str, list[Option]]:
-    """Options by group, in the order in which groups appear; the common ones come last."""
+    """Options by group, in the order in which groups appear; behind them the common ones, and what has
+    no effect."""
     groups: dict[str, list[Option]] = {}
     common: list[Option] = []
     for made in options:
@@ -63,7 +66,10 @@ def _groups(options: Iterable[Option]) -> dict[str, list[Option]]:
             common.append(made)
         else:
             groups.setdefault(made.group, []).append(made)
+    unused = groups.pop(NO_EFFECT, None)
     groups[_COMMON] = common
+    if unused:
+        groups[NO_EFFECT] = unused
     return groups
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from typing import TYPE_CHECKING
@@ -34,7 +33,7 @@ def prepare_folder(folder: Path) -> None:
     try:
         durable.check_writable(folder)
     except StorageError as full:
-        if full.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not full.is_full:
             raise
         log.warning("the disk is full: topics wait until there is room", error=full)
 

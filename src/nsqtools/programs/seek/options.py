@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nsqtools.client.options import CHANNEL, TOPIC
-from nsqtools.options import HTTP_ADDRESS, Duration, Kind, option, parse_time_ns
+from nsqtools.options import HTTP_ADDRESS, Duration, Kind, option, parse_time_ns, render_time_ns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,12 +15,12 @@ PLACES = ("oldest", "newest")
 
 
 class Place(Kind[str]):
-    """A place in a log; a time is kept as nanoseconds since the epoch, which no zone can change."""
+    """A place in a log; a time is kept as one of UTC, which the broker's own zone cannot change."""
 
     metavar = "oldest|newest|TIME"
 
     def parse(self, text: str) -> str:
-        return text if text in PLACES else str(parse_time_ns(text))
+        return text if text in PLACES else render_time_ns(parse_time_ns(text))
 
 
 @dataclass(frozen=True, kw_only=True)
