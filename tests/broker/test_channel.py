@@ -27,11 +27,11 @@ from nsqtools.broker import channel as channel_module
 from nsqtools.broker import cursor as cursor_module
 from nsqtools.broker import redelivery as redelivery_module
 from nsqtools.broker.alarms import Alarms
-from nsqtools.broker.block import Block, build_block
+from nsqtools.broker.block import FRAME_OVERHEAD_BYTES, Block, build_block
 from nsqtools.broker.channel import Channel
 from nsqtools.broker.journal import ChannelState, Journal
 from nsqtools.broker.log import DiskLog
-from nsqtools.broker.memory import Memory, MemoryBudget, MemoryLog
+from nsqtools.broker.memory import Memory, MemoryBudget, MemoryLog, Room
 from nsqtools.broker.reading import Reader, Share, at_once
 from nsqtools.broker.segment import READ_BYTES
 from nsqtools.errors import StorageError
@@ -58,6 +58,7 @@ class Feed:
         self.pumped = log.end
         self.time_s = 0.0
         self.alarms = Alarms()
+        self.copies = Room(1 << 30)
 
     def now_s(self) -> float:
         return self.time_s
@@ -107,7 +108,7 @@ class Consumer:
 
 
 def make(depth_max: int | None = None, log: TopicLog | None = None) -> tuple[Feed, Channel]:
-    feed = Feed(log or MemoryLog(1))
+    feed = Feed(log or MemoryLog(1, Room(1 << 30)))
     channel = Channel(
         "c",
         feed,
@@ -376,7 +377,12 @@ def test_stragglers_are_carried_over_so_that_the_log_can_go(tmp_path: Path) -> N
     channel.deliver()
     assert channel.floor() == log.start
     log.sync()
+    # The room is for the copies of all channels.
+    feed.copies.held_bytes = feed.copies.bytes_max
+    assert channel.carry_room_bytes == 0
+    feed.copies.held_bytes = 0
     carry_over(channel, log)
+    assert feed.copies.held_bytes == len(b"straggler") + FRAME_OVERHEAD_BYTES
     log.trim(channel.floor())
     assert log.start > int(held, 16)
     channel.scan(0.0, NOW_NS + SECOND_NS)

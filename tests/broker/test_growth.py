@@ -9,11 +9,13 @@ from __future__ import annotations
 import gc
 import sys
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import pytest
 from tests.broker.test_channel import NOW_NS, SECOND_NS, Consumer, Feed, join, make, publish
 from tests.support.nsqd import EmbeddedNsqd
 from tests.support.raw import OK, RawClient
+from tests.support.web import post
 
 from nsqtools.broker.flight import NOT_IN_FLIGHT
 from nsqtools.wire import commands
@@ -325,3 +327,35 @@ async def test_an_ephemeral_topic_keeps_what_its_channels_may_hold(
             slow.requeue(held)
             assert (await slow.message()).body == b"first"
         assert channel.deferred == (way == "is deferred")
+
+
+@pytest.mark.parametrize("topics", [1, 5])
+async def test_ephemeral_topics_hold_no_more_bytes_than_they_may(
+    topics: int, start_nsqd: StartNsqd
+) -> None:
+    """However large their messages are, and whatever their channels have of them."""
+    nsqd = await start_nsqd(mem_queue_size=100, mem_queue_bytes=65536)
+    if not isinstance(nsqd, EmbeddedNsqd):
+        pytest.skip("looks into the embedded broker")
+    names = [f"t{number}#ephemeral" for number in range(topics)]
+    room = nsqd.broker._ephemeral
+    body = b"x" * 50_000
+    async with RawClient(nsqd.tcp_address) as slow, RawClient(nsqd.tcp_address) as publisher:
+        await slow.subscribe(names[0], "c", rdy=0)
+        for _ in range(100):
+            for name in names:
+                await publisher.publish(name, body)
+            assert room.held_bytes <= room.bytes_max + len(body) + 1000
+        dropped = sum(topic.dropped_count for topic in nsqd.broker.topics.values())
+        kept = nsqd.broker.topics[names[0]].channels["c"].depth
+        assert kept
+        assert dropped >= 100 * topics - room.bytes_max // len(body) - 1
+        slow.send(commands.rdy(100))
+        slow.finish(*await slow.messages(kept))
+        for name in names:
+            await post(nsqd, f"/topic/empty?topic={quote(name)}")
+        await publisher.publish(names[0], b"again")
+        assert (await slow.message()).body == b"again"
+        for name in names:
+            await post(nsqd, f"/topic/delete?topic={quote(name)}")
+    assert room.held_bytes == 0

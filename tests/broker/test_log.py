@@ -16,7 +16,7 @@ from nsqtools.broker import files as module
 from nsqtools.broker import segment as segment_module
 from nsqtools.broker.block import Block, build_block
 from nsqtools.broker.log import DiskLog
-from nsqtools.broker.memory import NUMBERS_PER_MS_BITS, Memory, MemoryBudget, MemoryLog
+from nsqtools.broker.memory import NUMBERS_PER_MS_BITS, Memory, MemoryBudget, MemoryLog, Room
 from nsqtools.broker.segment import HEADER_SIZE_BYTES, Segment
 from nsqtools.errors import StorageError
 from nsqtools.wire.frames import FrameDecoder
@@ -492,7 +492,7 @@ def test_a_disk_that_refuses_to_read_is_not_taken_for_damage(
 
 
 def test_a_log_in_memory_only() -> None:
-    log = MemoryLog(NOW_MS)
+    log = MemoryLog(NOW_MS, Room(1 << 30))
     start = log.end
     blocks = [add(log, b"1", b"2"), add(log, b"3")]
     assert everything(log, start) == [b"1", b"2", b"3"]

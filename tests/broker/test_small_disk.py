@@ -107,7 +107,7 @@ async def test_a_straggler_in_front_does_not_hold_a_full_disk(
         async with RawClient(nsqd.tcp_address) as client:
             await client.publish("t", b"again")
         channel = nsqd.broker.topics["t"].channels["c"]
-        assert channel.state().carried
+        assert channel.frozen().carried
         assert channel.deferred == (not held)
 
 

@@ -168,10 +168,10 @@ async def test_a_journal_that_keeps_nothing_gets_no_copies(
                 while refused < 5 or channel.in_flight:  # noqa: ASYNC110
                     await asyncio.sleep(POLL_S)
             assert channel.journal.is_broken
-            assert not channel.state().carried
+            assert not channel.frozen().carried
             disk.is_full = False
         async with asyncio.timeout(PATIENCE_S):
-            while not channel.state().carried:  # noqa: ASYNC110
+            while not channel.frozen().carried:  # noqa: ASYNC110
                 await asyncio.sleep(POLL_S)
 
 

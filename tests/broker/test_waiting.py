@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from nsqtools.broker.flight import Settled
+from nsqtools.broker.memory import Room
 from nsqtools.broker.waiting import Carried, Waiting
 
 
@@ -42,7 +43,7 @@ def test_deferred_messages_are_due_in_the_order_of_their_times() -> None:
 
 
 def test_those_of_which_there_are_copies_are_not_needed() -> None:
-    carried = Carried({1: b"one"})
+    carried = Carried({1: b"one"}, Room(10))
     waiting = Waiting(carried)
     for number in (4, 1, 3, 2):
         waiting.put(number, 1)
@@ -63,10 +64,12 @@ def test_one_that_comes_and_goes_costs_no_memory() -> None:
 
 
 def test_copies_are_counted_in_bytes_and_go_with_their_messages() -> None:
-    carried = Carried({1: b"1", 2: b"22", 9: b"9"})
+    room = Room(20)
+    Carried({1: b"another's"}, room)
+    carried = Carried({1: b"1", 2: b"22", 9: b"9"}, room)
     carried.add(2, b"2")
     carried.add(20, b"twenty")
-    assert (len(carried), carried.size_bytes) == (4, 9)
+    assert (len(carried), carried.size_bytes, room.held_bytes, room.left_bytes) == (4, 9, 18, 2)
     carried.settle(Settled(runs=[(0, 2), (5, 1_000_000_000)], numbers=[2, 3]))
     assert (len(carried), carried.size_bytes, carried.frames()) == (0, 0, {})
 

@@ -14,9 +14,6 @@ them behind what its queue holds in memory: they come when the cursor has passed
 handed over by then, but no more than `TAIL_MESSAGES` of it, so that a deep backlog does not starve them.
 As each of them is behind messages that are new, they do not starve those either.
 
-Ready consumers stand in a ring: who is served goes to its end, who can take no more leaves it. So a
-consumer has to say when it can take more: `ready`.
-
 Where nsqd leaves what a lost connection held until it times out, a channel here takes it back at once:
 nobody is left who could acknowledge it.
 """
@@ -89,7 +86,7 @@ class Channel:
         self._max_msg_timeout_s = max_msg_timeout_s
         self._cursor = Cursor(feed, state.cursor, state.voids, self.deliver)
         self._flight = Flight()
-        self._carried = Carried(state.carried)
+        self._carried = Carried(state.carried, feed.copies)
         self._waiting = Waiting(self._carried)
         for number, pending in sorted(state.pending.items()):
             self._waiting.put(number, pending.attempts, pending.due_ns)
@@ -278,6 +275,12 @@ class Channel:
         for subscriber in list(self.subscribers):
             subscriber.disconnect()
 
+    def discard(self) -> None:
+        """It is deleted: nothing is held for it, and nobody looks at it any more."""
+        self.disconnect()
+        self._carried.clear()
+        self._feed.alarms.forget(self)
+
     def rewrite(self) -> Rewrite:
         """Begin to replace the journal by a shorter one; that must be wanted."""
         return self.journal.rewrite(self.frozen())
@@ -305,7 +308,7 @@ class Channel:
     @property
     def carry_room_bytes(self) -> int:
         """So much more may be carried: to read more of the stragglers than that would not help."""
-        return CARRY_BYTES_MAX - self._carried.size_bytes
+        return min(CARRY_BYTES_MAX - self._carried.size_bytes, self._feed.copies.left_bytes)
 
     def carry(
         self,
@@ -336,16 +339,13 @@ class Channel:
         self._set_alarm()
         return True
 
-    def carry_over(self, end: int, *, bounded: bool = True) -> bool:
-        """Find the stragglers before `end` in the log and `carry` them, however many unless `bounded`.
-
-        Raises StorageError when they cannot be read.
-        """
-        bytes_max = CARRY_BYTES_MAX if bounded else _NO_BOUND
-        numbers = self.stragglers(end, CARRY_MESSAGES_MAX if bounded else _NO_BOUND)
-        found = None if numbers is None else self._stragglers.find(numbers, bytes_max)
+    def carry_over(self, end: int) -> bool:
+        """Find the stragglers before `end` in the log and `carry` them, however many. Raises StorageError
+        when they cannot be read."""
+        numbers = self.stragglers(end, _NO_BOUND)
+        found = None if numbers is None else self._stragglers.find(numbers, _NO_BOUND)
         return found is not None and self.carry(
-            found.frames, end, found.due_ns, bytes_max=bytes_max
+            found.frames, end, found.due_ns, bytes_max=_NO_BOUND
         )
 
     def _bring_in(self, ahead: list[int], end: int, due_ns: Mapping[int, int]) -> None:

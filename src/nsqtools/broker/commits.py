@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from nsqtools.broker.files import OpenFiles
-    from nsqtools.broker.topic import Answers, Topic
+    from nsqtools.broker.publishing import Answers
+    from nsqtools.broker.topic import Topic
     from nsqtools.broker.troubles import Troubles
 
 Group = list[tuple["Topic", "Answers"]]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from nsqtools.broker.alarms import Alarms
     from nsqtools.broker.block import Block
     from nsqtools.broker.log import TopicLog
+    from nsqtools.broker.memory import Room
     from nsqtools.broker.reading import Reader
 
 # Messages that wait again may be anywhere: for one of them little is read.
@@ -28,6 +29,7 @@ class Feed(Protocol):
 
     name: str
     alarms: Alarms
+    copies: Room
 
     @property
     def log(self) -> TopicLog:

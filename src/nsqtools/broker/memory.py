@@ -30,6 +30,11 @@ class MemoryBudget:
         self._bytes = 0
         self._blocks: OrderedDict[Block, Memory] = OrderedDict()
 
+    @property
+    def size_bytes(self) -> int:
+        """What is in memory."""
+        return self._bytes
+
     def add(self, block: Block, memory: Memory) -> None:
         """Count the newest block of a topic, and make room for it."""
         self._blocks[block] = memory
@@ -41,6 +46,18 @@ class MemoryBudget:
     def remove(self, block: Block) -> None:
         del self._blocks[block]
         self._bytes -= block.cost_bytes
+
+
+class Room:
+    """Bytes that may be held over all topics, for one purpose; whoever holds them counts them here."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self.bytes_max = bytes_max
+        self.held_bytes = 0
+
+    @property
+    def left_bytes(self) -> int:
+        return max(0, self.bytes_max - self.held_bytes)
 
 
 class Memory:
@@ -105,8 +122,10 @@ class Memory:
 class MemoryLog:
     """The log of an ephemeral topic: nothing on disk; its channels bound what is kept."""
 
-    def __init__(self, now_ms: int) -> None:
-        self._memory = Memory(NO_BOUND, MemoryBudget(NO_BOUND))
+    def __init__(self, now_ms: int, room: Room) -> None:
+        self._budget = MemoryBudget(NO_BOUND)
+        self._memory = Memory(NO_BOUND, self._budget)
+        self._room = room
         self._end = now_ms << NUMBERS_PER_MS_BITS
         self._start = self._end
 
@@ -128,6 +147,7 @@ class MemoryLog:
 
     def append(self, block: Block) -> None:
         self._memory.append(block)
+        self._room.held_bytes += block.cost_bytes
         self._end = block.end
 
     def in_memory(self, number: int) -> Block | None:
@@ -152,5 +172,11 @@ class MemoryLog:
         return None if block is None else max(block.first, self._start)
 
     def trim(self, floor: int) -> None:
+        before_bytes = self._budget.size_bytes
         self._memory.drop_before(floor)
+        self._room.held_bytes -= before_bytes - self._budget.size_bytes
         self._start = max(self._start, floor)
+
+    def discard(self) -> None:
+        """The topic is deleted."""
+        self.trim(self._end)

@@ -21,12 +21,13 @@ from nsqtools.broker.commits import Commits
 from nsqtools.broker.data_path import named_in, require_data_path
 from nsqtools.broker.files import OpenFiles
 from nsqtools.broker.log import DiskLog
-from nsqtools.broker.memory import MemoryBudget
+from nsqtools.broker.memory import MemoryBudget, Room
 from nsqtools.broker.outside import Outside, cancel
 from nsqtools.broker.reading import Reading, Share
 from nsqtools.broker.retention import number_at
 from nsqtools.broker.session import RECEIVE_BUFFER_BYTES
-from nsqtools.broker.topic import TOPIC_SUFFIX, Topic, sweep
+from nsqtools.broker.topic import Topic
+from nsqtools.broker.topic_folder import TOPIC_SUFFIX, sweep
 from nsqtools.broker.troubles import PUBLISH, Troubles
 from nsqtools.broker.upkeep import Upkeep
 from nsqtools.errors import StorageError
@@ -51,6 +52,10 @@ log = logging.getLogger("nsqtools.broker")
 # nsqd's version that this broker behaves like (spec: nsqd-http); clients read it.
 NSQD_VERSION = "1.3.0"
 READERS = 2
+# Copies of messages that let the logs of all topics go, and how much more than the newest messages of
+# topics on disk those may hold that are nowhere else.
+COPIES_BYTES_MAX = 128 << 20
+EPHEMERAL_FACTOR = 8
 # How long a client may take what was sent to it before its connection is cut.
 CLOSE_SESSIONS_S = 1.0
 
@@ -87,6 +92,8 @@ class Broker:
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="nsqd-read")
         self._files = OpenFiles(self.admission.files_max // 2, self._defer)
         self._alarms = Alarms()
+        self._copies = Room(COPIES_BYTES_MAX)
+        self._ephemeral = Room(EPHEMERAL_FACTOR * options.mem_queue_bytes)
         self._reading = Reading(self._read, Share(), self.touched)
 
     async def __aenter__(self) -> Self:
@@ -320,6 +327,7 @@ class Broker:
             budget=self._budget,
             reading=self._reading,
             alarms=self._alarms,
+            copies=self._copies if folder is not None else self._ephemeral,
         )
         self.topics[name] = topic
         return topic

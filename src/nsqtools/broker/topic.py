@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import shutil
 from typing import TYPE_CHECKING
 
 from nsqtools import durable
@@ -23,9 +22,16 @@ from nsqtools.broker.data_path import named_in
 from nsqtools.broker.journal import ChannelState, Journal
 from nsqtools.broker.log import DiskLog
 from nsqtools.broker.memory import Memory, MemoryLog
+from nsqtools.broker.publishing import Publish, runs_of
 from nsqtools.broker.reading import Reader, at_once
 from nsqtools.broker.segment import READ_BYTES
-from nsqtools.broker.topic_state import STATE_FILE, read_state
+from nsqtools.broker.topic_folder import (
+    CHANNEL_SUFFIX,
+    DELETED_SUFFIX,
+    STATE_FILE,
+    read_state,
+    remove_folder,
+)
 from nsqtools.errors import StorageError
 from nsqtools.wire.names import is_ephemeral
 
@@ -35,24 +41,15 @@ if TYPE_CHECKING:
 
     from nsqtools.broker.alarms import Alarms
     from nsqtools.broker.files import OpenFiles
-    from nsqtools.broker.memory import MemoryBudget
+    from nsqtools.broker.memory import MemoryBudget, Room
     from nsqtools.broker.options import NsqdOptions
+    from nsqtools.broker.publishing import Answer, Answers
     from nsqtools.broker.reading import Read, Reading
 
-    Answer = Callable[[str | None], None]
-    # Each with why it failed, or None.
-    Answers = list[tuple[Answer, str | None]]
 
 log = logging.getLogger("nsqtools.broker.topic")
 
-TOPIC_SUFFIX = ".topic"
-CHANNEL_SUFFIX = ".channel"
-DELETED_SUFFIX = ".deleted"
 EXITING = "exiting"
-# Publishes that came together become one block up to this size: who reads it back holds all of it.
-RUN_BYTES_MAX = 256 << 10
-# And this many: a message of a byte costs several hundred while its block is built.
-RUN_MESSAGES_MAX = 16384
 
 
 class Topic:
@@ -61,7 +58,8 @@ class Topic:
     `now_ns` gives wall time in nanoseconds, `now_s` monotonic seconds; `files` bounds what is open;
     `defer` runs a function in the thread that syncs files; `changed` is told when a channel appears or
     goes; `budget` bounds what all topics keep in memory, `reading` is how they are read from disk;
-    `alarms` say which channels are to be looked at.
+    `alarms` say which channels are to be looked at; `copies` bounds what channels copy, and what an
+    ephemeral topic holds.
     """
 
     def __init__(
@@ -78,6 +76,7 @@ class Topic:
         budget: MemoryBudget,
         reading: Reading,
         alarms: Alarms,
+        copies: Room,
     ) -> None:
         self.name = name
         self.folder = folder
@@ -99,7 +98,8 @@ class Topic:
         self._budget = budget
         self._reading = reading
         self.alarms = alarms
-        self._waiting: list[tuple[list[bytes], int, Answer]] = []
+        self.copies = copies
+        self._waiting: list[Publish] = []
         self._uncounted: list[tuple[int, int]] = []
         # What is not on the disk: the folder's name, the state, journals of new channels.
         self._is_placed = False
@@ -107,7 +107,7 @@ class Topic:
         self._new_journals: list[Journal] = []
         self.log: DiskLog | MemoryLog
         if folder is None:
-            self.log = MemoryLog(now_ns() // 1_000_000)
+            self.log = MemoryLog(now_ns() // 1_000_000, copies)
         else:
             self.log = self._open_log(folder)
         self.pumped = self._saved_pumped = self.log.start
@@ -138,7 +138,7 @@ class Topic:
 
         The caller sees to it that `commit` runs within this turn of the loop.
         """
-        self._waiting.append((bodies, delay_ms, answer))
+        self._waiting.append(Publish(bodies, delay_ms, answer))
 
     @property
     def waiting(self) -> bool:
@@ -148,22 +148,9 @@ class Topic:
         """Write what was put; gives the answers, which are due now or after a sync."""
         waiting, self._waiting = self._waiting, []
         answers: Answers = []
-        run: list[bytes] = []
-        run_answers: list[Answer] = []
-        run_bytes = 0
-        for bodies, delay_ms, answer in waiting:
-            size_bytes = sum(map(len, bodies))
-            is_much = run_bytes + size_bytes > RUN_BYTES_MAX
-            if delay_ms or is_much or len(run) + len(bodies) > RUN_MESSAGES_MAX:
-                self._commit_run(run, run_answers, 0, answers)
-                run, run_answers, run_bytes = [], [], 0
-            if delay_ms:
-                self._commit_run(bodies, [answer], delay_ms, answers)
-            else:
-                run += bodies
-                run_answers.append(answer)
-                run_bytes += size_bytes
-        self._commit_run(run, run_answers, 0, answers)
+        for run in runs_of(waiting):
+            error = EXITING if self.exiting else self._append(run.bodies, run.delay_ms)
+            answers += [(answer, error) for answer in run.answers]
         return answers
 
     def pump(self) -> None:
@@ -209,8 +196,7 @@ class Topic:
         channel = self.channels[name]
         channel.journal.remove()
         del self.channels[name]
-        channel.disconnect()
-        self.alarms.forget(channel)
+        channel.discard()
         if isinstance(self.log, DiskLog):
             self.log.name_changed()
         self._save_state()
@@ -287,6 +273,7 @@ class Topic:
     def confirm(self) -> None:
         """A sync of all that was committed has succeeded."""
         self._uncounted.clear()
+        self.unsynced_count = 0
         if isinstance(self.log, DiskLog):
             self.log.confirm()
 
@@ -349,17 +336,16 @@ class Topic:
             with durable.storage("rename", self.folder):
                 self.folder.rename(gone)
             self._unsaved = None
-            self.log.discard()
+        self.log.discard()
         self.exiting = True
         self._refuse_waiting()
         for name in list(self.channels):
             channel = self.channels.pop(name)
-            channel.disconnect()
-            self.alarms.forget(channel)
+            channel.discard()
             with contextlib.suppress(StorageError):  # its folder has gone
                 channel.journal.remove()
         if gone is not None:
-            self._defer(lambda: _remove_folder(gone))
+            self._defer(lambda: remove_folder(gone))
 
     # Inside
 
@@ -374,7 +360,7 @@ class Topic:
         held = sum(channel.depth + channel.in_flight + channel.deferred for channel in channels)
         if log.count(log.start, log.end) > 2 * (room + held):
             for channel in channels:
-                channel.carry_over(self.pumped, bounded=False)
+                channel.carry_over(self.pumped)
             log.trim(self.floor())
 
     def _first_for_new(self) -> int:
@@ -419,8 +405,8 @@ class Topic:
 
     def _refuse_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []
-        for _, _, answer in waiting:
-            answer(EXITING)
+        for publish in waiting:
+            publish.answer(EXITING)
 
     def _load_state(self, folder: Path) -> None:
         for name in named_in(folder, CHANNEL_SUFFIX):
@@ -465,24 +451,8 @@ class Topic:
             return None
         return Journal(self.folder / f"{name}{CHANNEL_SUFFIX}", self._files)
 
-    def _commit_run(
-        self,
-        bodies: list[bytes],
-        answers: list[Answer],
-        delay_ms: int,
-        out: Answers,
-    ) -> None:
-        if not bodies:
-            return
-        error = EXITING if self.exiting else self._append(bodies, delay_ms)
-        out += [(answer, error) for answer in answers]
-
     def _append(self, bodies: list[bytes], delay_ms: int) -> str | None:
-        kept = bodies
-        if self.ephemeral:
-            room = max(0, self._options.mem_queue_size - self.depth)
-            kept = bodies if self.channels and not self.paused else bodies[:room]
-            self.dropped_count += len(bodies) - len(kept)
+        kept = self._fitting(bodies, self.log) if isinstance(self.log, MemoryLog) else bodies
         now_ns = self._now_ns()
         due_ns = now_ns + delay_ms * 1_000_000 if delay_ms else 0
         try:
@@ -498,15 +468,17 @@ class Topic:
             self._uncounted.append((len(bodies), size_bytes))
         return None
 
+    def _fitting(self, bodies: list[bytes], log: MemoryLog) -> list[bytes]:
+        """What of them an ephemeral topic takes; the others are dropped."""
+        kept = bodies
+        if self.paused or not self.channels:
+            kept = bodies[: max(0, self._options.mem_queue_size - self.depth)]
+        if not self._has_room(log):
+            kept = []
+        self.dropped_count += len(bodies) - len(kept)
+        return kept
 
-def sweep(data_path: Path) -> None:
-    """Remove what is left of topics whose deletion was cut short. Raises StorageError."""
-    for name in durable.names_in(data_path):
-        if name.endswith(DELETED_SUFFIX) and f"{TOPIC_SUFFIX}." in name:
-            _remove_folder(data_path / name)
-
-
-def _remove_folder(folder: Path) -> None:
-    durable.fsync_directory(folder.parent)
-    with durable.storage("remove", folder):
-        shutil.rmtree(folder)
+    def _has_room(self, log: MemoryLog) -> bool:
+        if not self.copies.left_bytes:
+            log.trim(self.floor())
+        return self.copies.left_bytes > 0

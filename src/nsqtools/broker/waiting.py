@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping
 
     from nsqtools.broker.flight import Settled
+    from nsqtools.broker.memory import Room
 
 # A heap of numbers is made anew when it has this many, and more than twice as many as wait.
 _STALE_MIN = 1024
@@ -145,12 +146,15 @@ class Waiting:
 class Carried:
     """Copies of messages that wait or are in flight, so that the log can let go of them.
 
-    An empty copy says that the log does not have the message any more.
+    An empty copy says that the log does not have the message any more. What they take is counted in
+    `room`, too.
     """
 
-    def __init__(self, frames: Mapping[int, bytes]) -> None:
+    def __init__(self, frames: Mapping[int, bytes], room: Room) -> None:
         self._frames = dict(frames)
-        self.size_bytes = sum(map(len, self._frames.values()))
+        self._room = room
+        self.size_bytes = 0
+        self._grow(sum(map(len, self._frames.values())))
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -164,10 +168,12 @@ class Carried:
     def add(self, number: int, frame: bytes) -> None:
         self.forget(number)
         self._frames[number] = frame
-        self.size_bytes += len(frame)
+        self._grow(len(frame))
 
     def forget(self, number: int) -> None:
-        self.size_bytes -= len(self._frames.pop(number, b""))
+        frame = self._frames.pop(number, None)
+        if frame is not None:
+            self._grow(-len(frame))
 
     def settle(self, settled: Settled) -> None:
         """Forget what was acknowledged; looks at the fewer, copies or acknowledged."""
@@ -189,4 +195,8 @@ class Carried:
 
     def clear(self) -> None:
         self._frames.clear()
-        self.size_bytes = 0
+        self._grow(-self.size_bytes)
+
+    def _grow(self, size_bytes: int) -> None:
+        self.size_bytes += size_bytes
+        self._room.held_bytes += size_bytes
