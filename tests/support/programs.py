@@ -72,6 +72,11 @@ class Program:
         hard = resource.prlimit(self._process.pid, what)[1]
         resource.prlimit(self._process.pid, what, (most, hard))
 
+    def bound(self, what: int, most: int) -> None:
+        """Set one of its limits for good."""
+        assert self._process is not None
+        resource.prlimit(self._process.pid, what, (most, most))
+
     def send(self, number: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)
