@@ -398,6 +398,8 @@ class Consumer:
         while True:
             probe_s = STRICT_PROBE_S if self._strictly else PROBE_S
             await asyncio.sleep(min(interval_s, probe_s))
+            for subscription in () if self._reads_nothing else self._subscriptions.values():
+                subscription.reads(self._loop.time())
             is_crowded = len(self._subscriptions) > self._limit()
             if is_crowded or self._loop.time() - self._shared_s >= interval_s:
                 self._share()
