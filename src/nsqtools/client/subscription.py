@@ -27,8 +27,9 @@ _RATE_MEMORY = 0.5
 BEYOND_FACTOR = 4
 BEYOND_MIN = 1000
 BEYOND_INTERVAL_S = 1.0
-# Who has read nothing for so long has stood still: the process was stopped, or may hold no more. Each time
-# that msg_timeout was over meanwhile nsqd has sent RDY messages again; they are here within RESENT_S.
+# Who has read nothing for so long has stood still: the process was stopped, or may hold no more.
+# Each time that msg_timeout was over meanwhile nsqd has sent RDY messages again; they come within
+# RESENT_S.
 # An nsqd that hears nothing for longer than STOOD_STILL_MAX_S has closed the connection.
 STOOD_STILL_S = 2.0
 STOOD_STILL_MAX_S = 120.0
