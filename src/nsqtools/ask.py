@@ -21,10 +21,12 @@ _ACCEPT = "application/vnd.nsq; version=1.0"  # as NSQ's own client asks (spec: 
 
 
 def new_session() -> aiohttp.ClientSession:
-    """An HTTP session fit for strangers, to be shared and closed by the caller."""
+    """An HTTP session fit for strangers, to be shared and closed by the caller, who bounds how much is
+    asked at once. No connection is kept: what is asked next is asked much later, or of another."""
     import aiohttp
 
     return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, force_close=True),
         headers={"Accept": _ACCEPT, "Accept-Encoding": "identity"},
         cookie_jar=aiohttp.DummyCookieJar(),
         # The limit on an answer is one on what it opens to.

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tests.support.peer import Peer, PeerConnection
 
     from nsqtools.client.batch import Batch
+    from nsqtools.client.discovery import Discovery
 
 # The consumer comes back at once, so that a test need not wait.
 SOON = {"lookupd_poll_interval": "10ms"}
@@ -29,6 +30,7 @@ def consumer_of(
     max_in_flight: int = 100,
     lookupd: Iterable[str] = (),
     memory: ConsumerMemory | None = None,
+    discovery: Discovery | None = None,
     **settings: str,
 ) -> Consumer:
     return Consumer(
@@ -38,6 +40,7 @@ def consumer_of(
         nsqd_addresses=[peer.address for peer in peers],
         lookupd_addresses=lookupd,
         memory=memory or ConsumerMemory(AMPLE_BYTES),
+        discovery=discovery,
     )
 
 

@@ -5,13 +5,14 @@ import logging
 import random
 import subprocess
 import sys
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
 from tests.support.lookupd import UNKNOWN, FakeLookupd, listing, lookupds
 
 from nsqtools.ask import ANSWER_BYTES_MAX, new_session
+from nsqtools.client.discovery import QUESTIONS_AT_ONCE, Discovery
 from nsqtools.client.lookup import (
     Lookupd,
     LookupOptions,
@@ -264,10 +265,26 @@ async def test_a_failure_forgets_nothing_and_is_said_once(
 async def test_a_shared_session_stays_open() -> None:
     async with lookupds(listing(("a", 1))) as [fake], new_session() as session:
         await lookup([fake.address], "t", session=session)
-        poller = LookupPoller([fake.address], "t", rng=random.Random(1), session=session)
-        async with polling(poller) as (_, seen):
-            await until(lambda: bool(seen))
         assert not session.closed
+
+
+async def test_pollers_that_share_a_discovery_have_their_turns_at_each_nsqlookupd() -> None:
+    async with (
+        lookupds(listing(("a", 1)), listing(("b", 2))) as [fast, hung],
+        AsyncExitStack() as stack,
+    ):
+        hung.gate.clear()
+        discovery = Discovery()
+        addresses = [fast.address, hung.address]
+        seen = []
+        for number in range(QUESTIONS_AT_ONCE + 5):
+            topic = f"t{number}"
+            poller = LookupPoller(addresses, topic, rng=random.Random(1), discovery=discovery)
+            seen.append((await stack.enter_async_context(polling(poller)))[1])
+        await until(lambda: all(one == [{"a:1"}] for one in seen))
+        assert len(hung.asked) == QUESTIONS_AT_ONCE
+        hung.gate.set()
+        await until(lambda: all(one[-1] == {"a:1", "b:2"} for one in seen))
 
 
 def test_importing_discovery_does_not_import_aiohttp() -> None:

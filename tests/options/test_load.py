@@ -205,6 +205,10 @@ def test_a_secret_is_refused_on_the_command_line_and_not_repeated(argv: list[str
         ["--opt", "auth-secret,hunter2"],
         ["--opt=auth_secret=hunter2"],
         ["-opt=auth_secret,hunter2", "--opt=other,1"],
+        ["--opt= auth_secret,hunter2"],
+        ["--opt=auth_secret ,hunter2"],
+        ["--opt", "\tAUTH_SECRET hunter2"],
+        ["--opt='auth_secret':hunter2"],
     ],
 )
 def test_a_setting_that_is_a_secret_is_refused_on_the_command_line(argv: list[str]) -> None:

@@ -16,7 +16,9 @@ from tests.archive.helpers import START_NS, payload, write_file
 
 from nsqtools.archive.reader import open_archive
 from nsqtools.errors import StoreError
+from nsqtools.options import load
 from nsqtools.stores.failures import Changed
+from nsqtools.stores.named import NamedObjects
 from nsqtools.stores.objects import (
     READ_AHEAD_BYTES_MAX,
     START_BYTES,
@@ -24,6 +26,7 @@ from nsqtools.stores.objects import (
     decode_metadata,
     encode_metadata,
 )
+from nsqtools.stores.options import StoreAccess
 from nsqtools.wire.messages import Messages
 
 if TYPE_CHECKING:
@@ -174,6 +177,22 @@ def test_a_list_without_an_end_is_given_up(store: Store, proxy: FaultProxy) -> N
     proxy.fail("status", "?uploads", status=200, body=ENDLESS_UPLOADS.encode(), times=1000)
     with pytest.raises(StoreError, match="the same page of the list again"):
         store.abort_orphans("t/", 0, lambda _: True)
+
+
+def test_a_list_of_more_than_can_be_held_is_refused(
+    proxy: FaultProxy,
+    bucket: str,
+    server: StoreServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for number in range(5):
+        put(server, bucket, b"x", f"t/{number}")
+    monkeypatch.setattr("nsqtools.stores.named.OBJECTS_MAX", 4)
+    access = load(StoreAccess, "x", [f"--endpoint-url={proxy.endpoint_url}"], {})
+    with NamedObjects(access) as remotes:
+        assert len(remotes.find(f"s3://{bucket}/t/1")) == 1
+        with pytest.raises(StoreError, match="more than 4 objects have names that begin so"):
+            remotes.find(f"s3://{bucket}/t/")
 
 
 def test_a_list_is_read_page_by_page(

@@ -39,8 +39,15 @@ class FakeLookupd:
         self.gate.set()
         self.asked: list[str] = []
         self.address = ""
+        self.hangs = ""
+        """What is asked with a target that begins so is never answered."""
         self.location = ""
         """Where to send those who ask; an answer of its own when it is empty."""
+
+    def topics_asked(self) -> set[str]:
+        """The topics whose producers were asked for."""
+        targets = [asked.split(" ")[1] for asked in self.asked]
+        return {one.partition("topic=")[2] for one in targets if one.startswith("/lookup")}
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -53,6 +60,9 @@ class FakeLookupd:
         self.asked.append((await reader.readuntil(b"\r\n\r\n")).decode())
         await self.gate.wait()
         target = self.asked[-1].split(" ")[1]
+        if self.hangs and target.startswith(self.hangs):
+            await reader.read()
+            return
         found = [start for start in self.answers if target.startswith(start)]
         if self.location:
             head = f"HTTP/1.1 302 X\r\nLocation: {self.location}\r\nContent-Length: 0\r\n\r\n"

@@ -21,13 +21,15 @@ _LISTENING = re.compile(r"TCP: listening on \S*:(\d+)$")
 class Program:
     """One of our programs, in any number of lives; leaving the block kills the last one."""
 
-    def __init__(self, name: str, *command: str) -> None:
-        """`command` is what Python is to run in place of the program of this name."""
+    def __init__(self, name: str, *command: str, hears_output: bool = False) -> None:
+        """`command` is what Python is to run in place of the program of this name. With `hears_output`
+        its standard output is among its log."""
         self.lives = 0
         self.log: deque[str] = deque(maxlen=LOG_LINES_MAX)
         self._life: deque[str] = deque(maxlen=LOG_LINES_MAX)
         self._told = asyncio.Event()
         self._command = command or ("-m", "nsqtools", name)
+        self._hears_output = hears_output
         self._process: asyncio.subprocess.Process | None = None
         self._reading: asyncio.Task[None] | None = None
 
@@ -41,13 +43,16 @@ class Program:
         self.lives += 1
         self._life.clear()
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        pipe, both = asyncio.subprocess.PIPE, self._hears_output
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, *self._command, *flags),
-            stderr=asyncio.subprocess.PIPE,
+            stdout=pipe if both else None,
+            stderr=asyncio.subprocess.STDOUT if both else pipe,
             env=environment,
         )
-        assert self._process.stderr is not None
-        self._reading = asyncio.create_task(self._read(self._process.stderr))
+        heard = self._process.stdout if both else self._process.stderr
+        assert heard is not None
+        self._reading = asyncio.create_task(self._read(heard))
 
     async def kill(self) -> None:
         """SIGKILL to a program that must still be running."""
@@ -71,6 +76,11 @@ class Program:
         assert self._process is not None
         hard = resource.prlimit(self._process.pid, what)[1]
         resource.prlimit(self._process.pid, what, (most, hard))
+
+    def bound(self, what: int, most: int) -> None:
+        """Set one of its limits for good."""
+        assert self._process is not None
+        resource.prlimit(self._process.pid, what, (most, most))
 
     def send(self, number: signal.Signals) -> None:
         assert self._process is not None

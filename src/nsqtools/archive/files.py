@@ -296,7 +296,7 @@ def is_open_by_name(path: Path) -> bool:
     """Whether it is the second name of a file that is still written (`--live-name`)."""
     try:
         return path.with_name(path.name + PART_SUFFIX).samefile(path)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: what an object can be called, and no file
         return False
 
 

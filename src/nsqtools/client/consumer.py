@@ -32,10 +32,10 @@ from nsqtools.wire.names import is_valid_name
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
-    from types import TracebackType
 
     from nsqtools.client.batch import Batch, Message
     from nsqtools.client.connection import Connection
+    from nsqtools.client.discovery import Discovery
     from nsqtools.client.options import ConsumerOptions
     from nsqtools.errors import ServerError
     from nsqtools.wire.frames import Oversized
@@ -67,6 +67,7 @@ class Consumer:
         lookupd_addresses: Iterable[str] = (),
         rng: random.Random | None = None,
         memory: ConsumerMemory | None = None,
+        discovery: Discovery | None = None,
         on_lost: Callable[[str], None] = lambda _: None,
         on_refused: Callable[[str, bytes], None] = lambda _, __: None,
     ) -> None:
@@ -100,6 +101,7 @@ class Consumer:
             lookupd_addresses=lookupd_addresses,
             connect_once=self._connect_once,
             rng=self._rng,
+            discovery=discovery,
         )
         self._allowed: int | None = None
         self._strictly = self._paused = self._stopping = False
@@ -124,12 +126,7 @@ class Consumer:
         self._sharing = self._tasks.create_task(self._redistribute())
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_exc_info: object) -> None:
         self._stopping = True
         self._all_closed.set()
         self.inbox.end()
@@ -401,6 +398,8 @@ class Consumer:
         while True:
             probe_s = STRICT_PROBE_S if self._strictly else PROBE_S
             await asyncio.sleep(min(interval_s, probe_s))
+            for subscription in () if self._reads_nothing else self._subscriptions.values():
+                subscription.reads(self._loop.time())
             is_crowded = len(self._subscriptions) > self._limit()
             if is_crowded or self._loop.time() - self._shared_s >= interval_s:
                 self._share()

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, quote, urlsplit
 
 from nsqtools.ask import ask, check_status, new_session
+from nsqtools.client.discovery import Discovery
 from nsqtools.errors import ConnectionFailed, OptionsError, ProtocolError
 from nsqtools.options import mask_passwords
 from nsqtools.wire.lookup import Answer, parse_names, parse_producers, says_topic_not_found
@@ -297,16 +298,17 @@ class LookupPoller:
         *,
         rng: random.Random,
         options: LookupOptions = DEFAULTS,
-        session: aiohttp.ClientSession | None = None,
+        discovery: Discovery | None = None,
     ) -> None:
-        """Raises OptionsError for an address that is none."""
+        """`discovery` is shared with others. Raises OptionsError for an address that is none."""
         self._lookupds = [Lookupd.parse(address) for address in dict.fromkeys(addresses)]
         self._question = _Producers(topic)
         self._rng = rng
         self._options = options
-        self._session = session
+        self._discovery = discovery or Discovery()
         self._pokes = [asyncio.Event() for _ in self._lookupds]
-        self._answers: dict[str, Answer] = {}
+        self._listed: dict[str, frozenset[str]] = {}
+        self._refused: dict[str, tuple[int, str]] = {}
         self._failures: dict[str, int] = {}
         self._asked = [0] * len(self._lookupds)
         self._heard = [0] * len(self._lookupds)
@@ -315,12 +317,12 @@ class LookupPoller:
     @property
     def producers(self) -> frozenset[str]:
         """`host:port` of every nsqd that the last good answers list."""
-        return frozenset().union(*(answer.values for answer in self._answers.values()))
+        return frozenset().union(*self._listed.values())
 
     @property
     def has_answer(self) -> bool:
         """Whether any of them has answered."""
-        return bool(self._answers)
+        return bool(self._listed)
 
     @property
     def failing(self) -> dict[str, int]:
@@ -351,37 +353,40 @@ class LookupPoller:
         `found` is called with `producers` after every good answer, whether or not they changed: a
         producer that is listed still and not connected is to be connected again. It must be quick.
         """
-        async with AsyncExitStack() as stack:
-            session = await _session_in(stack, self._session)
-            async with asyncio.TaskGroup() as group:
+        try:
+            async with self._discovery, asyncio.TaskGroup() as group:
                 for number in range(len(self._lookupds)):
-                    group.create_task(self._poll(number, session, found))
+                    group.create_task(self._poll(number, found))
+        finally:
+            for listed in self._listed.values():
+                self._discovery.listed(listed, frozenset())
 
-    async def _poll(
-        self,
-        number: int,
-        session: aiohttp.ClientSession,
-        found: Callable[[frozenset[str]], None],
-    ) -> None:
+    async def _poll(self, number: int, found: Callable[[frozenset[str]], None]) -> None:
         lookupd, poke = self._lookupds[number], self._pokes[number]
         while True:
             poke.clear()
             self._asked[number] += 1
-            try:
-                answer = await _answer(lookupd, self._question, self._options, session)
-            except ConnectionFailed as error:
-                self._note_failure(lookupd.text, error)
-            else:
-                self._note_answer(lookupd.text, answer)
+            if await self._ask(lookupd):
                 found(self.producers)
             self._heard[number] = self._asked[number]
             self._round_ended.set()
             await self._wait(poke, self._interval_s(lookupd.text))
 
+    async def _ask(self, lookupd: Lookupd) -> bool:
+        """Whether it has answered. Of what it said no more is held than was taken: it can be large."""
+        try:
+            async with self._discovery.turn(lookupd.text) as session:
+                answer = await _answer(lookupd, self._question, self._options, session)
+        except ConnectionFailed as error:
+            self._note_failure(lookupd.text, error)
+            return False
+        self._note_answer(lookupd.text, answer)
+        return True
+
     def _interval_s(self, address: str) -> float:
         """One that has not answered yet is asked again soon: at a start it may come up after us."""
         interval_s = self._options.lookupd_poll_interval_s
-        if address not in self._answers:
+        if address not in self._listed:
             failures = min(self._failures.get(address, 1), _DOUBLINGS_MAX)
             interval_s = min(interval_s, FIRST_ANSWER_S * 2 ** (failures - 1))
         return interval_s
@@ -406,13 +411,14 @@ class LookupPoller:
     def _note_answer(self, address: str, answer: Answer) -> None:
         if failures := self._failures.pop(address, 0):
             log.info("lookupd answers again address=%s failures=%d", address, failures)
-        before = self._answers.get(address, Answer())
-        if answer.refused != before.refused:
+        refused = (len(answer.refused), next(iter(answer.refused), ""))
+        if refused != self._refused.get(address, (0, "")):
             _warn_of_refused(answer, address)
-        self._answers[address] = answer
+        self._refused[address] = refused
+        before = self._listed.get(address, frozenset())
+        self._listed[address] = self._discovery.listed(before, answer.values)
         # What one takes off its list is not kept because another, that fails, had it on its own.
-        gone = frozenset(before.values) - frozenset(answer.values)
-        for failing in self._failures.keys() & self._answers.keys():
-            old = self._answers[failing]
-            kept = [value for value in old.values if value not in gone]
-            self._answers[failing] = replace(old, values=type(old.values)(kept))
+        gone = before - answer.values
+        for failing in self._failures.keys() & self._listed.keys():
+            kept = self._listed[failing] - gone
+            self._listed[failing] = self._discovery.listed(self._listed[failing], kept)

@@ -11,6 +11,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from nsqtools.client.backoff import ReconnectDelay
+from nsqtools.client.discovery import Discovery
 
 if TYPE_CHECKING:
     import random
@@ -38,6 +39,7 @@ class Nsqds:
         lookupd_addresses: Iterable[str],
         connect_once: Callable[[str], Awaitable[float]],
         rng: random.Random,
+        discovery: Discovery | None = None,
     ) -> None:
         self._topic = topic
         self._options = options
@@ -45,6 +47,7 @@ class Nsqds:
         self._lookupd_addresses = tuple(lookupd_addresses)
         self._connect_once = connect_once
         self._rng = rng
+        self._shared = discovery or Discovery()
         self._listed: frozenset[str] = frozenset()
         self._keepers: dict[str, list[asyncio.Task[None]]] = {}
         self._poller: LookupPoller | None = None
@@ -92,11 +95,15 @@ class Nsqds:
             self._poller.poke()
 
     def _keep(self, address: str) -> None:
-        if address not in self._keepers and not self._stopped:
-            self._keepers[address] = [
-                self._tasks.create_task(self._keep_connected(address))
-                for _ in range(self._options.connections_per_nsqd)
-            ]
+        is_given = address in self._given
+        if address in self._keepers or self._stopped or not (is_given or self._shared.may_call()):
+            return
+        keepers = self._keepers[address] = [
+            self._tasks.create_task(self._keep_connected(address))
+            for _ in range(self._options.connections_per_nsqd)
+        ]
+        for keeper in [] if is_given else keepers:
+            self._shared.calls(keeper)
 
     async def _keep_connected(self, address: str) -> None:
         """Connect, subscribe, and do so again whenever the connection ends."""
@@ -126,6 +133,7 @@ class Nsqds:
             self._topic,
             rng=self._rng,
             options=self._options.lookup(),
+            discovery=self._shared,
         )
         await self._poller.run(self._found)
 

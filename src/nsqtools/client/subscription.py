@@ -27,6 +27,13 @@ _RATE_MEMORY = 0.5
 BEYOND_FACTOR = 4
 BEYOND_MIN = 1000
 BEYOND_INTERVAL_S = 1.0
+# Who has read nothing for so long has stood still: the process was stopped, or may hold no more.
+# Each time that msg_timeout was over meanwhile nsqd has sent RDY messages again; they come within
+# RESENT_S.
+# An nsqd that hears nothing for longer than STOOD_STILL_MAX_S has closed the connection.
+STOOD_STILL_S = 2.0
+STOOD_STILL_MAX_S = 120.0
+RESENT_S = 10.0
 # Commands that nsqd can still refuse; all messages that can be in flight were answered, and touched.
 REFUSABLE_MAX = 200_000
 
@@ -70,7 +77,8 @@ class Subscription:
         self._was_exhausted = False
         self._rdy_max = 0
         self._beyond = 0
-        self._beyond_s = now_s
+        self._beyond_s = self._read_s = self._resent_until_s = now_s
+        self._resent = 0.0
         self._refusable = 0
         # In the order in which they must be touched.
         self._held: dict[Batch, None] = {}
@@ -101,10 +109,20 @@ class Subscription:
 
     def is_flooded(self, messages: int, now_s: float) -> bool:
         """Whether with so many more nsqd has sent far more than it was ever asked for."""
+        self.reads(now_s)
         if now_s - self._beyond_s > BEYOND_INTERVAL_S:
             self._beyond, self._beyond_s = 0, now_s
         self._beyond += min(messages, max(0, self.in_flight + messages - self._rdy_max))
-        return self._beyond > BEYOND_FACTOR * self._rdy_max + BEYOND_MIN
+        resent = self._resent if now_s < self._resent_until_s else 0
+        return self._beyond > BEYOND_FACTOR * self._rdy_max + BEYOND_MIN + resent
+
+    def reads(self, now_s: float) -> None:
+        """What comes is read; to be said now and then, so that a standstill is noticed."""
+        stood_s, self._read_s = now_s - self._read_s, now_s
+        if stood_s > STOOD_STILL_S:
+            timeout_s = max(1, self.connection.reply.msg_timeout_ms) / 1000
+            self._resent = self._rdy_max * min(stood_s, STOOD_STILL_MAX_S) / timeout_s
+            self._resent_until_s = now_s + RESENT_S
 
     def may_refuse(self) -> bool:
         """Count an error of nsqd; whether there was a command that it can be about."""

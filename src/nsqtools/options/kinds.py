@@ -376,13 +376,15 @@ class NameValue(Kind[Setting]):
 
     def parse(self, text: str) -> Setting:
         name, comma, value = text.partition(",")
-        name = name.replace("-", "_")
+        name = name.strip().replace("-", "_")
         if not name:
             raise ValueError("should be name,value")
         return Setting(name=name, value=value if comma else "true")
 
     def secret_in(self, text: str) -> str:
-        name = text.partition(",")[0].partition("=")[0].replace("-", "_")
+        """Also where it is written in a way that no setting is taken."""
+        found = re.match(r"[^\w-]*([\w-]+)", text)
+        name = found[1].lower().replace("-", "_") if found else ""
         return name if name in SECRET_SETTINGS else ""
 
     def render(self, value: Setting) -> str:

@@ -12,6 +12,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from nsqtools import __version__
+from nsqtools.client.discovery import Discovery
 from nsqtools.client.memory import ConsumerMemory
 from nsqtools.clock import SystemClock
 from nsqtools.errors import ConnectionFailed, NsqToolsError
@@ -83,6 +84,7 @@ class Run:
         self._totals: Counter[str] = Counter()
         self._missing: Counter[str] = Counter()
         self._memory = ConsumerMemory()
+        self._discovery = Discovery()
         self._is_ending = self._failed_at_end = False
         self._health = Health()
         self.registry = Registry()
@@ -266,6 +268,7 @@ class Run:
             nsqd_addresses=options.nsqd_tcp_address,
             lookupd_addresses=options.lookupd_http_address,
             memory=self._memory,
+            discovery=self._discovery,
             quota=self._quota,
         )
         pipeline = self._pipelines[topic] = TopicPipeline(

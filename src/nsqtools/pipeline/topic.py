@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 
     from nsqtools.client.batch import Batch, Part
+    from nsqtools.client.discovery import Discovery
     from nsqtools.client.memory import ConsumerMemory
     from nsqtools.client.options import ConsumerOptions
     from nsqtools.clock import Clock
@@ -63,6 +64,7 @@ class TopicSpec:
     nsqd_addresses: tuple[str, ...] = ()
     lookupd_addresses: tuple[str, ...] = ()
     memory: ConsumerMemory | None = None
+    discovery: Discovery | None = None
     quota: Quota | None = None
     """How many messages the run still wants; None: all that come."""
     clock: Clock = field(default_factory=SystemClock)
@@ -106,6 +108,7 @@ class TopicPipeline:
             nsqd_addresses=spec.nsqd_addresses,
             lookupd_addresses=spec.lookupd_addresses,
             memory=spec.memory,
+            discovery=spec.discovery,
             on_lost=self._connection_lost,
             on_refused=self._may_come_again,
         )

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from nsqtools.clock import SystemClock
 from nsqtools.errors import StoreClosed, StoreError
 from nsqtools.options import mask_passwords
+from nsqtools.stores.answers import bound
 from nsqtools.stores.failures import Request, clean, explain, is_of_identity
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ class Connection:
         # The checksum is signed with the other headers, and stands for what is sent.
         s3: Any = {"addressing_style": options.addressing, "payload_signing_enabled": False}
         checksums: Any = "when_supported" if for_aws else "when_required"
-        return session.client(
+        client = session.client(
             "s3",
             endpoint_url=options.endpoint_url,
             region_name=session.region_name or (None if for_aws else _REGION),
@@ -216,3 +217,5 @@ class Connection:
                 s3=s3,
             ),
         )
+        bound(client, options.store_timeout_s)
+        return client

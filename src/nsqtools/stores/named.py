@@ -8,6 +8,7 @@ import threading
 from typing import TYPE_CHECKING, Self
 
 from nsqtools.errors import StoreError
+from nsqtools.stores.failures import Request
 from nsqtools.stores.location import check_key, is_location, parse_location
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from nsqtools.stores.objects import ObjectReader, StoredObject
     from nsqtools.stores.options import StoreAccess
 
+# They are listed before the first is read: half a kilobyte each.
+OBJECTS_MAX = 1_000_000
 _REFUSED = ("AccessDenied", "403")
 
 
@@ -62,8 +65,14 @@ class NamedObject:
 
         Raises `FileNotFoundError` and `StoreError`.
         """
-        self._stored = self._store.head(self._key)
-        return self._stored.sha256
+        try:
+            self._stored = self._store.head(self._key)
+        except ValueError as error:  # of a key that a store has listed, and none could have
+            request = Request("head_object", self._store.bucket, self._key)
+            failure = request.failed(str(error), is_passing=False)
+        else:
+            return self._stored.sha256
+        raise failure
 
 
 class NamedObjects:
@@ -133,9 +142,14 @@ class NamedObjects:
 
 
 def _listed(store: Store, prefix: str, *, is_key: bool) -> list[NamedObject]:
-    found = []
+    found: list[NamedObject] = []
     for stored in store.list(prefix):
         one = NamedObject(store, stored.key, stored)
+        if len(found) >= OBJECTS_MAX:
+            reason = f"more than {OBJECTS_MAX} objects have names that begin so"
+            hint = "Name them with a longer beginning, in several runs."
+            request = Request("list_objects_v2", store.bucket, prefix)
+            raise request.failed(reason, is_passing=False, hint=hint)
         if is_key and stored.key == prefix:  # a list begins with it
             return [one]
         found.append(one)

@@ -196,6 +196,7 @@ class ObjectReader(io.RawIOBase):
     def _get_some(self, start: int, stop: int, got: bytearray) -> None:
         """One GET into `got`, which keeps what came before a failure."""
         self.requests += 1
+        most_bytes = len(got) + stop - start
         unchanged = {"IfMatch": self._etag} if self._etag else {}
         answer = self._connection.call(
             self._request, Range=f"bytes={start}-{stop - 1}", **unchanged
@@ -206,6 +207,7 @@ class ObjectReader(io.RawIOBase):
             while data := body.read(io.DEFAULT_BUFFER_SIZE * 32):
                 got += data
                 self.fetched_bytes += len(data)
+                self._check_size(len(got), most_bytes)
         except Exception as error:  # noqa: BLE001 - whatever boto3 and urllib3 raise while reading
             failure = explain(error, self._request, time.time())
         else:
@@ -213,6 +215,10 @@ class ObjectReader(io.RawIOBase):
         finally:
             body.close()
         raise failure
+
+    def _check_size(self, size_bytes: int, most_bytes: int) -> None:
+        if size_bytes > most_bytes:
+            raise self._request.failed("more came than was asked for", is_passing=False)
 
     def _check_same(self, answer: Mapping[str, Any], start: int, stop: int) -> None:
         """That it is the same object still, for stores that pass over If-Match."""

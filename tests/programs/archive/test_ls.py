@@ -126,7 +126,7 @@ def test_what_is_left_out_of_a_folder(run: Run, tmp_path: Path) -> None:
     assert [told["name"] for told in run("ls", "--json", tmp_path).json] == [str(kept)]
 
 
-@pytest.mark.parametrize("command", ["verify", "cat"])
+@pytest.mark.parametrize("command", ["verify", "cat", "ls", "compact", "index", "repair"])
 def test_links_that_are_not_followed_are_told(command: str, run: Run, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     link = tmp_path / "in" / "link.zst"

@@ -11,13 +11,18 @@ import signal
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.programs.hostile.helpers import (
+    CONSUMING,
+    attacked,
+    check_log,
+    check_sound,
+    consuming,
+)
 from tests.support import hostile as attacks
-from tests.support.endpoints import saying
 from tests.support.hostile import hostile, many, message_block
 from tests.support.peer import frame
 from tests.support.programs import Program
 from tests.support.raw import ERROR, RESPONSE
-from tests.support.stores import ENVIRONMENT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -25,13 +30,7 @@ if TYPE_CHECKING:
 
     from tests.support.hostile import Script
 
-# A program is 40 MB; what it may hold of messages, being encoded, is several times 32 MiB.
-PEAK_MAX_BYTES = 300 << 20
-LOG_LINES_MAX = 100
-LINE_LENGTH_MAX = 8400
-NOBODY = "127.0.0.1:1"
-CONSUMING = ("nsq_to_file", "nsq_to_http", "nsq_to_s3")
-FORGED = "2026/01/31"
+pytestmark = pytest.mark.usefixtures("credentials")
 
 
 def heartbeat_block() -> bytes:
@@ -105,69 +104,28 @@ ATTACKS: dict[str, tuple[Script, Sequence[str], str]] = {
 }
 
 
-@contextlib.asynccontextmanager
-async def consuming(name: str, folder: Path, address: str, *flags: str) -> AsyncIterator[Program]:
-    """The program on this nsqd; where it delivers to nobody answers."""
-
-    async def silence(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
-        while await reader.read(1 << 16):
-            pass
-
-    async with saying(silence) as endpoint, Program(name) as tool:
-        output = {
-            "nsq_to_file": [f"--output-dir={folder}", "--sync-interval=20ms"],
-            "nsq_to_http": [f"--post=http://{endpoint}/"],
-            "nsq_to_s3": [
-                f"--spool-dir={folder}",
-                "--bucket=archive",
-                f"--endpoint-url=http://{NOBODY}",
-                "--sync-interval=20ms",
-            ],
-        }[name]
-        source = ["--topic=t", "--channel=c", f"--nsqd-tcp-address={address}"]
-        await tool.start(*source, *output, "--shutdown-timeout=2s", *flags)
-        yield tool
-
-
-async def check_sound(tool: Program) -> None:
-    """It is small, has told little and nothing raw, and ends."""
-    assert tool.peak_bytes() < PEAK_MAX_BYTES
-    assert await tool.end(signal.SIGTERM) is not None
-    check_log(tool)
-
-
-def check_log(tool: Program) -> None:
-    assert len(tool.log) < LOG_LINES_MAX
-    for line in tool.log:
-        assert line.isprintable(), repr(line)
-        assert not line.startswith(FORGED)
-        assert len(line) < LINE_LENGTH_MAX
-    assert "Traceback" not in tool.told, tool.told
+def on_nsqd(address: str) -> tuple[str, str]:
+    return "--topic=t", f"--nsqd-tcp-address={address}"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize("name", CONSUMING)
-async def test_a_consuming_program_survives(
-    name: str, attack: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for variable, value in ENVIRONMENT.items():
-        monkeypatch.setenv(variable, value)
+async def test_a_consuming_program_survives(name: str, attack: str, tmp_path: Path) -> None:
     script, flags, word = ATTACKS[attack]
-    async with hostile(script) as address, consuming(name, tmp_path, address, *flags) as tool:
+    async with (
+        hostile(script) as address,
+        consuming(name, tmp_path, *on_nsqd(address), *flags) as tool,
+    ):
         await tool.says(word)
         await check_sound(tool)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONSUMING)
-async def test_large_messages_beyond_rdy_wait_in_the_socket(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for variable, value in ENVIRONMENT.items():
-        monkeypatch.setenv(variable, value)
+async def test_large_messages_beyond_rdy_wait_in_the_socket(name: str, tmp_path: Path) -> None:
     flood = attacks.flood_of_messages(b"x" * 1_000_000)
-    async with hostile(flood) as address, consuming(name, tmp_path, address) as tool:
+    async with hostile(flood) as address, consuming(name, tmp_path, *on_nsqd(address)) as tool:
         await tool.says("subscribed")
         await asyncio.sleep(2.0)  # of a flood
         await check_sound(tool)
@@ -178,9 +136,8 @@ async def replaying(address: str, folder: Path, *flags: str) -> AsyncIterator[Pr
     """file_to_nsq on this nsqd."""
     source = folder / "source.log"
     source.write_bytes(b"one\ntwo\n")
-    async with Program("file_to_nsq") as tool:
-        where = ["--topic=t", f"--nsqd-tcp-address={address}"]
-        await tool.start(*where, "--shutdown-timeout=2s", *flags, str(source))
+    where = [*on_nsqd(address), "--shutdown-timeout=2s"]
+    async with attacked("file_to_nsq", *where, *flags, str(source)) as tool:
         yield tool
 
 
@@ -237,7 +194,7 @@ async def test_the_secret_is_told_in_the_clear_only_where_that_is_asked_for(
     async with (
         hostile(attacks.asks_for_auth(secrets)) as address,
         (
-            consuming(name, tmp_path, address, *flags)
+            consuming(name, tmp_path, *on_nsqd(address), *flags)
             if name == "nsq_to_file"
             else replaying(address, tmp_path, *flags)
         ) as tool,

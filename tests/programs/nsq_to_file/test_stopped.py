@@ -51,3 +51,22 @@ async def test_what_is_archived_again_is_counted_to_the_last_answer(
     async with archiver(folder, *flags, nsqd=nsqd) as tool:
         await until_settled(nsqd, len(MANY))
         assert await tool.end(signal.SIGTERM) == 0
+
+
+async def test_an_nsqd_that_sent_again_what_timed_out_is_not_given_up(
+    start_nsqd: StartNsqd, folder: Path
+) -> None:
+    """It did so each time that msg_timeout was over, and the process reads all of it in a moment."""
+    nsqd = await start_nsqd(msg_timeout="1s")
+    bodies = [b"%d" % number for number in range(2500)]
+    async with archiver(folder, "--max-in-flight=2500", nsqd=nsqd) as tool:
+        await publish(nsqd, bodies[0])
+        await until_settled(nsqd, 1)
+        tool.send(signal.SIGSTOP)
+        await publish(nsqd, *bodies[1:])
+        await until_stats(nsqd, lambda now: now["timeout_count"] > 8 * len(bodies))
+        tool.send(signal.SIGCONT)
+        await until_settled(nsqd, len(bodies))
+        assert await tool.end(signal.SIGTERM) == 0, tool.told
+    assert "far more messages" not in tool.told
+    assert Counter(chain.from_iterable(map(bodies_of, folder.glob("t*.log")))) == Counter(bodies)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import socket
@@ -28,6 +29,7 @@ from nsqtools.outputs.http import health as health_module
 from nsqtools.outputs.http import outcome as outcome_module
 from nsqtools.outputs.http import output as output_module
 from nsqtools.outputs.http.connection import Connection
+from nsqtools.outputs.http.delivery import Delivery
 from nsqtools.pipeline import delivery as delivery_module
 from nsqtools.pipeline import topic as topic_module
 
@@ -471,3 +473,17 @@ async def test_an_endpoint_by_its_ipv6_address(nsqd: Nsqd) -> None:
         await until_settled(nsqd, 1)
         assert endpoint.bodies == [b"1"]
         assert endpoint.received[0].headers["Host"] == endpoint.address
+
+
+async def test_what_was_delivered_is_held_by_nobody(nsqd: Nsqd) -> None:
+    """Not until the collector comes: a large message is few objects to it, and many bytes."""
+    async with serving() as endpoint, delivering(nsqd, f"--post={endpoint.url()}"):
+        gc.collect()
+        gc.disable()
+        try:
+            await publish(nsqd, *[b"x"] * 50)
+            await until_settled(nsqd, 50)
+            held = [one for one in gc.get_objects() if isinstance(one, Delivery)]
+        finally:
+            gc.enable()
+    assert not held

@@ -215,13 +215,17 @@ class HttpOutput:
             ]
         else:
             await self._add_jobs(delivery)
-        await self._send(delivery)
-        if delivery.failures:
-            await self._bury(delivery)
-        else:
-            self._breaker.note_done(delivery.answers.count(DONE))
-        self._note_done(delivery)
-        return _together(delivery.answers)
+        try:
+            await self._send(delivery)
+            if delivery.failures:
+                await self._bury(delivery)
+            else:
+                self._breaker.note_done(delivery.answers.count(DONE))
+            self._note_done(delivery)
+            return _together(delivery.answers)
+        finally:
+            # They know it: a circle of messages, which the collector would find much later.
+            delivery.jobs = []
 
     async def _send(self, delivery: Delivery) -> None:
         jobs = delivery.jobs

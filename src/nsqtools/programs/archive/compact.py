@@ -39,7 +39,9 @@ def run(options: CompactOptions) -> int:
 
     Raises `OptionsError` for a name that is nothing. What a file holds is kept to the last byte.
     """
-    files = find_files(options.files)
+    links: list[Path] = []
+    files = find_files(options.files, links=links)
+    shown.warn_of_links("archive-compact", links)
     check_one_output(options, files)
     each = Each("archive-compact", files, options.progress)
 

@@ -25,6 +25,7 @@ from nsqtools.programs.archive.targets import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
     from typing import BinaryIO
 
     from nsqtools.archive.examination import Examined
@@ -39,7 +40,9 @@ def run(options: IndexOptions) -> int:
 
     Raises `OptionsError` for a name that is nothing. What a file holds is kept to the last byte.
     """
-    files = find_files(options.files)
+    links: list[Path] = []
+    files = find_files(options.files, links=links)
+    shown.warn_of_links("archive-index", links)
     check_one_output(options, files)
     each = Each("archive-index", files, options.progress)
 

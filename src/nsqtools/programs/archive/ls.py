@@ -47,7 +47,9 @@ def run(options: LsOptions) -> int:
     """List; 0, or the code of the gravest thing that was told: 4 damage, 5 a file or folder that could
     not be read. Raises `OptionsError` for a name that is nothing."""
     with NamedObjects(options) as remotes:
-        each = Each("archive-ls", find_files(options.files, remotes), options.progress)
+        links: list[Path] = []
+        each = Each("archive-ls", find_files(options.files, remotes, links), options.progress)
+        shown.warn_of_links("archive-ls", links)
         return _list(options, each)
 
 

@@ -21,6 +21,7 @@ from nsqtools.programs.archive.verify import describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
     from typing import BinaryIO
 
     from nsqtools.archive.files import FoundFile
@@ -33,7 +34,9 @@ def run(options: RepairOptions) -> int:
 
     Raises `OptionsError` for a name that is nothing. The old files are never changed.
     """
-    files = find_files(options.files)
+    links: list[Path] = []
+    files = find_files(options.files, links=links)
+    shown.warn_of_links("archive-repair", links)
     check_one_output(options, files)
     each = Each("archive-repair", files, options.progress)
 
