@@ -32,7 +32,7 @@ from tests.programs.nsq_to_file.helpers import (
     run_to_end,
 )
 from tests.support.clients import until
-from tests.support.kernel import recording, run_behind
+from tests.support.kernel import recording, run_traced
 from tests.support.nsqd import PATIENCE_S
 from tests.support.peer import Peer, fins, messages
 
@@ -251,10 +251,10 @@ async def test_c9_files_that_were_there_cost_no_descriptors_and_no_search(
     """Three thousand names are taken by files that are larger than --rotate-size."""
     for name in ("t.log", *(f"t-{revision:06}.log" for revision in range(3000))):
         (folder / name).write_bytes(b"x" * 20)
-    before = recording(trace := tmp_path / "trace", "file")
+    trace = tmp_path / "trace"
     await publish(nsqd, b"traced")
     flags = flags_of(folder, "--rotate-size=10", "--max-messages=1", nsqd=nsqd)
-    status, told = await run_behind(before, "nsq_to_file", *flags)
+    status, told = await run_traced(recording(trace, "file"), "nsq_to_file", *flags)
     assert status == 0, told
     asked = [line for line in trace.read_text().splitlines() if f"{folder}/t" in line]
     assert 3 < len(asked) < 200, "calls that name a file of the topic"

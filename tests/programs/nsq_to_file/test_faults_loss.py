@@ -26,7 +26,7 @@ from tests.programs.nsq_to_file.helpers import (
     flags_of,
     run_to_end,
 )
-from tests.support.kernel import recording, run_behind
+from tests.support.kernel import recording, run_traced
 from tests.support.raw import RawClient
 from tests.support.web import until_channel
 
@@ -109,7 +109,7 @@ async def test_l3_the_name_of_a_file_is_durable_before_its_messages_are_acknowle
     trace = tmp_path / "trace"
     await publish(nsqd, b"one")
     flags = flags_of(folder, "--max-messages=1", nsqd=nsqd)
-    status, told = await run_behind(recording(trace, TRACED), "nsq_to_file", *flags)
+    status, told = await run_traced(recording(trace, TRACED), "nsq_to_file", *flags)
     assert status == 0, told
     lines = trace.read_text().splitlines()
     calls = [line for line in lines if str(folder) in line or "FIN " in line]

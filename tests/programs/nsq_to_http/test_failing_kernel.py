@@ -11,12 +11,11 @@ from aiohttp import web
 from tests.programs.nsq_to_http.helpers import CHANNEL, publish, until_stats
 from tests.support.endpoints import serving
 from tests.support.kernel import (
+    WRITING,
     Refusal,
-    names_asked_for,
-    recording,
     refusal_of,
-    refuse_in_turn,
-    run_behind,
+    refuse_those_of,
+    run_traced,
 )
 
 if TYPE_CHECKING:
@@ -29,10 +28,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 SIX = [b"message %d" % number for number in range(6)]
-# What of the kernel's calls is of dead letters alone, in a process of Python's.
-CALLS = ("pwrite64", "fdatasync", "fsync", "ftruncate", "link,linkat", "unlink,unlinkat", "flock")
-# And what others make, too: on the files of dead letters alone.
-CALLS_ON_FILES = ("openat", "newfstatat,statx", "getdents64")
 LEFT = ("depth", "in_flight_count", "deferred_count")
 
 
@@ -44,10 +39,10 @@ async def endpoint() -> AsyncIterator[Endpoint]:
 
 
 async def deliver(
-    nsqd: Nsqd, endpoint: Endpoint, folder: Path, before: Sequence[str]
+    nsqd: Nsqd, endpoint: Endpoint, folder: Path, flags: Sequence[str]
 ) -> tuple[int, str]:
-    return await run_behind(
-        before,
+    return await run_traced(
+        flags,
         *("nsq_to_http", "--topic=t", f"--channel={CHANNEL}"),
         *(f"--nsqd-tcp-address={nsqd.tcp_address}", f"--post={endpoint.url()}"),
         *(f"--dead-letter-dir={folder}", "--dead-letter-max-ratio=1", "--max-in-flight=2"),
@@ -55,12 +50,14 @@ async def deliver(
     )
 
 
-async def deliver_with(nsqd: Nsqd, endpoint: Endpoint, refusal: Refusal, folder: Path) -> None:
+async def deliver_with(nsqd: Nsqd, endpoint: Endpoint, refusal: Refusal) -> None:
     """A run that is refused the call, and one that is not: then each message is a dead letter."""
+    folder = refusal.folder
     await publish(nsqd, *SIX)
-    status, told = await deliver(nsqd, endpoint, folder, refusal.before)
-    assert status in (0, 5), told
-    assert "Traceback" not in told
+    status, told = await deliver(nsqd, endpoint, folder, refusal.flags)
+    if refusal.is_of_the_folder:
+        assert status in (0, 5), told
+        assert "Traceback" not in told, told
     assert (await deliver(nsqd, endpoint, folder, []))[0] == 0
     await until_stats(nsqd, lambda now: not any(now[name] for name in LEFT))
     lines = [line for path in folder.glob("t.*") for line in path.read_text().splitlines()]
@@ -73,29 +70,18 @@ async def deliver_with(nsqd: Nsqd, endpoint: Endpoint, refusal: Refusal, folder:
 async def test_a_kernel_that_refuses_a_call(
     call: str, number: int, nsqd: Nsqd, endpoint: Endpoint, tmp_path: Path
 ) -> None:
-    refusal, folder = refusal_of(tmp_path, call, number)
-    await deliver_with(nsqd, endpoint, refusal, folder)
+    refusal = refusal_of(tmp_path, call, number)
+    await deliver_with(nsqd, endpoint, refusal)
     assert refusal.came
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("call", CALLS)
-async def test_a_kernel_that_refuses_call_n(
+@pytest.mark.parametrize("call", WRITING)
+async def test_a_kernel_that_refuses_any_call(
     call: str, nsqd: Nsqd, endpoint: Endpoint, tmp_path: Path
 ) -> None:
-    await refuse_in_turn(tmp_path, call, partial(deliver_with, nsqd, endpoint))
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("call", CALLS_ON_FILES)
-async def test_a_kernel_that_refuses_call_n_on_a_file(
-    call: str, nsqd: Nsqd, endpoint: Endpoint, tmp_path: Path
-) -> None:
-    trace, folder = tmp_path / "trace", tmp_path / "recorded"
-    folder.mkdir()
+    recorded = refusal_of(tmp_path, call, 0)
     await publish(nsqd, *SIX)
-    assert (await deliver(nsqd, endpoint, folder, recording(trace)))[0] == 0
-    names = names_asked_for(trace, folder)
-    await refuse_in_turn(tmp_path, call, partial(deliver_with, nsqd, endpoint), names)
+    assert (await deliver(nsqd, endpoint, recorded.folder, recorded.recording))[0] == 0
+    await refuse_those_of(recorded, partial(deliver_with, nsqd, endpoint))
