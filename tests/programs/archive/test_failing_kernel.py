@@ -63,6 +63,7 @@ async def run_with(name: str, refusal: Refusal) -> None:
         ("index", "link,linkat", 1),
         ("repair", "pwrite64", 1),
         ("verify", "read", 1),
+        ("index", "lseek", 1),
     ],
 )
 async def test_a_kernel_that_refuses_a_call(
