@@ -35,7 +35,6 @@ WRITING = (
     "pwrite64",
     "fdatasync",
     "fsync",
-    "link,linkat",
     "unlink,unlinkat",
     "flock",
     "close",

@@ -62,7 +62,7 @@ async def test_a_kernel_that_refuses_a_call(
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("call", WRITING)
+@pytest.mark.parametrize("call", [*WRITING, "link,linkat", "ftruncate"])
 async def test_a_kernel_that_refuses_any_call(call: str, nsqd: Nsqd, tmp_path: Path) -> None:
     recorded = refusal_of(tmp_path, call, 0)
     await publish(nsqd, *SIX, topic=recorded.folder.name)

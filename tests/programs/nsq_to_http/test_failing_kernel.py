@@ -77,7 +77,7 @@ async def test_a_kernel_that_refuses_a_call(
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("call", WRITING)
+@pytest.mark.parametrize("call", [*WRITING, "link,linkat"])
 async def test_a_kernel_that_refuses_any_call(
     call: str, nsqd: Nsqd, endpoint: Endpoint, tmp_path: Path
 ) -> None:
