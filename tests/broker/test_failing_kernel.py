@@ -142,9 +142,10 @@ async def one_life(
     async with NsqdProgram(folder, *FLAGS, *more, command=[str(STOPPED), "nsqd"]) as nsqd:
         await nsqd.start()
         async with traced(nsqd.pid, strace):
-            if await nsqd.is_up():
+            is_up = await nsqd.is_up()
+            if is_up:
                 await live(nsqd.address, life)
-            status = await nsqd.end(signal.SIGTERM)
+            status = await nsqd.end(signal.SIGTERM if is_up else None)
         return status, nsqd.told
 
 
