@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from nsqtools.broker.block import BadBlock
 
-CALLS = (COUNTED | {"writev", "write", "truncate", "listdir"}) - {"fstat", "lstat"}
+CALLS = (COUNTED | {"writev", "write", "truncate", "listdir", "close"}) - {"fstat", "lstat"}
 ROUNDS = 14
 # Large enough for a new segment every few rounds.
 BODY = b"%04d" + b"x" * 1000

@@ -56,7 +56,7 @@ def _require_writable(path: Path) -> None:
     name = f"{durable.TEMPORARY_PREFIX}{secrets.token_hex(8)}{durable.TEMPORARY_SUFFIX}"
     probe = path / name
     try:
-        os.close(durable.create(probe, 0o600))
+        durable.close(durable.create(probe, 0o600))
     except StorageError as failure:
         failure.hint = _access_hint(path)
         raise
