@@ -370,8 +370,8 @@ class Topic:
 
     def _open_log(self, folder: Path) -> DiskLog:
         options = self._options
-        if not folder.is_dir():
-            with durable.storage("make directory", folder):
+        with durable.storage("make directory", folder):
+            if not folder.is_dir():
                 folder.mkdir(0o770)
         return DiskLog(
             folder,
