@@ -15,7 +15,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.archive.failing_os import COUNTED, FailingOs
+from tests.archive.failing_os import COUNTED, EVERY, FailingOs
 from tests.support.nsqd import PATIENCE_S
 
 from nsqtools import durable
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from nsqtools.broker.block import BadBlock
 
-CALLS = (COUNTED | {"writev", "write", "truncate", "listdir"}) - {"fstat", "lstat"}
+CALLS = (COUNTED | {"writev", "write", "truncate", "listdir", "close"}) - {"fstat", "lstat"}
 ROUNDS = 14
 # Large enough for a new segment every few rounds.
 BODY = b"%04d" + b"x" * 1000
@@ -217,6 +217,27 @@ async def test_never_ok_for_what_is_lost_at_any_call(
     for call in itertools.count():
         if not await check(tmp_path / str(call), call, code, is_durable):
             return
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE])
+async def test_a_start_on_what_is_there_fails_with_a_name_or_not_at_all(
+    tmp_path: Path, code: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever call fails of all that Python makes on the folder."""
+    caplog.set_level("CRITICAL")
+    good, _ = await one_life(tmp_path, is_durable=False, disk=LossyOs(-1, code))
+    for call in itertools.count():
+        with pytest.MonkeyPatch.context() as patch:
+            disk = FailingOs(call, code=code, only=EVERY, below=tmp_path)
+            disk.install_everywhere(patch)
+            with contextlib.suppress(StorageError):
+                async with Broker(options_of(tmp_path, is_durable=False)):
+                    pass
+        if not disk.failed:
+            break
+    assert call > 20
+    assert good <= set((await what_is_there(tmp_path))["unread"])
 
 
 @pytest.mark.parametrize("what", ["topic", "channel"])

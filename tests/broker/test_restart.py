@@ -318,6 +318,7 @@ async def test_many_topics_start_with_few_descriptors(
         disk = SlowDisk()
         monkeypatch.setattr(Admission, "of_process", lambda: Admission(64))
         monkeypatch.setattr(files, "os", disk)
+        monkeypatch.setattr(files, "close", disk.close)
         await nsqd.start()
         assert len(nsqd.broker.topics) == 80
         assert disk.open_most <= 2 * Admission(64).files_max + 2
@@ -342,6 +343,7 @@ async def test_publishes_to_many_topics_wait_for_descriptors(
             nsqd.broker.topic(name).channel("d")
             await nsqd.broker.keep(nsqd.broker.topic(name))
         monkeypatch.setattr(files, "os", disk)
+        monkeypatch.setattr(files, "close", disk.close)
         async with RawClient(nsqd.tcp_address) as client:
             for name in names[:30]:
                 assert await client.ask(commands.pub(name, b"x")) == OK

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.archive.failing_os import EVERY, FAULTS, FailingOs
-from tests.archive.helpers import COMPRESSIONS
+from tests.archive.helpers import COMPRESSIONS, FORMATS, PAIRS
 from tests.replay.support import DEADLINE_S, bodies_of, embedded
 from tests.replay.test_run import archive
 
@@ -77,7 +77,7 @@ async def fails(
 
 async def run_all(
     step: int,
-    compression: str,
+    pair: tuple[str, str],
     broker: Broker,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -85,7 +85,7 @@ async def run_all(
 ) -> None:
     folder = tmp_path / "archive"
     for number, bodies in enumerate(BODIES):
-        archive(folder / str(number), bodies, "jsonl", compression)
+        archive(folder / str(number), bodies, *pair)
     for fail_at in count(0, step):
         assert fail_at < CALLS_MAX
         if not await fails(broker, folder, fail_at, monkeypatch, capsys):
@@ -93,24 +93,24 @@ async def run_all(
             return
 
 
-@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("pair", list(zip(FORMATS, COMPRESSIONS, strict=True)), ids="-".join)
 async def test_a_disk_that_fails_at_call_n(
-    compression: str,
+    pair: tuple[str, str],
     broker: Broker,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    await run_all(STEP, compression, broker, tmp_path, monkeypatch, capsys)
+    await run_all(STEP, pair, broker, tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 async def test_a_disk_that_fails_at_every_call(
-    compression: str,
+    pair: tuple[str, str],
     broker: Broker,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    await run_all(1, compression, broker, tmp_path, monkeypatch, capsys)
+    await run_all(1, pair, broker, tmp_path, monkeypatch, capsys)

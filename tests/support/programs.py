@@ -10,7 +10,10 @@ import signal
 import sys
 from collections import deque
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # Nothing that a test waits for takes this long on a machine that works.
 PATIENCE_S = 30.0
@@ -60,22 +63,24 @@ class Program:
         assert self._process.returncode is None, self.told
         assert await self.end(signal.SIGKILL) == -signal.SIGKILL, self.told
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def peak_bytes(self) -> int:
         """The largest that it was in memory so far, as Linux knows it."""
-        assert self._process is not None
-        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        status = Path(f"/proc/{self.pid}/status").read_text()
         return int(next(line.split()[1] for line in status.splitlines() if "VmHWM" in line)) * 1024
 
     def open_files(self) -> int:
         """How many descriptors it has, as Linux knows it."""
-        assert self._process is not None
-        return len(list(Path(f"/proc/{self._process.pid}/fd").iterdir()))
+        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
 
     def limit(self, what: int, most: int) -> None:
         """Set one of its limits, a `resource.RLIMIT_...`."""
-        assert self._process is not None
-        hard = resource.prlimit(self._process.pid, what)[1]
-        resource.prlimit(self._process.pid, what, (most, hard))
+        hard = resource.prlimit(self.pid, what)[1]
+        resource.prlimit(self.pid, what, (most, hard))
 
     def bound(self, what: int, most: int) -> None:
         """Set one of its limits for good."""
@@ -126,8 +131,9 @@ class Program:
 class NsqdProgram(Program):
     """The embedded broker; the first life picks the port and the others keep it."""
 
-    def __init__(self, data_path: Path, *flags: str) -> None:
-        super().__init__("nsqd")
+    def __init__(self, data_path: Path, *flags: str, command: Sequence[str] = ()) -> None:
+        """`command` is as `Program` has it."""
+        super().__init__("nsqd", *command)
         self.port = 0
         self.up = asyncio.Event()
         self._flags = (f"--data-path={data_path}", "--http-address=", *flags)
@@ -145,6 +151,17 @@ class NsqdProgram(Program):
         await self.start()
         async with asyncio.timeout(PATIENCE_S):
             await self.up.wait()
+
+    async def is_up(self) -> bool:
+        """Whether it listens, once it does so or has ended."""
+        assert self._reading is not None
+        up = asyncio.create_task(self.up.wait())
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await asyncio.wait([up, self._reading], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            up.cancel()
+        return self.up.is_set()
 
     async def kill(self) -> None:
         self.up.clear()

@@ -26,7 +26,7 @@ from nsqtools.archive.jsonl import topic_of
 from nsqtools.archive.lines import NEWLINE
 from nsqtools.archive.reader import LOOK_BYTES, named_compression, open_archive
 from nsqtools.archive.scan import Lost, Scan, Text, first_whole_format
-from nsqtools.archive.stream import READ_BYTES, Damage, Records, Source
+from nsqtools.archive.stream import READ_BYTES, Damage, Records, Source, can_seek, seek
 from nsqtools.archive.zstd_frames import ANY_TIME
 from nsqtools.errors import DamagedArchive
 
@@ -109,14 +109,15 @@ class Examined:
 def open_reader(file: BinaryIO, name: str, *, read_bytes: int = READ_BYTES) -> ArchiveReader:
     """As `open_archive`; also of a file whose first bytes are damaged, as far as its header tells what
     it was, or what is whole behind it. What can seek is read from its start. Raises as that does."""
-    if file.seekable():
-        file.seek(0)
+    is_seekable = can_seek(file, name)
+    if is_seekable:
+        seek(file, name, 0)
     try:
         reader = open_archive(file, name=name, read_bytes=read_bytes)
-        if reader.info.meta or not file.seekable():
+        if reader.info.meta or not is_seekable:
             return reader
     except DamagedArchive:
-        if not file.seekable():
+        if not is_seekable:
             raise
         reader = None
     start = _start_of(file, name, HEADER_BYTES_MAX + START_BYTES)
@@ -132,13 +133,13 @@ def open_reader(file: BinaryIO, name: str, *, read_bytes: int = READ_BYTES) -> A
         record_format = record_format or FRAMED.name
     elif not record_format:
         record_format = first_whole_format(Source(file, name), COMPRESSIONS[compression]).name
-        file.seek(0)
+        seek(file, name, 0)
     return open_archive(file, name=name, record_format=record_format, compression=compression)
 
 
 def _start_of(file: BinaryIO, name: str, count: int) -> bytes:
     """The first bytes of what can seek, which stands at its start then. Raises `StorageError`."""
-    file.seek(0)
+    seek(file, name, 0)
     source = Source(file, name, read_bytes=count)
     try:
         return source.peek(count)
@@ -174,10 +175,10 @@ def examine(
     is read to count where there is none. `on_read` is told now and then how far the reading has come,
     in bytes. Raises `StorageError`, and `ArchiveError` for a version that is not known here.
     """
-    can_seek = file.seekable()
-    stored_bytes = file.seek(0, os.SEEK_END) if can_seek else 0
-    start = _start_of(file, name, LOOK_BYTES) if can_seek else b""
-    reader = open_reader(file, name, read_bytes=LOOK_BYTES if can_seek else READ_BYTES)
+    is_seekable = can_seek(file, name)
+    stored_bytes = seek(file, name, 0, os.SEEK_END) if is_seekable else 0
+    start = _start_of(file, name, LOOK_BYTES) if is_seekable else b""
+    reader = open_reader(file, name, read_bytes=LOOK_BYTES if is_seekable else READ_BYTES)
     info = reader.info
     found = Examined(
         name=name,
@@ -195,8 +196,8 @@ def examine(
         if not info.meta:
             found.lose(Lost(start=0, end=0, reason="a damaged file header", torn=False))
     elif not quick:
-        if can_seek:
-            file.seek(0)
+        if is_seekable:
+            seek(file, name, 0)
             _read_whole(Source(file, name), found, on_read)
         else:
             _read_stream(reader, found)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import os
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -13,7 +15,6 @@ from nsqtools.wire.frames import BODY_SIZE_MAX_BYTES
 from nsqtools.wire.messages import Messages
 
 if TYPE_CHECKING:
-    import io
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
@@ -125,6 +126,30 @@ class Expecting(Protocol):
         """Nothing from this offset on will be read; None: that is not known any more."""
 
 
+def can_seek(file: BinaryIO | io.RawIOBase, name: Path | str) -> bool:
+    """Whether an open file is one that can seek. Raises `StorageError` where a disk does not say: what
+    Python answers then, for good, is that it were a pipe, and what was read of it would be lost."""
+    try:
+        file.tell()
+    except io.UnsupportedOperation:
+        return False
+    except OSError as error:
+        if error.errno == errno.ESPIPE:
+            return False
+        raise StorageError("seek", name, error) from error
+    return file.seekable()
+
+
+def seek(
+    file: BinaryIO | io.RawIOBase, name: Path | str, offset: int, whence: int = os.SEEK_SET
+) -> int:
+    """Where an open file stands now. Raises `StorageError`."""
+    try:
+        return file.seek(offset, whence)
+    except OSError as error:
+        raise StorageError("seek", name, error) from error
+
+
 class Source:
     """A file read forward in pieces, with a look ahead; it may be a pipe.
 
@@ -142,8 +167,8 @@ class Source:
         self._buffer = b""
         self._at = 0
         self._start = 0
+        self.seekable = can_seek(file, name)
         try:
-            self.seekable = file.seekable()
             if self.seekable:
                 self._start = file.tell()
         except OSError as error:
@@ -182,10 +207,7 @@ class Source:
         if stop is not None and stop == self._stop and 0 <= ahead <= len(self._buffer) - self._at:
             self._at += ahead  # it was read already
             return
-        try:
-            self._file.seek(self._start + offset)
-        except OSError as error:
-            raise StorageError("seek", self.name, error) from error
+        seek(self._file, self.name, self._start + offset)
         self._buffer, self._at, self._position = b"", 0, offset
         self._stop = stop
         if isinstance(self._file, Expecting):

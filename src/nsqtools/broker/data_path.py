@@ -74,7 +74,7 @@ def _require_writable(path: Path) -> None:
     name = f"{durable.TEMPORARY_PREFIX}{secrets.token_hex(8)}{durable.TEMPORARY_SUFFIX}"
     probe = path / name
     try:
-        os.close(durable.create(probe, 0o600))
+        durable.close(durable.create(probe, 0o600))
     except StorageError as failure:
         if failure.is_full:  # what there is can be consumed, which makes room
             return

@@ -20,7 +20,7 @@ import os
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from nsqtools.durable import storage
+from nsqtools.durable import close, storage
 from nsqtools.errors import StorageError
 
 if TYPE_CHECKING:
@@ -190,8 +190,7 @@ class AppendFile:
                     self.synced_bytes = max(self.synced_bytes, wanted)
         finally:
             self._leaving.remove(fd)
-            with contextlib.suppress(OSError):
-                os.close(fd)
+            close(fd)
 
     def _sync(self, fd: int) -> None:
         try:
@@ -206,7 +205,7 @@ class AppendFile:
         try:
             self._sync(fd)
         finally:
-            os.close(fd)
+            close(fd)
 
     def _cut(self) -> None:
         """Take back half a write; where even that fails, it is done before the next one."""

@@ -369,9 +369,9 @@ class Topic:
 
     def _open_log(self, folder: Path) -> DiskLog:
         options = self._options
-        is_new = not folder.is_dir()
-        if is_new:
-            with durable.storage("make directory", folder):
+        with durable.storage("make directory", folder):
+            is_new = not folder.is_dir()
+            if is_new:
                 folder.mkdir(0o770)
         try:
             disk = DiskLog(

@@ -6,6 +6,7 @@ front of it; `repair` writes a file that is whole, with nothing that was not in 
 
 from __future__ import annotations
 
+import errno
 import gzip
 import itertools
 import os
@@ -14,12 +15,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import pytest
 import zstandard
+from tests.archive.failing_os import FailingFile, FailingOs
 from tests.archive.helpers import PAIRS, batch_of, read_bodies
 from tests.programs.archive.helpers import Ran, archive_of
 
 from nsqtools.archive.examination import Examined, State, examine
 from nsqtools.archive.files import FoundFile, open_file
-from nsqtools.errors import ArchiveError
+from nsqtools.errors import ArchiveError, StorageError
 from nsqtools.programs.archive.repair import scan_of
 
 if TYPE_CHECKING:
@@ -252,6 +254,27 @@ def test_a_file_that_becomes_shorter_while_it_is_read(
             break
     assert found[-1] == 90
     assert any(records is None or records < 90 for records in found)
+
+
+@pytest.mark.parametrize(("record_format", "compression"), PAIRS)
+def test_whatever_call_fails_on_an_open_file_is_told_with_its_name(
+    tmp_path: Path, record_format: str, compression: str
+) -> None:
+    """The system's own error left, when the file was to be read from its start again."""
+    path = archive_of(tmp_path, record_format, compression, COMMITS)
+    for call in itertools.count():
+        failing = FailingOs(call, code=errno.ESTALE, only={"read", "seek", "tell"})
+        with open_file(FoundFile(path=path)) as opened:
+            file = cast("BinaryIO", FailingFile(opened, failing))
+            told = f"{path}"
+            try:
+                assert examine(file, str(path), whole=True).records == len(BODIES)
+            except StorageError as error:
+                told = str(error)
+        assert str(path) in told
+        if not failing.failed:
+            assert call > 5
+            return
 
 
 def test_of_a_file_that_became_shorter_nothing_is_repaired(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.archive.failing_os import EVERY, FAULTS, FailingOs
-from tests.archive.helpers import read_bodies
+from tests.archive.helpers import FORMATS, read_bodies
 from tests.programs.archive.helpers import Ran, archive_of, numbered
 
 from nsqtools.archive.files import BESIDE
@@ -50,11 +50,18 @@ def whole(folder: Path) -> bool:
     return True
 
 
-def fails(run: Run, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, fail_at: int) -> bool:
+def fails(
+    run: Run,
+    name: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fail_at: int,
+    record_format: str = "jsonl",
+) -> bool:
     """A run of the command on two files, with one call that fails; whether any did."""
     compression, flags = COMMANDS[name]
     for half in ("a", "b"):
-        path = archive_of(folder / half, "jsonl", compression, COMMITS)
+        path = archive_of(folder / half, record_format, compression, COMMITS)
         if name == "repair":
             path.write_bytes(path.read_bytes() + b"cut off")
     code = FAULTS[fail_at % len(FAULTS)]
@@ -83,11 +90,12 @@ def test_a_disk_that_fails_at_call_n(
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize("record_format", FORMATS)
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_disk_that_fails_at_every_call(
-    name: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, record_format: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for fail_at in range(CALLS_MAX):
-        if not fails(run, name, tmp_path / str(fail_at), monkeypatch, fail_at):
+        if not fails(run, name, tmp_path / str(fail_at), monkeypatch, fail_at, record_format):
             return
     raise AssertionError("it makes no so many calls")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import gzip
 import os
 import shutil
@@ -374,3 +375,26 @@ def test_a_file_that_is_finished_after_the_folder_was_listed_is_told_by_its_name
         else:
             assert ran.text.count(path.name) == 1, ran.text
             assert ".part" not in ran.text
+
+
+def test_a_disk_that_fails_when_the_finished_file_is_looked_for_is_told(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was a fault of ours, and the end of the run."""
+    path = archive_of(tmp_path, "lines", "none", COMMITS)
+    part = path.rename(f"{path}.part")
+    stat = os.stat
+
+    def broken(at: Any, **how: Any) -> os.stat_result:
+        if at == path:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(at))
+        return stat(at, **how)
+
+    def gone(at: FoundFile, **how: bool) -> Any:
+        part.unlink()
+        monkeypatch.setattr(os, "stat", broken)
+        return open_file(at, **how)
+
+    monkeypatch.setattr("nsqtools.programs.archive.ls.open_file", gone)
+    ran = run("ls", tmp_path)
+    assert (ran.code, ran.err) == (5, f"archive-ls: look at {path}: Input/output error\n")

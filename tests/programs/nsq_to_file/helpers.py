@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-import pytest
 from tests.pipeline.helpers import CHANNEL
 from tests.support.programs import Program
 
@@ -59,13 +56,3 @@ async def run_to_end(
         await tool.start(*flags_of(folder, *flags, nsqd=nsqd))
         status = await tool.end(None)
         return status, tool.told
-
-
-def strace_or_skip(trace: Path, calls: str) -> list[str]:
-    """The command that records what a program asks the kernel for, with the paths of its files."""
-    command = ["strace", "-f", "-y", "-s", "200", "-o", str(trace), "-e", f"trace={calls}"]
-    if shutil.which("strace") is None:
-        pytest.skip("strace is not installed")
-    if subprocess.run([*command, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("strace may not trace here")
-    return command

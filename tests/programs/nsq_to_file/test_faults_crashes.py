@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 import tempfile
 import threading
 from contextlib import asynccontextmanager
@@ -31,9 +30,9 @@ from tests.programs.nsq_to_file.helpers import (
     archiver,
     flags_of,
     run_to_end,
-    strace_or_skip,
 )
 from tests.support.clients import until
+from tests.support.kernel import recording, run_traced
 from tests.support.nsqd import PATIENCE_S
 from tests.support.peer import Peer, fins, messages
 
@@ -252,15 +251,11 @@ async def test_c9_files_that_were_there_cost_no_descriptors_and_no_search(
     """Three thousand names are taken by files that are larger than --rotate-size."""
     for name in ("t.log", *(f"t-{revision:06}.log" for revision in range(3000))):
         (folder / name).write_bytes(b"x" * 20)
-    strace = strace_or_skip(trace := tmp_path / "trace", "file")
+    trace = tmp_path / "trace"
     await publish(nsqd, b"traced")
-    flags = ("--rotate-size=10", "--max-messages=1")
-    process = await asyncio.create_subprocess_exec(
-        *(*strace, sys.executable, "-m", "nsqtools", "nsq_to_file"),
-        *flags_of(folder, *flags, nsqd=nsqd),
-    )
-    async with asyncio.timeout(PATIENCE_S):
-        assert await process.wait() == 0
+    flags = flags_of(folder, "--rotate-size=10", "--max-messages=1", nsqd=nsqd)
+    status, told = await run_traced(recording(trace, "file"), "nsq_to_file", *flags)
+    assert status == 0, told
     asked = [line for line in trace.read_text().splitlines() if f"{folder}/t" in line]
     assert 3 < len(asked) < 200, "calls that name a file of the topic"
     async with archiver(folder, "--rotate-size=1", nsqd=nsqd) as tool:

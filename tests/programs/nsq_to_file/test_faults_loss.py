@@ -7,7 +7,6 @@ import itertools
 import json
 import re
 import signal
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -26,9 +25,8 @@ from tests.programs.nsq_to_file.helpers import (
     archiver,
     flags_of,
     run_to_end,
-    strace_or_skip,
 )
-from tests.support.nsqd import PATIENCE_S
+from tests.support.kernel import recording, run_traced
 from tests.support.raw import RawClient
 from tests.support.web import until_channel
 
@@ -109,14 +107,10 @@ async def test_l3_the_name_of_a_file_is_durable_before_its_messages_are_acknowle
 ) -> None:
     """The calls of the program as the kernel saw them, in order."""
     trace = tmp_path / "trace"
-    strace = strace_or_skip(trace, TRACED)
     await publish(nsqd, b"one")
     flags = flags_of(folder, "--max-messages=1", nsqd=nsqd)
-    process = await asyncio.create_subprocess_exec(
-        *strace, sys.executable, "-m", "nsqtools", "nsq_to_file", *flags
-    )
-    async with asyncio.timeout(PATIENCE_S):
-        assert await process.wait() == 0
+    status, told = await run_traced(recording(trace, TRACED), "nsq_to_file", *flags)
+    assert status == 0, told
     lines = trace.read_text().splitlines()
     calls = [line for line in lines if str(folder) in line or "FIN " in line]
     part, final = f"{folder}/t.log.part", f"{folder}/t.log"

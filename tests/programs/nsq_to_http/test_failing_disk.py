@@ -12,6 +12,7 @@ import pytest
 from aiohttp import web
 from tests.archive.failing_os import EVERY, FAULTS, FailingOs
 from tests.programs.nsq_to_http.helpers import options_of, publish, until_settled
+from tests.support.clients import until
 from tests.support.endpoints import serving
 from tests.support.nsqd import PATIENCE_S
 
@@ -38,6 +39,10 @@ pytestmark = pytest.mark.slow
 SIX = [b"message %d" % number for number in range(6)]
 STEP = 13
 CALLS_MAX = 2000
+# So many calls of a broken disk are in vain before it is mended.
+FAILURES = 8
+
+for_good_or_once = pytest.mark.parametrize("for_good", [False, True], ids=["once", "until-mended"])
 
 
 @pytest.fixture(autouse=True)
@@ -62,14 +67,22 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(breaker_module, "HELD_S", 0.05)
 
 
-async def run_to_its_end(options: NsqToHttpOptions) -> None:
+async def run_to_its_end(options: NsqToHttpOptions, starts_max: int = 2) -> None:
     """Where a start is refused somebody starts it again."""
-    for _ in range(2):
+    for _ in range(starts_max):
         async with asyncio.timeout(PATIENCE_S):
             with contextlib.suppress(StorageError):
                 assert await program.run(options) == 0
                 return
-    raise AssertionError("refused twice, by one call that failed")
+    raise AssertionError(f"refused {starts_max} times")
+
+
+async def run_until_mended(options: NsqToHttpOptions, failing: FailingOs) -> None:
+    """The disk is mended when some calls have been in vain."""
+    running = asyncio.create_task(run_to_its_end(options, starts_max=1000))
+    await until(lambda: len(failing.failed) > FAILURES or running.done())
+    failing.heal()
+    await running
 
 
 async def fails(
@@ -78,8 +91,10 @@ async def fails(
     folder: Path,
     fail_at: int,
     monkeypatch: pytest.MonkeyPatch,
+    *,
+    for_good: bool,
 ) -> bool:
-    """A run of two topics with one call that fails; whether any did."""
+    """A run of two topics with one call that fails, or with none that does not; whether any did."""
     topics = [f"a-{fail_at}", f"b-{fail_at}"]
     for topic in topics:
         await publish(nsqd, *SIX, topic=topic)
@@ -91,10 +106,11 @@ async def fails(
     )
     folder.mkdir()
     code = FAULTS[fail_at % len(FAULTS)]
-    failing = FailingOs(fail_at, code=code, only=EVERY, below=folder)
+    failures = 1 << 30 if for_good else 1
+    failing = FailingOs(fail_at, failures=failures, code=code, only=EVERY, below=folder)
     with monkeypatch.context() as patched:
         failing.install_everywhere(patched)
-        await run_to_its_end(options)
+        await (run_until_mended(options, failing) if for_good else run_to_its_end(options))
     await run_to_its_end(options)
     for topic in topics:
         await until_settled(nsqd, len(SIX), topic)
@@ -110,26 +126,34 @@ def check(folder: Path, topic: str, what: str) -> None:
 
 
 async def run_all(
-    nsqd: Nsqd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int, step: int
+    nsqd: Nsqd,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    first: int,
+    step: int,
+    *,
+    for_good: bool,
 ) -> None:
     async with serving(lambda _: web.Response(status=400)) as endpoint:
         for fail_at in count(first, step):
             assert fail_at < CALLS_MAX
             folder = tmp_path / f"dead-{fail_at}"
-            if not await fails(nsqd, endpoint, folder, fail_at, monkeypatch):
+            if not await fails(nsqd, endpoint, folder, fail_at, monkeypatch, for_good=for_good):
                 assert fail_at > 2 * STEP
                 return
 
 
+@for_good_or_once
 async def test_a_disk_that_fails_at_call_n(
-    nsqd: Nsqd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    nsqd: Nsqd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, for_good: bool
 ) -> None:
-    await run_all(nsqd, tmp_path, monkeypatch, 3, STEP)
+    await run_all(nsqd, tmp_path, monkeypatch, 3, STEP, for_good=for_good)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
+@for_good_or_once
 async def test_a_disk_that_fails_at_every_call(
-    nsqd: Nsqd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    nsqd: Nsqd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, for_good: bool
 ) -> None:
-    await run_all(nsqd, tmp_path, monkeypatch, 0, 1)
+    await run_all(nsqd, tmp_path, monkeypatch, 0, 1, for_good=for_good)

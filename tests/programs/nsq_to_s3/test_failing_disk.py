@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.archive.failing_os import EVERY, FAULTS, FailingOs
 from tests.pipeline.helpers import CHANNEL, publish, until_settled
+from tests.support.clients import until
 from tests.support.nsqd import PATIENCE_S
 
 from nsqtools.errors import StorageError
@@ -35,6 +36,8 @@ SIX = [b"message %d" % number for number in range(6)]
 # Each run makes requests, too: a larger prime.
 STEP = 29
 CALLS_MAX = 2000
+# So many calls of a broken disk are in vain before it is mended.
+FAILURES = 8
 
 
 @pytest.fixture(autouse=True)
@@ -57,14 +60,22 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backlog_module, "AGAIN_S", 0.05)
 
 
-async def run_to_its_end(options: NsqToS3Options) -> None:
+async def run_to_its_end(options: NsqToS3Options, starts_max: int = 2) -> None:
     """Where a start is refused somebody starts it again."""
-    for _ in range(2):
+    for _ in range(starts_max):
         async with asyncio.timeout(PATIENCE_S):
             with contextlib.suppress(StorageError):
                 assert await program.run(options) == 0
                 return
-    raise AssertionError("refused twice, by one call that failed")
+    raise AssertionError(f"refused {starts_max} times")
+
+
+async def run_until_mended(options: NsqToS3Options, failing: FailingOs) -> None:
+    """The disk is mended when some calls have been in vain."""
+    running = asyncio.create_task(run_to_its_end(options, starts_max=1000))
+    await until(lambda: len(failing.failed) > FAILURES or running.done())
+    failing.heal()
+    await running
 
 
 def options_of(
@@ -89,8 +100,10 @@ async def run_all(
     monkeypatch: pytest.MonkeyPatch,
     first: int,
     step: int,
+    *,
+    for_good: bool = False,
 ) -> None:
-    """Runs of two topics, each with one call that fails, until none does."""
+    """Runs of two topics, each with one call that fails, or with none that does not, until none fails."""
     for fail_at in count(first, step):
         assert fail_at < CALLS_MAX
         topics = [f"a-{fail_at}", f"b-{fail_at}"]
@@ -100,10 +113,11 @@ async def run_all(
         folder.mkdir()
         options = options_of(nsqd, server, archive.name, folder, topics, ack)
         code = FAULTS[fail_at % len(FAULTS)]
-        failing = FailingOs(fail_at, code=code, only=EVERY, below=folder)
+        failures = 1 << 30 if for_good else 1
+        failing = FailingOs(fail_at, failures=failures, code=code, only=EVERY, below=folder)
         with monkeypatch.context() as patched:
             failing.install_everywhere(patched)
-            await run_to_its_end(options)
+            await (run_until_mended(options, failing) if for_good else run_to_its_end(options))
         await run_to_its_end(options)
         what = f"N={fail_at} {failing.failed}"
         for topic in topics:
@@ -131,6 +145,16 @@ async def test_a_disk_that_fails_at_call_n(
     await run_all(ack, nsqd, server, archive, tmp_path, monkeypatch, 3, STEP)
 
 
+async def test_a_disk_that_fails_from_call_n_until_it_is_mended(
+    nsqd: Nsqd,
+    server: StoreServer,
+    archive: Bucket,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await run_all("spool", nsqd, server, archive, tmp_path, monkeypatch, 7, 2 * STEP, for_good=True)
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("ack", ["spool", "upload"])
@@ -143,3 +167,16 @@ async def test_a_disk_that_fails_at_every_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     await run_all(ack, nsqd, server, archive, tmp_path, monkeypatch, 0, 1)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+async def test_a_disk_that_fails_from_any_call_until_it_is_mended(
+    nsqd: Nsqd,
+    server: StoreServer,
+    archive: Bucket,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From every third, for each of the two stores."""
+    await run_all("spool", nsqd, server, archive, tmp_path, monkeypatch, 0, 3, for_good=True)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 from typing import TYPE_CHECKING
 
+import pytest
+from tests.archive.failing_os import FailingOs
 from tests.pipeline.helpers import publish
 from tests.programs.nsq_to_s3.test_run import TEN, flags, parts, tool, until_acknowledged
 
+from nsqtools.errors import StorageError
 from nsqtools.options import load
 from nsqtools.programs.spool import ls, upload
 from nsqtools.programs.spool.options import SpoolLsOptions, SpoolUploadOptions
@@ -16,7 +20,6 @@ from nsqtools.programs.spool.options import SpoolLsOptions, SpoolUploadOptions
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import pytest
     from tests.support.bucket import Bucket
     from tests.support.faults import FaultProxy
     from tests.support.nsqd import Nsqd
@@ -59,3 +62,14 @@ async def test_what_is_in_use_is_left_and_told(
     assert capsys.readouterr().out.endswith("\n1 file done, 0 failed\n")
     assert archive.all_bodies(tmp_path) == TEN
     assert parts(spool) == []
+
+
+def test_a_spool_that_the_disk_does_not_show_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was a fault of ours."""
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    FailingOs(0, code=errno.EIO, only={"stat"}, below=spool).install_everywhere(monkeypatch)
+    with pytest.raises(StorageError, match=f"look at {spool}: Input/output error"):
+        ls.run(load(SpoolLsOptions, "x", [str(spool)], {}))

@@ -6,6 +6,7 @@ import errno
 from typing import TYPE_CHECKING, TypeVar
 
 from nsqtools.archive.files import PART_SUFFIX, FoundFile
+from nsqtools.durable import storage
 from nsqtools.errors import ArchiveError, NsqToolsError, StorageError, StoreError
 from nsqtools.programs.archive.progress import ProgressLine
 from nsqtools.programs.archive.shown import warn
@@ -64,8 +65,9 @@ class Each:
         if error.errno != errno.ENOENT or path is None or not path.name.endswith(PART_SUFFIX):
             raise error
         finished = path.with_name(path.name.removesuffix(PART_SUFFIX))
-        if file.is_named or not finished.is_file():
-            raise error
+        with storage("look at", finished):
+            if file.is_named or not finished.is_file():
+                raise error
         return FoundFile(path=finished)
 
     def tell(self, error: NsqToolsError) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 from pathlib import Path
@@ -61,8 +62,7 @@ def _list(options: LsOptions, each: Each) -> int:
     def damaged(file: FoundFile, error: Exception) -> Examined | None:
         if not isinstance(error, ArchiveError):
             return None
-        size_bytes = file.remote.size_bytes if file.remote else Path(file.name).stat().st_size
-        return Examined(name=file.name, stored_bytes=size_bytes, state=State.DAMAGED)
+        return Examined(name=file.name, stored_bytes=_size_of(file), state=State.DAMAGED)
 
     files = [found for _, found in each.results(look, damaged)]
     if any(found.state is State.DAMAGED for found in files):
@@ -78,6 +78,15 @@ def _list(options: LsOptions, each: Each) -> int:
         for found in files:
             shown.say(shown.plain(_row(found, gaps.get(found.name))))
     return each.exit_code
+
+
+def _size_of(file: FoundFile) -> int:
+    """0 for what cannot be looked at any more."""
+    if file.remote is not None:
+        return file.remote.size_bytes
+    with contextlib.suppress(OSError):
+        return Path(file.name).stat().st_size
+    return 0
 
 
 def ratio(found: Examined) -> float | None:

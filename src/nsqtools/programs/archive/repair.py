@@ -11,7 +11,7 @@ from nsqtools.archive.files import find_files, open_file, status_of
 from nsqtools.archive.formats import COMPRESSIONS, RECORD_FORMATS
 from nsqtools.archive.rewriting import Form, Rewritten, new_file, place, write_whole
 from nsqtools.archive.scan import Scan
-from nsqtools.archive.stream import Source
+from nsqtools.archive.stream import Source, seek
 from nsqtools.errors import ArchiveError, StorageError
 from nsqtools.options.shown import printable
 from nsqtools.programs.archive import shown
@@ -79,7 +79,7 @@ def _repair(
 
 def scan_of(opened: BinaryIO, found: Examined) -> Scan:
     """A second pass over a file that was examined."""
-    opened.seek(0)
+    seek(opened, found.name, 0)
     return Scan(
         Source(opened, found.name),
         RECORD_FORMATS[found.record_format],

@@ -70,11 +70,16 @@ def run(options: SpoolLsOptions) -> int:
 
 
 def folders_of(names: Sequence[str]) -> Iterator[Path]:
-    """Raises `OptionsError` naming every one that is no folder."""
+    """Raises `OptionsError` naming every one that is no folder, and `StorageError`."""
     folders = [Path(name) for name in dict.fromkeys(names)]
-    if wrong := [f"{folder}: no folder" for folder in folders if not folder.is_dir()]:
+    if wrong := [f"{folder}: no folder" for folder in folders if not _is_folder(folder)]:
         raise OptionsError(wrong)
     yield from folders
+
+
+def _is_folder(path: Path) -> bool:
+    with durable.storage("look at", path):
+        return path.is_dir()
 
 
 def look(folder: Path, claim: Path) -> Held | None:
