@@ -29,6 +29,31 @@ if TYPE_CHECKING:
 
     from nsqtools.stores.client import Store
 
+FIRST_REQUEST = """
+import os
+import sys
+from nsqtools.options import load as options
+from nsqtools.stores import connection
+from nsqtools.stores.client import open_store
+from nsqtools.stores.options import StoreOptions
+
+os.environ.update(AWS_ACCESS_KEY_ID="a", AWS_SECRET_ACCESS_KEY="b")
+connection.load()
+before = set(sys.modules)
+words = ["--bucket=b", "--endpoint-url=http://127.0.0.1:1", "--region=r"]
+with open_store(options(StoreOptions, "x", words, {})) as store:
+    store.connection._connected()
+print(sorted(set(sys.modules) - before))
+"""
+
+
+def test_nothing_is_left_to_be_loaded_by_the_first_request() -> None:
+    """In another process: here it is all there already."""
+    found = subprocess.run(
+        [sys.executable, "-c", FIRST_REQUEST], check=True, capture_output=True, text=True
+    )
+    assert found.stdout == "[]\n"
+
 
 @pytest.mark.parametrize("content", [SMALL, LARGE], ids=["small", "large"])
 def test_what_an_object_gets(

@@ -9,6 +9,7 @@ import pytest
 
 from nsqtools.digest import Digest
 from nsqtools.errors import StorageError, StoreError
+from nsqtools.stores.body import Stretch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -285,6 +286,44 @@ def test_a_file_that_rotted_since_it_was_written_is_no_object(
     assert proxy.count("PUT", "partNumber=") > sent
     assert not parted.is_taken("t/file.zst")
     assert not unfinished(parted)
+
+
+def test_a_small_file_is_not_read_for_checksums_that_are_known(
+    parted: Store, small: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small.put(parted, "shows-what-the-store-knows")
+    small.take_parts()
+    monkeypatch.delattr(Stretch, "take_checksums")
+    small.put(parted)
+    monkeypatch.undo()
+    small.confirm(parted)
+    assert small.read(parted) == SMALL
+
+
+def test_a_small_file_that_rotted_since_it_was_written_is_no_object(
+    parted: Store, small: Sample
+) -> None:
+    small.put(parted, "shows-what-the-store-knows")
+    small.take_parts()
+    rot(small)
+    with pytest.raises(StoreError, match="is not what it was") as caught:
+        small.put(parted)
+    assert not caught.value.is_passing
+    assert not parted.is_taken("t/file.zst")
+
+
+def test_a_small_file_with_known_checksums_that_was_changed_on_the_way_is_noticed(
+    parted: Store, proxy: FaultProxy, small: Sample
+) -> None:
+    small.put(parted, "shows-what-the-store-knows")
+    small.take_parts()
+    proxy.fail("corrupt", "PUT", "t/file.zst")
+    with pytest.raises(StoreError) as caught:
+        small.put(parted)
+    assert caught.value.is_passing
+    assert not parted.is_taken("t/file.zst")
+    small.put(parted)
+    assert small.read(parted) == SMALL
 
 
 def test_a_store_that_has_shown_nothing_is_sent_what_was_read(parted: Store, large: Sample) -> None:

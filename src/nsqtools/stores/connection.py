@@ -54,6 +54,12 @@ def profiles() -> list[str]:
         raise ValueError(clean(str(error))) from None
 
 
+def load() -> None:
+    """Load what the first request would. It takes a while in which nothing else runs, in any thread."""
+    import boto3.s3.inject  # noqa: F401
+    import botocore.client  # noqa: F401
+
+
 class Connection:
     """Asks a store for things; used by any number of threads at once. Every call blocks."""
 

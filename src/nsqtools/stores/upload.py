@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 PARTS_MAX = 10_000
 _PART_STEP_BYTES = 1 << 20
+# What stores say of content that is not of the MD5 which stands with it.
+_OTHER_MD5 = "BadDigest"
 _MD5_LENGTH = 32
 
 
@@ -162,9 +164,13 @@ class Uploader:
     # In one request
 
     def _put_whole(self, stretch: Stretch, wanted: Wanted) -> None:
-        whole = hashlib.sha256()
-        stretch.take_checksums(whole, crc32=self._connection.is_aws)
-        self._check_content(whole, stretch.path, wanted)
+        known = self.known_sums(wanted)
+        if known is None:
+            whole = hashlib.sha256()
+            stretch.take_checksums(whole, crc32=self._connection.is_aws)
+            self._check_content(whole, stretch.path, wanted)
+        else:
+            stretch.take_known(*known)
         if self._connection.is_aws:
             stretch.checksums = sha256_checksum(wanted.sha256)
         try:
@@ -181,12 +187,19 @@ class Uploader:
         except FileExistsError:
             self._settle(wanted)
             return
+        except StoreError as error:
+            if stretch.is_unread and error.code == _OTHER_MD5:
+                self._check_file(stretch.file, stretch.path, wanted)
+            raise
         try:
-            self._check_etag(answer, stretch, self._request("put_object", wanted))
+            request = self._request("put_object", wanted)
+            self._check_etag(answer, stretch, request, must_fit=stretch.is_unread)
         except StoreError:
             # It has our name on it, and would be taken for the right one.
             with contextlib.suppress(NsqToolsError):
                 self._connection.patiently(self._request("delete_object", wanted))
+            if stretch.is_unread:  # the network's fault, or that of the disk since it was written
+                self._check_file(stretch.file, stretch.path, wanted)
             raise
 
     def _settle(self, wanted: Wanted) -> None:

@@ -33,6 +33,7 @@ from nsqtools.outputs.workers import Workers
 from nsqtools.pipeline.run import Run
 from nsqtools.programs.nsq_to_s3.watch import SpoolWatch
 from nsqtools.stores.client import open_store
+from nsqtools.stores.connection import load
 from nsqtools.stores.location import Location
 
 if TYPE_CHECKING:
@@ -148,7 +149,9 @@ class _Archive:
         self.watch = SpoolWatch(spool, self._destination, self._backlog, workers.strand("spool"))
 
     def prepare(self) -> None:
-        """A folder that can be written. Blocks; raises StorageError."""
+        """A folder that can be written, and all loaded before messages flow. Blocks; raises
+        StorageError."""
+        load()
         prepare_folder(self._folder)
         if self._options.ack == "upload":
             remove_dead(self._folder)
