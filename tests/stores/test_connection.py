@@ -40,7 +40,7 @@ from nsqtools.stores.options import StoreOptions
 os.environ.update(AWS_ACCESS_KEY_ID="a", AWS_SECRET_ACCESS_KEY="b")
 connection.load()
 before = set(sys.modules)
-words = ["--bucket=b", "--endpoint-url=http://127.0.0.1:1", "--region=r"]
+words = ["--bucket=abc", "--endpoint-url=http://127.0.0.1:1", "--region=r"]
 with open_store(options(StoreOptions, "x", words, {})) as store:
     store.connection._connected()
 print(sorted(set(sys.modules) - before))
