@@ -131,6 +131,11 @@ class Channel:
         """Those of `depth` that are on disk only."""
         return self._cursor.on_disk_count
 
+    @property
+    def uncopied(self) -> int:
+        """How many of the messages that it has are nowhere but in the log."""
+        return self.depth + self.in_flight + self.deferred - len(self._carried)
+
     def floor(self) -> int:
         """The lowest message that the log must keep for this channel."""
         return self._stragglers.floor()
@@ -300,8 +305,7 @@ class Channel:
         return self._stragglers.before(end, messages_max)
 
     def needs(self, end: int) -> list[int] | None:
-        """The messages before `end` that are not done with, whether there are copies or not; None when
-        they are more than are copied."""
+        """All messages before `end` that are not done with; None when they are more than are copied."""
         stragglers = self.stragglers(end)
         return None if stragglers is None else [*stragglers, *self._carried.frames()]
 
