@@ -416,6 +416,30 @@ def test_what_was_cleared_behind_a_straggler_is_no_loss(
     assert not caplog.text
 
 
+def test_what_is_behind_a_gap_that_is_known_is_not_missing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Over several runs; but what somebody takes away of it is."""
+    log = open_log(tmp_path, segment_bytes=100)
+    first, _, _ = [add(log, body * 150) for body in (b"1", b"2", b"3")]
+    log.sync()
+    assert log.clear([first.first], log.end)
+    expected = [b"1" * 150, b"3" * 150]
+    for ms in (1, 2, 3):
+        expected.append(b"new" * 50)
+        add(log, expected[-1])
+        finish(log)
+        log = open_log(tmp_path, segment_bytes=100, ms=ms)
+        assert everything(log) == expected
+        assert log.count(log.start, log.end) == len(expected)
+    finish(log)
+    assert not caplog.text
+    sorted(tmp_path.glob("*.log"))[-2].unlink()
+    finish(open_log(tmp_path, ms=4))
+    assert caplog.text.count("messages are missing from a log") == 1
+    assert "messages=1" in caplog.text
+
+
 def test_a_pipe_in_the_place_of_a_segment_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / f"{0:020d}.log")
     with pytest.raises(StorageError, match="not a regular file"):
@@ -519,6 +543,26 @@ def test_what_was_synced_last_can_go_while_the_next_segment_is_synced(tmp_path: 
     log.confirm()
     finish(log)
     assert everything(open_log(tmp_path, ms=1000)) == [b"c" * 100]
+
+
+def test_what_is_taken_back_twice_is_counted_by_nobody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = open_log(tmp_path, segment_bytes=64)
+    good = add(log, b"good" * 100)
+    log.confirm()
+    for _ in range(2):
+        add(log, b"taken back")
+        log.roll_back()
+        assert log.count(good.first, log.end) == 1
+        log.sync()
+        log.confirm()
+    add(log, b"better")
+    assert log.count(good.first, log.end) == 2
+    finish(log)
+    again = open_log(tmp_path, ms=1000)
+    assert everything(again) == [b"good" * 100, b"better"]
+    assert not caplog.text
 
 
 def test_what_is_written_anew_at_the_end_is_closed_cleanly(

@@ -291,7 +291,8 @@ class DiskLog:
             self._unsealed[:] = [pair for pair in self._unsealed if pair[0] in known]
         self._file.doubtful |= last.is_sealed
         last.is_sealed = False
-        last.cut(size_bytes, max(end, last.first))
+        # It may have ended before that: numbers that were taken back lie between.
+        last.cut(size_bytes, min(max(end, last.first), last.end))
         self._memory.drop_from(end)
         if self._gone:
             self._defer(self._remove_gone)
