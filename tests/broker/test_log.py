@@ -416,6 +416,30 @@ def test_what_was_cleared_behind_a_straggler_is_no_loss(
     assert not caplog.text
 
 
+def test_what_is_being_sealed_is_not_cleared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its index would say that it holds what it does not."""
+    log = open_log(tmp_path, segment_bytes=100)
+    first, second = add(log, b"1" * 150), add(log, b"2" * 150)
+    add(log, b"3")
+    index_bytes = Segment.index_bytes
+
+    def clear_and_index(segment: Segment) -> bytes:
+        log.clear([first.first], second.end)  # the loop's turn
+        return index_bytes(segment)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Segment, "index_bytes", clear_and_index)
+        log.sync()
+    assert log.clear([first.first], second.end)
+    finish(log)
+    again = open_log(tmp_path, ms=1)
+    assert everything(again) == [b"1" * 150, b"3"]
+    assert again.count(again.start, again.end) == 2
+    finish(again)
+
+
 def test_what_is_behind_a_gap_that_is_known_is_not_missing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -376,11 +376,12 @@ class DiskLog:
                 _give_up(segment, bad, segment.end - segment.first)
         else:
             file.sync()
-        segment.is_sealed = True
         try:
             durable.replace_file(segment.path.with_suffix(INDEX_SUFFIX), segment.index_bytes())
         except StorageError as cause:  # it is only a help
             log.error("a log segment has no index path=%s error=%s", segment.path, cause)
+        # From here on it may be cleared: an index that is made then would say what is no longer so.
+        segment.is_sealed = True
 
     def _remove_gone(self) -> None:
         for path in list(self._gone):
