@@ -385,6 +385,31 @@ def test_a_segment_that_somebody_took_away_is_told(
     finish(again)
 
 
+def test_what_is_looked_for_in_a_segment_that_is_gone_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = open_log(tmp_path, segment_bytes=1000, memory=1)
+    blocks = [add(log, b"%d" % number) for number in range(60)]
+    log.sync()
+    _, gone, *_, last = log.segments
+    gone.path.unlink()
+    found = log.find([block.first for block in blocks], 1 << 20)
+    assert found is not None
+    there = {block.first: block.frames for block in blocks if block not in gone_from(gone, blocks)}
+    assert {number: frame for number, frame in found.frames.items() if frame} == there
+    assert len(found.frames) == 60
+    assert caplog.text.count("is given up") == 1
+    assert f"messages={gone.end - gone.first}" in caplog.text
+    behind = log.find([last.end, last.end + 1], 1 << 20)
+    assert behind is not None
+    assert behind.frames == {last.end: None, last.end + 1: None}
+    log.close()
+
+
+def gone_from(segment: Segment, blocks: list[Block]) -> list[Block]:
+    return [block for block in blocks if segment.first <= block.first < segment.end]
+
+
 def test_what_was_cleared_behind_a_straggler_is_no_loss(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -220,11 +220,14 @@ class DiskLog:
         """
         found = Found({}, {})
         block: Block | None = None
+        is_end = False
         for number in numbers:
             while block is not None and block.end <= number:
                 block = block.next
-            if block is None or number < block.first:
+            if block is None and not is_end:
                 block = self.read(number, LOOK_UP_BYTES)
+                is_end = block is None
+            # What is before the block is not there, nor is anything behind the end.
             if block is None or number < block.first:
                 found.frames[number] = None
                 continue
