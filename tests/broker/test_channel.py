@@ -484,6 +484,25 @@ def test_what_changes_while_stragglers_are_read(tmp_path: Path) -> None:
     assert (channel.dropped_count, channel.depth) == (1, 0), "it was not in the log any more"
 
 
+def test_a_channel_that_is_deleted_holds_nothing_and_is_not_looked_at(tmp_path: Path) -> None:
+    """Its consumers leave behind that, and what it wanted copies of may be on its way from the disk."""
+    feed, channel = make(log=on_disk(tmp_path))
+    consumer = join(channel, 1)
+    publish(feed, channel, b"later", due_ns=NOW_NS + SECOND_NS)
+    for body in (b"held", b"waits"):
+        publish(feed, channel, body)
+    numbers = channel.stragglers(feed.log.end)
+    assert numbers is not None
+    read = channel._stragglers.find(numbers, 1 << 20)
+    assert read is not None
+    channel.discard()
+    assert not channel.carry(read.frames, feed.log.end, read.due_ns)
+    channel.requeue(consumer, consumer.ids[b"held"], NOW_NS + SECOND_NS)
+    channel.unsubscribe(consumer)
+    assert feed.alarms.due(1e9, NOW_NS + 10 * SECOND_NS) == []
+    assert feed.copies.held_bytes == 0
+
+
 def test_times_that_nobody_has_seen_are_not_lost(tmp_path: Path) -> None:
     """A first channel gets what waited in the topic: too much to look for what is deferred in it."""
     feed = Feed(on_disk(tmp_path))

@@ -6,6 +6,7 @@ there would take as many times the steps; a heap's or a bisection's logarithm is
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import sys
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from urllib.parse import quote
 
 import pytest
 from tests.broker.test_channel import NOW_NS, SECOND_NS, Consumer, Feed, join, make, publish
-from tests.support.nsqd import EmbeddedNsqd
+from tests.support.nsqd import PATIENCE_S, EmbeddedNsqd
 from tests.support.raw import OK, RawClient
 from tests.support.web import post
 
@@ -359,3 +360,33 @@ async def test_ephemeral_topics_hold_no_more_bytes_than_they_may(
         for name in names:
             await post(nsqd, f"/topic/delete?topic={quote(name)}")
     assert room.held_bytes == 0
+
+
+@pytest.mark.parametrize("batch", [1, 10])
+async def test_one_message_does_not_fill_all_room_of_ephemeral_topics(
+    batch: int, start_nsqd: StartNsqd
+) -> None:
+    """What came with it and behind it was acknowledged: there is room for what comes next."""
+    nsqd = await start_nsqd(mem_queue_bytes=65536)
+    if not isinstance(nsqd, EmbeddedNsqd):
+        pytest.skip("looks into the embedded broker")
+    async with RawClient(nsqd.tcp_address) as consumer, RawClient(nsqd.tcp_address) as publisher:
+        await consumer.subscribe("t#ephemeral", "c", rdy=100)
+        topic, room = nsqd.broker.topics["t#ephemeral"], nsqd.broker._ephemeral
+        await publisher.publish("t#ephemeral", *[b"x" * 50_000] * (batch - 1), b"held")
+        *others, held = await consumer.messages(batch)
+        if others:
+            consumer.finish(*others)
+        for _ in range(3 * room.bytes_max // 50_000):
+            await publisher.publish("t#ephemeral", b"x" * 50_000)
+            assert topic.dropped_count == 0
+            consumer.finish(await consumer.message())
+            await until_settled(topic.channels["c"], 1)
+        consumer.requeue(held)
+        assert (await consumer.message()).body == b"held"
+
+
+async def until_settled(channel: Channel, in_flight: int) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while channel.in_flight > in_flight:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)

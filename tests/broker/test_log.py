@@ -385,6 +385,31 @@ def test_a_segment_that_somebody_took_away_is_told(
     finish(again)
 
 
+def test_what_is_looked_for_in_a_segment_that_is_gone_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = open_log(tmp_path, segment_bytes=1000, memory=1)
+    blocks = [add(log, b"%d" % number) for number in range(60)]
+    log.sync()
+    _, gone, *_, last = log.segments
+    gone.path.unlink()
+    found = log.find([block.first for block in blocks], 1 << 20)
+    assert found is not None
+    there = {block.first: block.frames for block in blocks if block not in gone_from(gone, blocks)}
+    assert {number: frame for number, frame in found.frames.items() if frame} == there
+    assert len(found.frames) == 60
+    assert caplog.text.count("is given up") == 1
+    assert f"messages={gone.end - gone.first}" in caplog.text
+    behind = log.find([last.end, last.end + 1], 1 << 20)
+    assert behind is not None
+    assert behind.frames == {last.end: None, last.end + 1: None}
+    log.close()
+
+
+def gone_from(segment: Segment, blocks: list[Block]) -> list[Block]:
+    return [block for block in blocks if segment.first <= block.first < segment.end]
+
+
 def test_what_was_cleared_behind_a_straggler_is_no_loss(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -414,6 +439,54 @@ def test_what_was_cleared_behind_a_straggler_is_no_loss(
     finish(open_log(tmp_path, ms=4))
     assert len(list(tmp_path.glob("*.log"))) == 2
     assert not caplog.text
+
+
+def test_what_is_being_sealed_is_not_cleared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its index would say that it holds what it does not."""
+    log = open_log(tmp_path, segment_bytes=100)
+    first, second = add(log, b"1" * 150), add(log, b"2" * 150)
+    add(log, b"3")
+    index_bytes = Segment.index_bytes
+
+    def clear_and_index(segment: Segment) -> bytes:
+        log.clear([first.first], second.end)  # the loop's turn
+        return index_bytes(segment)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Segment, "index_bytes", clear_and_index)
+        log.sync()
+    assert log.clear([first.first], second.end)
+    finish(log)
+    again = open_log(tmp_path, ms=1)
+    assert everything(again) == [b"1" * 150, b"3"]
+    assert again.count(again.start, again.end) == 2
+    finish(again)
+
+
+def test_what_is_behind_a_gap_that_is_known_is_not_missing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Over several runs; but what somebody takes away of it is."""
+    log = open_log(tmp_path, segment_bytes=100)
+    first, _, _ = [add(log, body * 150) for body in (b"1", b"2", b"3")]
+    log.sync()
+    assert log.clear([first.first], log.end)
+    expected = [b"1" * 150, b"3" * 150]
+    for ms in (1, 2, 3):
+        expected.append(b"new" * 50)
+        add(log, expected[-1])
+        finish(log)
+        log = open_log(tmp_path, segment_bytes=100, ms=ms)
+        assert everything(log) == expected
+        assert log.count(log.start, log.end) == len(expected)
+    finish(log)
+    assert not caplog.text
+    sorted(tmp_path.glob("*.log"))[-2].unlink()
+    finish(open_log(tmp_path, ms=4))
+    assert caplog.text.count("messages are missing from a log") == 1
+    assert "messages=1" in caplog.text
 
 
 def test_a_pipe_in_the_place_of_a_segment_is_refused(tmp_path: Path) -> None:
@@ -519,6 +592,26 @@ def test_what_was_synced_last_can_go_while_the_next_segment_is_synced(tmp_path: 
     log.confirm()
     finish(log)
     assert everything(open_log(tmp_path, ms=1000)) == [b"c" * 100]
+
+
+def test_what_is_taken_back_twice_is_counted_by_nobody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = open_log(tmp_path, segment_bytes=64)
+    good = add(log, b"good" * 100)
+    log.confirm()
+    for _ in range(2):
+        add(log, b"taken back")
+        log.roll_back()
+        assert log.count(good.first, log.end) == 1
+        log.sync()
+        log.confirm()
+    add(log, b"better")
+    assert log.count(good.first, log.end) == 2
+    finish(log)
+    again = open_log(tmp_path, ms=1000)
+    assert everything(again) == [b"good" * 100, b"better"]
+    assert not caplog.text
 
 
 def test_what_is_written_anew_at_the_end_is_closed_cleanly(

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -161,6 +162,33 @@ async def test_durable_answers_come_behind_the_sync(
         assert bool(order) is is_durable
         await client.subscribe("t", "c", rdy=100)
         assert len(await client.messages(50)) == 50
+
+
+async def test_publishers_have_their_turn_however_much_else_is_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a slow disk, where a sync that nobody publishes for is always under way."""
+    is_answered = asyncio.Event()
+    real = durable.replace_file
+
+    def replace_file(path: Path, data: bytes) -> None:
+        time.sleep(0.01)
+        real(path, data)
+
+    async def keep(broker: Broker, name: str) -> None:
+        while not is_answered.is_set():
+            broker.topic(name).pause(paused=True)
+            await broker.keep(broker.topic(name))
+
+    monkeypatch.setattr(durable, "replace_file", replace_file)
+    async with running(tmp_path, durable=True) as nsqd, RawClient(nsqd.tcp_address) as client:
+        await client.publish("t", b"there is a topic")
+        async with asyncio.TaskGroup() as keeping:
+            for name in ("one", "two", "three"):
+                keeping.create_task(keep(nsqd.broker, name))
+            await until(lambda: len(nsqd.broker._commits._syncs) == 3)
+            await client.publish("t", b"x")
+            is_answered.set()
 
 
 class NoSync:

@@ -108,6 +108,39 @@ async def test_a_copy_is_on_the_disk_before_the_original_goes(
     assert not {name for name in disk.syncing if not name.startswith("nsqd-sync")}
 
 
+async def test_a_copy_that_a_killed_broker_made_is_on_the_disk_before_the_original_goes(
+    nsqd: EmbeddedNsqd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, gone = WatchedOs(), asyncio.Event()
+    loop, real_remove = asyncio.get_running_loop(), recovery.remove
+    synced_before: list[bool] = []
+
+    def remove(path: Path) -> None:
+        synced_before.append(bool(disk.syncing))
+        real_remove(path)
+        loop.call_soon_threadsafe(gone.set)
+
+    async def rest(*_: object) -> None:
+        """It was killed before it came to that."""
+
+    with monkeypatch.context() as patch:
+        patch.setattr(upkeep.Upkeep, "_trim", rest)
+        topic = nsqd.broker.topic("t")
+        channel = topic.channel("c")
+        async with RawClient(nsqd.tcp_address) as client:
+            assert await client.ask(commands.dpub("t", b"later", HOUR_MS)) == OK
+            for _ in range(20):
+                await client.publish("t", b"x" * 500)
+        assert channel.carry_over(topic.log.end)
+        topic.flush()
+        await nsqd.restart(kill=True)
+    monkeypatch.setattr(files, "os", disk)
+    monkeypatch.setattr(recovery, "remove", remove)
+    async with asyncio.timeout(PATIENCE_S):
+        await gone.wait()
+    assert synced_before[0]
+
+
 @pytest.mark.parametrize("path", ["/channel/empty?", "/channel/seek?to=newest&", "/topic/empty?"])
 async def test_what_a_journal_does_not_keep_is_not_answered_for(
     nsqd: EmbeddedNsqd, monkeypatch: pytest.MonkeyPatch, path: str

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from typing import Generic, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -84,3 +85,37 @@ class Alarms:
     def due(self, now_s: float, now_ns: int) -> list[Scanned]:
         """Those to look at now, each once."""
         return list(dict.fromkeys([*self.deadlines.due(now_s), *self.dues.due(now_ns)]))
+
+
+class Alarm:
+    """What one channel says of its next times. Once it is off, nobody looks at the channel any more,
+    whatever still happens to it.
+
+    `next_s` is when it was asked for, at the latest.
+    """
+
+    __slots__ = ("_alarms", "_who", "is_off", "next_s")
+
+    def __init__(self, alarms: Alarms, who: Scanned) -> None:
+        self._alarms = alarms
+        self._who = who
+        self.is_off = False
+        self.next_s = math.inf
+
+    def set(self, deadline_s: float, due_ns: float) -> None:
+        """Not later than either of them; infinity for never."""
+        if self.is_off:
+            return
+        if deadline_s < self.next_s:
+            self.next_s = deadline_s
+            self._alarms.deadlines.set(self._who, deadline_s)
+        if due_ns < math.inf:
+            self._alarms.dues.set(self._who, due_ns)
+
+    def rang(self) -> None:
+        """It is being looked at."""
+        self.next_s = math.inf
+
+    def turn_off(self) -> None:
+        self.is_off = True
+        self._alarms.forget(self._who)

@@ -25,6 +25,7 @@ import math
 import random
 from typing import TYPE_CHECKING, cast
 
+from nsqtools.broker.alarms import Alarm
 from nsqtools.broker.consumers import Consumers
 from nsqtools.broker.cursor import Cursor
 from nsqtools.broker.flight import Flight, Lease, ids_of
@@ -95,8 +96,7 @@ class Channel:
         # What was handed over from here on has been looked at for what is deferred.
         self._seen_from = feed.log.end
         self._wants_scan = False
-        # When the topic was asked to `scan`, at the latest.
-        self._alarm_s = math.inf
+        self._alarm = Alarm(feed.alarms, self)
         self._trouble = Repeated(
             get_log("broker"), "messages cannot be read, their channel waits", clock=SystemClock()
         )
@@ -130,6 +130,11 @@ class Channel:
     def backend_depth(self) -> int:
         """Those of `depth` that are on disk only."""
         return self._cursor.on_disk_count
+
+    @property
+    def uncopied(self) -> int:
+        """How many of the messages that it has are nowhere but in the log."""
+        return self.depth + self.in_flight + self.deferred - len(self._carried)
 
     def floor(self) -> int:
         """The lowest message that the log must keep for this channel."""
@@ -220,7 +225,7 @@ class Channel:
     def scan(self, now_s: float, now_ns: int) -> None:
         """Take back what has timed out and what is no longer deferred, and hand it out; also what
         could not be read before. There may be something to be written then."""
-        self._alarm_s = math.inf
+        self._alarm.rang()
         self._wants_scan = False
         try:
             over = self._flight.expired(now_s)
@@ -279,7 +284,7 @@ class Channel:
         """It is deleted: nothing is held for it, and nobody looks at it any more."""
         self.disconnect()
         self._carried.clear()
-        self._feed.alarms.forget(self)
+        self._alarm.turn_off()
 
     def rewrite(self) -> Rewrite:
         """Begin to replace the journal by a shorter one; that must be wanted."""
@@ -300,8 +305,7 @@ class Channel:
         return self._stragglers.before(end, messages_max)
 
     def needs(self, end: int) -> list[int] | None:
-        """The messages before `end` that are not done with, whether there are copies or not; None when
-        they are more than are copied."""
+        """All messages before `end` that are not done with; None when they are more than are copied."""
         stragglers = self.stragglers(end)
         return None if stragglers is None else [*stragglers, *self._carried.frames()]
 
@@ -326,7 +330,7 @@ class Channel:
         are not known and may matter.
         """
         copies = self._stragglers.copies(frames, end, bytes_max)
-        if copies is None:
+        if copies is None or self._alarm.is_off:  # deleted while they were read
             return False
         ahead = self._cursor.ahead(end, len(copies)) or []
         if ahead and due_ns is None and self.cursor < self._seen_from:
@@ -359,11 +363,7 @@ class Channel:
     def _set_alarm(self) -> None:
         """Have `scan` called when something is due."""
         deadline_s = -math.inf if self._wants_scan else self._flight.next_deadline_s
-        if deadline_s < self._alarm_s:
-            self._alarm_s = deadline_s
-            self._feed.alarms.deadlines.set(self, deadline_s)
-        if self._waiting.next_due_ns < math.inf:
-            self._feed.alarms.dues.set(self, self._waiting.next_due_ns)
+        self._alarm.set(deadline_s, self._waiting.next_due_ns)
 
     # Where messages wait
 
@@ -493,7 +493,7 @@ class Channel:
             timeout_s=subscriber.msg_timeout_s,
         )
         self._flight.take(lease)
-        if lease.deadline_s < self._alarm_s:
+        if lease.deadline_s < self._alarm.next_s:
             self._set_alarm()
         self.delivered_count += len(numbers)
         subscriber.deliver(frames, len(numbers))

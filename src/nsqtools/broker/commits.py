@@ -4,7 +4,7 @@ Sessions and HTTP handlers put messages and settle them; at the end of the turn 
 topic that was touched is written once, publishers are answered, channels deliver, and journals are
 written. With `--durable` the topics are synced in between, in the one thread that syncs files, while
 the next group gathers; where that fails the group is rolled back and its publishers are told, each for
-its own topic.
+its own topic. Syncs that nobody publishes for take turns with the groups.
 
 Writes go to the page cache on the loop: they take microseconds, a hand-over to a thread takes longer
 than they do. What waits for the disk is the thread's.
@@ -16,6 +16,7 @@ wait, too, and are not refused for want of descriptors.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
 from nsqtools.broker.troubles import JOURNAL, PUBLISH, SYNC
@@ -59,6 +60,8 @@ class Commits:
         self._group: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._syncs: dict[Topic, asyncio.Task[bool]] = {}
+        # With `--durable`: what is written and synced under it is confirmed, or rolled back.
+        self._turn = asyncio.Lock()
 
     def touched(self, topic: Topic) -> None:
         """Something was put or settled: commit at the end of this turn."""
@@ -78,19 +81,15 @@ class Commits:
         if self._files.are_too_many:
             self._wait_for_files()
             return
-        topics = self._next_topics()
-        if self._group is not None or (self._durable and self._syncs):
-            # Publishes wait for the disk; what was settled meanwhile is kept all the same.
-            self._flush_journals(topics)
-            return
-        for topic in topics:
-            del self._touched[topic]
-        group = [(topic, topic.commit() if topic.waiting else []) for topic in topics]
-        if self._durable and any(answers or topic.wants_sync for topic, answers in group):
-            self._group = self._loop.create_task(self._answer_when_durable(group))
-        else:
-            self._finish(group)
+        if not self._durable:
+            self._finish(self._written())
             self._go_on()
+            return
+        if self._group is not None or self._turn.locked():
+            # Publishes wait for the disk; what was settled meanwhile is kept all the same.
+            self._flush_journals(self._next_topics())
+        if self._group is None:
+            self._group = self._loop.create_task(self._commit_durably())
 
     def sync_due(self) -> None:
         """Have what is not on the disk brought there, in the background."""
@@ -137,6 +136,13 @@ class Commits:
             found.append(topic)
         return found
 
+    def _written(self) -> Group:
+        """The next group, written to the logs; its answers are due when it is as safe as promised."""
+        topics = self._next_topics()
+        for topic in topics:
+            del self._touched[topic]
+        return [(topic, topic.commit() if topic.waiting else []) for topic in topics]
+
     def _wait_for_files(self) -> None:
         if self._closing is None:
             self._closing = self._loop.create_task(self._go_on_when_closed())
@@ -149,14 +155,18 @@ class Commits:
             self._closing = None
         self._go_on()
 
-    async def _answer_when_durable(self, group: Group) -> None:
+    async def _commit_durably(self) -> None:
         try:
-            failures = await self._loop.run_in_executor(
-                self._syncer, _sync_each, [topic for topic, _ in group]
-            )
+            async with self._turn:
+                group = self._written()
+                if any(answers or topic.wants_sync for topic, answers in group):
+                    failures = await self._loop.run_in_executor(
+                        self._syncer, _sync_each, [topic for topic, _ in group]
+                    )
+                    group = [self._settle(*one, failures.get(one[0])) for one in group]
         finally:
             self._group = None
-        self._finish([self._settle(*one, failures.get(one[0])) for one in group])
+        self._finish(group)
         self._go_on()
 
     def _go_on(self) -> None:
@@ -168,13 +178,11 @@ class Commits:
         self, topic: Topic, answers: Answers, failure: StorageError | None
     ) -> tuple[Topic, Answers]:
         """What a sync has said counts for the topic's part of the group."""
+        self._tell_sync(topic, failure)
         if failure is None:
             topic.confirm()
-            self._troubles.recovered(SYNC, topic.name)
             return topic, answers
         topic.roll_back()
-        if not topic.exiting:
-            self._troubles.failed(SYNC, topic.name, failure)
         return topic, [(answer, reason or str(failure)) for answer, reason in answers]
 
     def _finish(self, group: Group) -> None:
@@ -200,6 +208,12 @@ class Commits:
         elif not topic.exiting:
             self._troubles.failed(PUBLISH, topic.name, failed[0], topic.folder)
 
+    def _tell_sync(self, topic: Topic, failure: StorageError | None) -> None:
+        if failure is None:
+            self._troubles.recovered(SYNC, topic.name)
+        elif not topic.exiting:
+            self._troubles.failed(SYNC, topic.name, failure)
+
     def _flush_journals(self, topics: Iterable[Topic]) -> None:
         for topic in topics:
             try:
@@ -215,26 +229,25 @@ class Commits:
 
     async def _sync(self, topic: Topic) -> bool:
         """A sync for which no publisher waits; whether it succeeded."""
-        if self._group is not None:  # only with --durable: one of both at a time
-            await asyncio.wait([self._group])
-        topic.unsynced_count = 0
-        failure = None
         try:
-            topic.leave_doubtful()
-            failures = await self._loop.run_in_executor(self._syncer, _sync_each, [topic])
-            failure = failures.get(topic)
-        except StorageError as raised:
-            failure = raised
+            async with self._turn if self._durable else contextlib.nullcontext():
+                failure = await self._synced(topic)
+                if self._durable:
+                    self._settle(topic, [], failure)
+                else:
+                    self._tell_sync(topic, failure)
         finally:
             del self._syncs[topic]
-        if self._durable:
-            self._settle(topic, [], failure)
-            self._go_on()
-        elif failure is None:
-            self._troubles.recovered(SYNC, topic.name)
-        elif not topic.exiting:
-            self._troubles.failed(SYNC, topic.name, failure)
         return failure is None
+
+    async def _synced(self, topic: Topic) -> StorageError | None:
+        topic.unsynced_count = 0
+        try:
+            topic.leave_doubtful()
+        except StorageError as failure:
+            return failure
+        failures = await self._loop.run_in_executor(self._syncer, _sync_each, [topic])
+        return failures.get(topic)
 
 
 def _sync_each(topics: list[Topic]) -> dict[Topic, StorageError]:

@@ -220,11 +220,14 @@ class DiskLog:
         """
         found = Found({}, {})
         block: Block | None = None
+        is_end = False
         for number in numbers:
             while block is not None and block.end <= number:
                 block = block.next
-            if block is None or number < block.first:
+            if block is None and not is_end:
                 block = self.read(number, LOOK_UP_BYTES)
+                is_end = block is None
+            # What is before the block is not there, nor is anything behind the end.
             if block is None or number < block.first:
                 found.frames[number] = None
                 continue
@@ -291,7 +294,8 @@ class DiskLog:
             self._unsealed[:] = [pair for pair in self._unsealed if pair[0] in known]
         self._file.doubtful |= last.is_sealed
         last.is_sealed = False
-        last.cut(size_bytes, max(end, last.first))
+        # It may have ended before that: numbers that were taken back lie between.
+        last.cut(size_bytes, min(max(end, last.first), last.end))
         self._memory.drop_from(end)
         if self._gone:
             self._defer(self._remove_gone)
@@ -375,11 +379,12 @@ class DiskLog:
                 _give_up(segment, bad, segment.end - segment.first)
         else:
             file.sync()
-        segment.is_sealed = True
         try:
             durable.replace_file(segment.path.with_suffix(INDEX_SUFFIX), segment.index_bytes())
         except StorageError as cause:  # it is only a help
             log.error("a log segment has no index path=%s error=%s", segment.path, cause)
+        # From here on it may be cleared: an index that is made then would say what is no longer so.
+        segment.is_sealed = True
 
     def _remove_gone(self) -> None:
         for path in list(self._gone):

@@ -73,6 +73,10 @@ class Memory:
         self._head = 0
         self._messages = 0
 
+    def __len__(self) -> int:
+        """How many messages there are, with those that nobody needs in a block that somebody does."""
+        return self._messages
+
     @property
     def first(self) -> int | None:
         return self._blocks[self._head].first if self._head < len(self._blocks) else None
@@ -144,6 +148,11 @@ class MemoryLog:
     @property
     def size_bytes(self) -> int:
         return 0
+
+    @property
+    def held_count(self) -> int:
+        """How many messages are in memory; blocks go as a whole."""
+        return len(self._memory)
 
     def append(self, block: Block) -> None:
         self._memory.append(block)

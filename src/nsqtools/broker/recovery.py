@@ -44,7 +44,7 @@ def recover(folder: Path) -> list[Segment]:
             segment = _open_segment(path)
             if segment is not None and segment.end > segment.first:
                 if segments:
-                    _close_gap(segments[-1], segment, is_known=bool(cleared))
+                    _close_gap(segments, segment, is_known=bool(cleared))
                 segments.append(segment)
                 cleared.clear()
             elif segment is not None and segments:
@@ -66,13 +66,18 @@ def remove(path: Path) -> None:
     durable.unlink(path)
 
 
-def _close_gap(last: Segment, segment: Segment, *, is_known: bool) -> None:
-    """Say so where somebody has taken segments away from between two; what was in them is not counted."""
-    ordinal = last.ordinal + last.end - last.first
-    missing = segment.ordinal - ordinal
+def _close_gap(before: list[Segment], segment: Segment, *, is_known: bool) -> None:
+    """Say so where somebody has taken segments away from between two; what was in them is not counted.
+
+    It is those before the gap that count on: what is behind it goes by what its files say.
+    """
+    last = before[-1]
+    missing = segment.ordinal - (last.ordinal + last.end - last.first)
     if missing > 0 and not is_known:
         log.error("messages are missing from a log before=%s messages=%d", segment.path, missing)
-    segment.ordinal = ordinal
+    if missing:
+        for one in before:
+            one.ordinal += missing
 
 
 def _is_orphan(name: str, names: list[str]) -> bool:

@@ -350,15 +350,18 @@ class Topic:
     # Inside
 
     def _bound(self, log: MemoryLog) -> None:
-        """A log in memory is no longer than twice what waits or is held, with what may wait: beyond
-        that the channels keep copies of what they need. So each message is copied once at most."""
+        """A log in memory is no longer than twice what waits or is held, with what may wait."""
         room = self._options.mem_queue_size
-        if log.count(log.start, log.end) <= 2 * room:
-            return
+        if log.count(log.start, log.end) > 2 * room:
+            self._shorten(log, room)
+
+    def _shorten(self, log: MemoryLog, room: int) -> None:
+        """Let go of what nobody needs. Where that is no less than the rest, and `room` more messages, it
+        is not held by that: the channels keep copies. So each message is copied once at most."""
         log.trim(self.floor())
         channels = self.channels.values()
-        held = sum(channel.depth + channel.in_flight + channel.deferred for channel in channels)
-        if log.count(log.start, log.end) > 2 * (room + held):
+        needed = room + self.depth + sum(channel.uncopied for channel in channels)
+        if log.held_count >= max(1, 2 * needed):
             for channel in channels:
                 channel.carry_over(self.pumped)
             log.trim(self.floor())
@@ -480,5 +483,5 @@ class Topic:
 
     def _has_room(self, log: MemoryLog) -> bool:
         if not self.copies.left_bytes:
-            log.trim(self.floor())
+            self._shorten(log, 0)
         return self.copies.left_bytes > 0

@@ -73,8 +73,10 @@ class Upkeep:
         )
         # Where the channels were in the last pass that hold a segment.
         self._floors: WeakKeyDictionary[Channel, int] = WeakKeyDictionary()
-        # Channels with copies that may not be on the disk.
-        self._carrying: WeakSet[Channel] = WeakSet()
+        # Channels with copies that may not be on the disk; what an earlier run has synced nobody knows.
+        self._carrying = WeakSet(
+            one for topic in topics.values() for one in topic.channels.values()
+        )
 
     async def run(self) -> None:
         """Go on until cancelled, whatever fails on the way."""
