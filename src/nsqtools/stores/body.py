@@ -20,6 +20,9 @@ HASHED_BYTES = 1 << 20
 # How much of a second may go out at once after a pause, and so the size of what is read when slow.
 BURST_S = 0.1
 _READ_BYTES_MIN = 512
+# What goes out at a time. Whoever sends asks for 16 KiB, and after each the interpreter changes hands:
+# that takes longer than the sending, of all threads that have something else to do.
+SEND_BYTES = 256 << 10
 
 
 class Bandwidth:
@@ -113,8 +116,9 @@ class Body:
         return self._stretch.size_bytes
 
     def read(self, size: int | None = -1) -> bytes:
+        """Also more than `size`: it is sent as it is given."""
         left = self._stretch.size_bytes - self._at
-        wanted = left if size is None or size < 0 else min(size, left)
+        wanted = left if size is None or size < 0 else min(max(size, SEND_BYTES), left)
         if not wanted:
             return b""
         wanted = self._take(wanted)
