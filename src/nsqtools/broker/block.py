@@ -17,7 +17,8 @@ from array import array
 from binascii import hexlify
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
-from zlib import crc32
+
+from zlib_ng.zlib_ng import crc32
 
 from nsqtools.wire.cutting import cut, same_in_run
 from nsqtools.wire.frames import MESSAGE

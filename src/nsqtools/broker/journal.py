@@ -38,7 +38,8 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from zlib import crc32
+
+from zlib_ng.zlib_ng import crc32
 
 from nsqtools import durable
 from nsqtools.broker.files import AppendFile
