@@ -78,8 +78,9 @@ class OnceOnly:
 
     def __init__(self, work_dir: Path, topic: str, channel: str, keys_max: int) -> None:
         self.forgotten = 0
-        """Keys that did not fit while their messages could still come, and FINs that were refused when the
-        key was gone already: nsqd had sent far more than it was asked for, to a process that stood still."""
+        """Keys that did not fit while their messages could still come, and FINs that were refused when
+        the key was gone already: nsqd had sent far more than it was asked for, to a process that stood
+        still."""
         self._work_dir = work_dir
         self._topic = topic
         self._channel = channel
