@@ -106,6 +106,19 @@ def test_one_whose_fin_was_refused_is_known_however_late_it_comes(tmp_path: Path
     assert commit(once, message(1, attempts=2), message(2, attempts=2)) == [2]
 
 
+def test_one_whose_fin_is_refused_when_its_key_is_gone_is_counted(tmp_path: Path) -> None:
+    """A process that stood still reads what nsqd sent again each time that the timeout was over."""
+    once = opened(tmp_path, keys_max=4)
+    for number in range(10):
+        commit(once, message(number))
+    for _ in range(2):
+        once.may_come_again(NSQD, b"%016x" % 8)
+    assert once.forgotten == 0
+    once.may_come_again(NSQD, b"%016x" % 1)
+    assert once.forgotten == 1
+    assert commit(once, message(1, attempts=2), message(8, attempts=2)) == [1]
+
+
 def test_an_nsqd_that_was_killed_delivers_as_if_for_the_first_time(tmp_path: Path) -> None:
     once = opened(tmp_path)
     commit(once, message(1), message(2))

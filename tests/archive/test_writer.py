@@ -281,6 +281,32 @@ def test_a_file_that_was_taken_away_stops_nothing(tmp_path: Path) -> None:
     assert read_bodies(Path(published.location)) == ([b"b"], None)
 
 
+@pytest.mark.parametrize("failures", [1, 2, 3])
+def test_a_file_that_was_taken_back_is_not_said_to_be_taken_away(
+    failures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a descriptor for its directory a name goes, and that is not known to be durable."""
+    for fail_at in range(100):
+        folder = tmp_path / str(fail_at)
+        failing = FailingOs(fail_at, failures=failures, code=errno.EMFILE, only={"open"})
+        told: list[StorageError] = []
+        writer = ArchiveWriter(spec(folder), clock=ManualClock(time_s=START_S))
+        with monkeypatch.context() as patch:
+            failing.install(patch)
+            for _ in range(failures + 1):
+                try:
+                    writer.commit([batch_of([b"a"])])
+                    break
+                except StorageError as error:
+                    told.append(error)
+        assert {error.errno for error in told} <= {errno.EMFILE}, told
+        (published,) = close(writer)
+        assert read_bodies(Path(published.location)) == ([b"a"], None)
+        if not failing.failed:
+            break
+    assert fail_at > 2
+
+
 def test_a_work_dir_that_was_taken_away_stops_nothing(tmp_path: Path) -> None:
     work, output = tmp_path / "work", tmp_path / "output"
     writer = ArchiveWriter(spec(output, work_dir=work), clock=ManualClock(time_s=START_S))

@@ -56,6 +56,33 @@ def test_a_suite_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"archive v{nsqtools.__version__}\n"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["--version"], ["completion", "bash"], ["archive"], ["archive", "--version"]]
+    + [["nsq_to_file", *flags] for flags in (["--help"], ["--version"], ["--version", "--gzip"])],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("unbuffered", ["1", ""])
+def test_what_cannot_be_shown_is_said_in_a_line(words: list[str], unbuffered: str) -> None:
+    command = [sys.executable, "-m", "nsqtools", *words]
+    environ = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "wb") as full:  # noqa: PTH123
+        run = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, env=environ, check=False, timeout=30
+        )
+    told = b"nsqtools: write standard output: No space left on device\n"
+    assert (run.returncode, run.stderr) == (5, told)
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        run = subprocess.run(
+            command, stdout=writing, stderr=subprocess.PIPE, env=environ, check=False, timeout=30
+        )
+    finally:
+        os.close(writing)
+    assert (run.returncode, run.stderr) == (5, b"")
+
+
 def test_an_unknown_command_of_a_suite(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["archive", "verfy"])

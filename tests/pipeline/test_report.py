@@ -11,7 +11,7 @@ import pytest
 from tests.archive.failing_os import FailingOs
 from tests.pipeline.helpers import archive_options, archived, publish, until_settled
 from tests.support.clients import until
-from tests.support.lookupd import listing, lookupds, topic_list
+from tests.support.lookupd import UNKNOWN, listing, lookupds, topic_list
 from tests.support.nsqd import PATIENCE_S
 from tests.support.peer import Peer
 from tests.support.web import request
@@ -178,6 +178,21 @@ async def test_a_list_of_topics_that_comes_late_is_soon_known(
             await until(lambda: life.health.is_ready and life.health.is_ok)
     said = [r for r in caplog.records if "could not retrieve the list" in r.getMessage()]
     assert len(said) == 1
+
+
+async def test_of_two_nsqlookupds_one_that_answers_is_not_said_to_be_silent(tmp_path: Path) -> None:
+    """The one knows no nsqd of the topic; the other might."""
+    async with lookupds(UNKNOWN, (500, b"")) as (knowing, failing):
+        flags = (
+            "--topic=t",
+            f"--lookupd-http-address={knowing.address}",
+            f"--lookupd-http-address={failing.address}",
+        )
+        async with run_of(tmp_path / "archive", *flags) as (run, _):
+            await until(lambda: bool(knowing.asked) and len(failing.asked) >= 2)
+            (pipeline,) = run._pipelines.values()
+            told = f"no nsqd to consume from, and no answer of {failing.address}"
+            await until(lambda: trouble_of(pipeline) == told)
 
 
 async def test_a_finished_file_that_cannot_be_published_is_told_though_messages_flow(

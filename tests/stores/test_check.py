@@ -64,11 +64,20 @@ def test_what_is_no_store_is_suspected(store: Store, proxy: FaultProxy, status: 
     assert found["list"] == NO_STORE
 
 
-def test_what_has_every_page_is_no_store(store: Store, proxy: FaultProxy) -> None:
-    proxy.fail("status", status=200, body=b"<html>Welcome</html>", times=100)
-    written, *_ = check(store, "t/")
-    assert "was never written" in written.problem
-    assert written.hint == NO_STORE
+@pytest.mark.parametrize(
+    ("headers", "told"),
+    [
+        ({}, "the answer says no LastModified"),
+        ({"Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"}, "was never written"),
+    ],
+)
+def test_what_has_every_page_is_no_store(
+    store: Store, proxy: FaultProxy, headers: dict[str, str], told: str
+) -> None:
+    proxy.fail("status", status=200, body=b"<html>Welcome</html>", times=100, headers=headers)
+    found = {one.step: one for one in check(store, "t/")}
+    assert told in found["write"].problem
+    assert found["write"].hint == found["list"].hint == NO_STORE
 
 
 def test_a_bucket_that_is_missing(

@@ -15,6 +15,7 @@ from tests.support.tls import make_certificate
 from nsqtools.errors import StoreError
 from nsqtools.options import load
 from nsqtools.stores.client import Store, open_store
+from nsqtools.stores.failures import NO_STORE
 from nsqtools.stores.options import StoreOptions
 
 if TYPE_CHECKING:
@@ -138,6 +139,28 @@ def test_a_wrong_region_is_told_with_the_right_one(
     assert not error.is_passing
     assert "the bucket is in region eu-west-3" in str(error)
     assert error.hint == "Use --region eu-west-3."
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_what_leads_elsewhere_is_asked_a_few_times(
+    store: Store, proxy: FaultProxy, put: Callable[[Store], StoreError], status: int
+) -> None:
+    """A page to log in at: botocore would ask it for the bucket's region until the stack is full."""
+    headers = {"Location": "http://127.0.0.1:1/login"}
+    proxy.fail("status", times=10_000, status=status, headers=headers)
+    error = put(store)
+    assert f": {status}" in str(error)
+    assert "--endpoint-url" in error.hint
+    assert not error.is_passing
+    assert len(proxy.lines) <= 3
+
+
+@pytest.mark.parametrize("body", [b"<html><body>Welcome</body></html>", b""])
+def test_what_is_no_list_is_not_an_empty_one(store: Store, proxy: FaultProxy, body: bytes) -> None:
+    proxy.fail("status", times=100, status=200, body=body)
+    with pytest.raises(StoreError, match="the answer says no IsTruncated") as caught:
+        next(store.list(), None)
+    assert caught.value.hint == NO_STORE
 
 
 def test_a_store_that_is_not_there(

@@ -78,7 +78,9 @@ class OnceOnly:
 
     def __init__(self, work_dir: Path, topic: str, channel: str, keys_max: int) -> None:
         self.forgotten = 0
-        """Keys that did not fit while their messages could still come."""
+        """Keys that did not fit while their messages could still come, and FINs that were refused when
+        the key was gone already: nsqd had sent far more than it was asked for, to a process that stood
+        still."""
         self._work_dir = work_dir
         self._topic = topic
         self._channel = channel
@@ -140,14 +142,17 @@ class OnceOnly:
     def may_come_again(self, nsqd: str, message_id: bytes | None) -> None:
         """A message of this nsqd, or, with None, whatever was committed of it lately, even as new."""
         recent = self._recent.get(nsqd)
-        if recent is None:
-            pass
-        elif message_id is None:
+        if message_id is not None:
+            time = None if recent is None else recent.times().get(message_id)
+            if time is not None:
+                self._await(nsqd, [(message_id, time)])
+            elif message_id not in self._awaited.get(nsqd, ()):
+                self.forgotten += 1
+            return
+        if recent is not None:
             self._await(nsqd, recent.times().items())
             self._recent_count -= self._recent.pop(nsqd).count
-        elif (time := recent.times().get(message_id)) is not None:
-            self._await(nsqd, [(message_id, time)])
-        if message_id is None and self._awaited.get(nsqd):
+        if self._awaited.get(nsqd):
             self._watched[nsqd] = WATCHED
 
     def new_of(self, batches: Sequence[Messages]) -> Sequence[Messages]:

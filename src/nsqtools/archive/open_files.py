@@ -139,6 +139,7 @@ class OpenFiles:
         try:
             file.discard()
         except StorageError:
+            self._forget_if_lost(file)  # its name may be gone all the same
             return
         del self._files[file.stem]
         self._revisions.unused(file.stem, file.revision)

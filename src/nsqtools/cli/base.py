@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 
 from nsqtools import __version__, ending
-from nsqtools.cli.streams import fill_standard_streams
+from nsqtools.cli.streams import fill_standard_streams, say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing itself is among what --version need not load
@@ -58,7 +58,7 @@ class Program:
             gc.disable()  # imports make no rubbish: 15 ms of a start; `run_plainly` enables it
         words = sys.argv[1:] if argv is None else list(argv)
         if words in (["--version"], ["-version"]):
-            print(self.version)
+            say(f"{self.version}\n")
             return
         try:
             from nsqtools.cli.command import end_hard, execute  # click, and asyncio behind it
@@ -98,9 +98,9 @@ class Suite:
         if name in self.commands:
             self.commands[name].main(words[1:])
         elif name in ("--version", "-version"):
-            print(f"{self.name} v{__version__}")
+            say(f"{self.name} v{__version__}\n")
         elif name in ("--help", "-help", "-h", "help"):
-            print(self.overview(), end="")
+            say(self.overview())
         else:
             from nsqtools.options.arguments import nearest
             from nsqtools.options.shown import quoted

@@ -22,6 +22,7 @@ import click.shell_completion
 
 from nsqtools import ending
 from nsqtools.cli.parameters import parameters_of
+from nsqtools.cli.streams import drop_stdout, say
 from nsqtools.ending import INTERRUPTED
 from nsqtools.errors import NsqToolsError, OptionsError
 from nsqtools.options import help_text, load_parsed, options_of, parse_arguments
@@ -76,10 +77,10 @@ class OptionsCommand(click.Command):
         options = options_of(self.options_class)
         arguments = parse_arguments(options, args, self.program.name)
         if arguments.wants_help:
-            click.echo(self.get_help(ctx), nl=False)
+            say(self.get_help(ctx))
             ctx.exit()
         if arguments.wants_version:
-            click.echo(self.program.version)
+            say(f"{self.program.version}\n")
             ctx.exit()
         ctx.params["options"] = load_parsed(
             self.options_class, self.program.name, arguments, os.environ
@@ -164,11 +165,6 @@ def run_plainly(program: Program, options: object) -> int:
     except KeyboardInterrupt:
         print(f"{program.name}: interrupted", file=sys.stderr)
         return INTERRUPTED
-
-
-def drop_stdout() -> None:
-    """Whoever read our output has gone. Python would complain once more when it flushes."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run_on_loop(run: Callable[[Any], Awaitable[int]], options: object) -> int:

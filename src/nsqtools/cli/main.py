@@ -17,6 +17,7 @@ from nsqtools.cli import (
     seek,
     spool,
 )
+from nsqtools.cli.streams import fill_standard_streams, say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # as in base.py
@@ -33,6 +34,7 @@ _OPTIONS_EXIT_CODE = 2
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The console script `nsqtools`."""
+    fill_standard_streams()
     words = sys.argv[1:] if argv is None else list(argv)
     name = words[0] if words else "--help"
     if "_NSQTOOLS_COMPLETE" in os.environ:
@@ -46,9 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif name in SUITES:
         SUITES[name].main(words[1:])
     elif name in ("--version", "-version"):
-        print(f"nsqtools v{__version__}")
+        say(f"nsqtools v{__version__}\n")
     elif name in ("--help", "-help", "-h", "help"):
-        print(overview(), end="")
+        say(overview())
     else:
         from nsqtools.options.arguments import nearest
         from nsqtools.options.shown import quoted
@@ -68,7 +70,7 @@ def print_completion(words: Sequence[str]) -> None:
             " nsqtools completion fish > ~/.config/fish/conf.d/nsqtools.fish",
         )
     own = [program for program in PROGRAMS.values() if not program.command]
-    print(script(words[0], own), end="")
+    say(script(words[0], own))
 
 
 def refuse(problem: str, hint: str) -> NoReturn:

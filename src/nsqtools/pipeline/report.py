@@ -170,7 +170,7 @@ def trouble_of(pipeline: TopicPipeline) -> str:
     if reasons:
         return f"not subscribed: {'; '.join(reasons)}"
     if not consumer.connections and consumer.failing_lookupds:
-        return f"no nsqlookupd answers: {', '.join(consumer.failing_lookupds)}"
+        return f"no nsqd to consume from, and no answer of {', '.join(consumer.failing_lookupds)}"
     return ""
 
 

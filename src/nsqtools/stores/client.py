@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from nsqtools.clock import SystemClock
 from nsqtools.errors import OptionsError, StoreError
 from nsqtools.stores.connection import Connection
-from nsqtools.stores.failures import Request
+from nsqtools.stores.failures import Request, field_of
 from nsqtools.stores.location import Location, check_key
 from nsqtools.stores.objects import UNIQUE, ObjectReader, StoredObject, of_head, of_list
 from nsqtools.stores.options import StoreAccess, StoreOptions
@@ -146,9 +146,14 @@ class Store:
         """What is known of an object; raises `FileNotFoundError`."""
         request = Request("head_object", self.bucket, check_key(key))
         try:
-            return of_head(key, self.connection.ask(request))
+            answer = self.connection.ask(request)
         except StoreError as error:
             failure = self._worded(error, key)
+        else:
+            field_of(
+                answer, "LastModified", request
+            )  # a web page that is there for any key has none
+            return of_head(key, answer)
         raise failure
 
     def _worded(self, error: StoreError, key: str) -> StoreError:
@@ -186,6 +191,7 @@ class Store:
         seen: set[str] = set()
         while True:
             page = self.connection.ask(request, Prefix=prefix, MaxKeys=LIST_PAGE, **more)
+            field_of(page, "IsTruncated", request)  # what is no list would look like an empty one
             yield from map(of_list, page.get("Contents", ()))
             token = page.get("NextContinuationToken")
             if not page.get("IsTruncated") or not token:

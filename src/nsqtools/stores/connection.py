@@ -224,4 +224,11 @@ class Connection:
             ),
         )
         bound(client, options.store_timeout_s)
+        client.meta.events.register("before-call.s3.HeadBucket", _once)
         return client
+
+
+def _once(params: dict[str, Any], **_: Any) -> None:
+    """Botocore asks for the bucket when a request is redirected, to learn its region; where that is
+    redirected, too, it would ask for ever."""
+    params["context"]["s3_redirect"]["redirected"] = True

@@ -142,7 +142,7 @@ class Request:
 def field_of(answer: Mapping[str, Any], name: str, request: Request) -> Any:
     """What an answer has to say; raises StoreError where it does not: something in between answered."""
     if name not in answer:
-        raise request.failed(f"the answer says no {name}", is_passing=True)
+        raise request.failed(f"the answer says no {name}", is_passing=True, hint=NO_STORE)
     return answer[name]
 
 
@@ -308,7 +308,7 @@ def _hint(status: int, code: str, request: Request) -> str:
         return _HINTS[code]
     if status == 301 or code in ("PermanentRedirect", "IllegalLocationConstraintException"):
         return "Name the bucket's region with --region, or its store with --endpoint-url."
-    if status in (404, 405) and code in (str(status), ""):
+    if (status in (404, 405) or 300 <= status < 400) and code in (str(status), ""):
         return NO_STORE  # an answer in S3's words would have a code of its own
     if status != 403:
         return ""
