@@ -221,3 +221,15 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     for name in ("pipe", "link", "missing"):
         with pytest.raises(StorageError):
             durable.open_existing(tmp_path / name)
+
+
+def test_where_descriptors_are_too_few_the_error_says_what_to_raise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*_args: object, **_options: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "open", none_left)
+    with pytest.raises(StorageError, match="Too many open files") as caught:
+        durable.create(tmp_path / "x", 0o600)
+    assert "ulimit -n" in caught.value.hint

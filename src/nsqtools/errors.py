@@ -110,13 +110,19 @@ class DamagedArchive(ArchiveError):  # noqa: N818
         self.reason = reason
 
 
+_TOO_FEW_FILES = "Raise the limit on open files: ulimit -n, or LimitNOFILE= in a unit."
+
+
 class StorageError(NsqToolsError):
     """The disk refused an operation; `errno` is kept so that ENOSPC can be told from EACCES."""
 
     exit_code = 5
 
     def __init__(self, operation: str, path: Path | str, cause: OSError) -> None:
-        super().__init__(f"{operation} {path}: {cause.strerror or cause}")
+        super().__init__(
+            f"{operation} {path}: {cause.strerror or cause}",
+            hint=_TOO_FEW_FILES if cause.errno in (errno.EMFILE, errno.ENFILE) else "",
+        )
         self.operation = operation
         self.path = path
         self.errno = cause.errno
