@@ -223,6 +223,27 @@ def test_what_a_lost_connection_held_comes_first_but_not_for_ever() -> None:
     assert [body for body, _ in consumer.got] == [b"2", b"3", b"1"]
 
 
+def test_consumers_share_what_waits_in_few_large_parts() -> None:
+    """Not half of a block, half of the rest, and so on."""
+    feed, channel = make()
+    for _ in range(2):
+        publish(feed, channel, *[b"x"] * 1000)
+    first, second = Consumer(2500), Consumer(2500)
+    channel.subscribe(first)
+    channel.subscribe(second)
+    channel.pause(paused=True)
+    channel.ready(first)
+    channel.ready(second)
+    channel.pause(paused=False)
+    channel.deliver()
+    assert (len(first.got), len(second.got)) == (1000, 1000)
+    assert len(channel._flight._runs) <= 4
+    few = join(channel, 2500)
+    publish(feed, channel, *[b"y"] * 9)
+    assert [body for one in (first, second, few) for body, _ in one.got].count(b"y") == 9
+    assert sum(b"y" in one.ids for one in (first, second, few)) == 3
+
+
 def test_a_deferred_message_waits_for_its_time() -> None:
     feed, channel = make()
     consumer = join(channel, 5)

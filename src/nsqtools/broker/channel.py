@@ -344,8 +344,7 @@ class Channel:
         return True
 
     def carry_over(self, end: int) -> bool:
-        """Find the stragglers before `end` in the log and `carry` them, however many. Raises StorageError
-        when they cannot be read."""
+        """Find the stragglers before `end` in the log and `carry` them, however many; or StorageError."""
         numbers = self.stragglers(end, _NO_BOUND)
         found = None if numbers is None else self._stragglers.find(numbers, _NO_BOUND)
         return found is not None and self.carry(
@@ -417,10 +416,12 @@ class Channel:
     # Delivery
 
     def _deliver_ready(self) -> None:
+        # For each of what is there now: of a block's rest the shares would become ever smaller.
+        share = -(-self._cursor.ahead_count // (self.subscribers.ready_count or 1)) or 1
         while not self.paused and (subscriber := self.subscribers.next_ready()) is not None:
             if self._waiting.head(self.cursor) is not None:
                 self._deliver_again(subscriber, self.cursor)
-            elif not self._deliver_next(subscriber):
+            elif not self._deliver_next(subscriber, share):
                 if not self._waiting.again:
                     return
                 # Nothing is before them any more.
@@ -443,7 +444,7 @@ class Channel:
         self._carried.forget(number)
         self.journal.finished([], [number])
 
-    def _deliver_next(self, subscriber: Subscriber) -> bool:
+    def _deliver_next(self, subscriber: Subscriber, share: int) -> bool:
         """Deliver a run from the cursor; False when there is nothing, or it is not at hand."""
         block = self._cursor.block()
         if block is None:
@@ -454,7 +455,6 @@ class Channel:
         if block.due_ns:
             self._defer_run(first, end, block.due_ns)
             return True
-        share = -(-(end - first) // self.subscribers.ready_count)
         end = min(end, first + min(subscriber.budget(), share))
         self._cursor.move_to(end)
         if subscriber.sample_rate:
