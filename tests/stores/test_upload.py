@@ -251,16 +251,26 @@ def rot(sample: Sample) -> None:
     sample.path.write_bytes(data)
 
 
+@pytest.fixture(params=[SMALL, LARGE], ids=["small", "large"])
+def known(request: pytest.FixtureRequest, parted: Store, tmp_path: Path) -> Sample:
+    """With checksums of when it was written, and a store that has shown what it says of what it got."""
+    sample = Sample(tmp_path, request.param)
+    sample.put(parted, "shows-what-the-store-knows")
+    sample.take_parts()
+    return sample
+
+
 def test_checksums_of_when_it_was_written_do(
-    parted: Store, proxy: FaultProxy, large: Sample
+    parted: Store, proxy: FaultProxy, known: Sample, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    large.put(parted, "shows-what-the-store-knows")
-    large.take_parts()
+    """It is read to be sent, and for nothing else."""
     sent = proxy.count("PUT", "partNumber=")
-    large.put(parted)
-    assert proxy.count("PUT", "partNumber=") == sent + 3
-    large.confirm(parted)
-    assert large.read(parted) == LARGE
+    monkeypatch.delattr(Stretch, "take_checksums")
+    known.put(parted)
+    monkeypatch.undo()
+    assert proxy.count("PUT", "partNumber=") == sent + (3 if known.content == LARGE else 0)
+    known.confirm(parted)
+    assert known.read(parted) == known.content
 
 
 def test_checksums_of_other_parts_are_taken_anew(parted: Store, large: Sample) -> None:
@@ -273,43 +283,17 @@ def test_checksums_of_other_parts_are_taken_anew(parted: Store, large: Sample) -
 
 
 def test_a_file_that_rotted_since_it_was_written_is_no_object(
-    parted: Store, proxy: FaultProxy, large: Sample
+    parted: Store, proxy: FaultProxy, known: Sample
 ) -> None:
     """It is sent, and the answer does not fit: then it is read."""
-    large.put(parted, "shows-what-the-store-knows")
-    large.take_parts()
-    rot(large)
-    sent = proxy.count("PUT", "partNumber=")
+    rot(known)
+    sent = proxy.count("PUT", "t/file.zst")
     with pytest.raises(StoreError, match="is not what it was") as caught:
-        large.put(parted)
+        known.put(parted)
     assert not caught.value.is_passing
-    assert proxy.count("PUT", "partNumber=") > sent
+    assert proxy.count("PUT", "t/file.zst") > sent
     assert not parted.is_taken("t/file.zst")
     assert not unfinished(parted)
-
-
-def test_a_small_file_is_not_read_for_checksums_that_are_known(
-    parted: Store, small: Sample, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small.put(parted, "shows-what-the-store-knows")
-    small.take_parts()
-    monkeypatch.delattr(Stretch, "take_checksums")
-    small.put(parted)
-    monkeypatch.undo()
-    small.confirm(parted)
-    assert small.read(parted) == SMALL
-
-
-def test_a_small_file_that_rotted_since_it_was_written_is_no_object(
-    parted: Store, small: Sample
-) -> None:
-    small.put(parted, "shows-what-the-store-knows")
-    small.take_parts()
-    rot(small)
-    with pytest.raises(StoreError, match="is not what it was") as caught:
-        small.put(parted)
-    assert not caught.value.is_passing
-    assert not parted.is_taken("t/file.zst")
 
 
 def test_a_small_file_with_known_checksums_that_was_changed_on_the_way_is_noticed(

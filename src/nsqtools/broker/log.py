@@ -428,9 +428,8 @@ class DiskLog:
         if is_empty:
             file.discard()
             self._segments.remove(last)
-        elif (
-            last.is_sealed
-        ):  # cleared: its file says that the gap between its neighbours is no loss
+        elif last.is_sealed:
+            # It was cleared: its file says that the gap between its neighbours is no loss.
             file.discard()
         else:
             file.let_go()

@@ -103,7 +103,8 @@ class NsqdOptions(LogOptions, StatusOptions, UnusedOptions):
     mem_queue_bytes: int = option(
         Size(minimum=0),
         default="32MiB",
-        help="newest messages of all topics that stay in memory, in bytes",
+        help="newest messages of all topics that stay in memory, in bytes; #ephemeral topics may hold"
+        " eight times as much",
         group=_STORAGE,
         flag="mem-queue-bytes",
     )

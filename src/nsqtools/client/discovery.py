@@ -43,7 +43,9 @@ class Discovery:
             partial(asyncio.Semaphore, QUESTIONS_AT_ONCE)
         )
         self._too_many = Repeated(
-            get_log("client"), "nsqds beyond the limit of a process wait", clock=SystemClock()
+            get_log("client"),
+            "nsqds beyond the limit of a process wait: share the topics among several processes",
+            clock=SystemClock(),
         )
 
     async def __aenter__(self) -> Self:

@@ -150,9 +150,8 @@ class Store:
         except StoreError as error:
             failure = self._worded(error, key)
         else:
-            field_of(
-                answer, "LastModified", request
-            )  # a web page that is there for any key has none
+            # A web page that is there for any key has none.
+            field_of(answer, "LastModified", request)
             return of_head(key, answer)
         raise failure
 

@@ -281,9 +281,8 @@ class Uploader:
             raise
         except BaseException as error:
             self._abort(wanted, upload_id)
-            if isinstance(
-                error, OtherBytes
-            ):  # by the network, or it was not read before it was sent
+            if isinstance(error, OtherBytes):
+                # By the network, or it was not read before it was sent.
                 self._check_file(file, source, wanted)
             raise
         finally:
