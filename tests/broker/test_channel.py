@@ -35,6 +35,7 @@ from nsqtools.broker.memory import Memory, MemoryBudget, MemoryLog, Room
 from nsqtools.broker.reading import Reader, Share, at_once
 from nsqtools.broker.segment import READ_BYTES
 from nsqtools.errors import StorageError
+from nsqtools.wire.bodies import measured
 from nsqtools.wire.frames import FrameDecoder
 from nsqtools.wire.messages import Messages
 
@@ -73,7 +74,7 @@ class Feed:
 
     def publish(self, *bodies: bytes, due_ns: int = 0) -> tuple[int, int]:
         first = self.log.end
-        self.log.append(build_block(first, bodies, NOW_NS, due_ns))
+        self.log.append(build_block(first, measured(list(bodies)), NOW_NS, due_ns))
         self.pumped = self.log.end
         return first, self.log.end
 

@@ -24,6 +24,7 @@ from nsqtools.broker.options import NsqdOptions
 from nsqtools.broker.server import Broker
 from nsqtools.errors import StorageError
 from nsqtools.options import load
+from nsqtools.wire.bodies import measured
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,7 +119,7 @@ async def put(broker: Broker, number: int) -> bool:
     """Publish; whether it was answered with OK."""
     answer: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
     try:
-        broker.put(broker.topic("t"), [BODY % number], 0, answer.set_result)
+        broker.put(broker.topic("t"), measured([BODY % number]), 0, answer.set_result)
     except StorageError:
         return False
     async with asyncio.timeout(PATIENCE_S):
@@ -293,7 +294,7 @@ async def test_a_topic_that_is_deleted_while_it_is_written_anew_takes_nobodys_an
             assert not await put(broker, 2)
         monkeypatch.setattr(segment, "scan", scan)
         answer: asyncio.Future[str | None] = loop.create_future()
-        broker.put(broker.topic("other"), [b"x"], 0, answer.set_result)
+        broker.put(broker.topic("other"), measured([b"x"]), 0, answer.set_result)
         await put(broker, 3)
         async with asyncio.timeout(PATIENCE_S):
             assert await answer is None

@@ -19,6 +19,7 @@ from nsqtools.broker.log import DiskLog
 from nsqtools.broker.memory import NUMBERS_PER_MS_BITS, Memory, MemoryBudget, MemoryLog, Room
 from nsqtools.broker.segment import HEADER_SIZE_BYTES, Segment
 from nsqtools.errors import StorageError
+from nsqtools.wire.bodies import measured
 from nsqtools.wire.frames import FrameDecoder
 from nsqtools.wire.messages import Messages
 
@@ -46,7 +47,7 @@ def open_log(
 
 
 def add(log: TopicLog, *bodies: bytes) -> Block:
-    block = build_block(log.end, bodies, NOW_NS)
+    block = build_block(log.end, measured(list(bodies)), NOW_NS)
     log.append(block)
     return block
 
@@ -152,7 +153,7 @@ def test_memory_is_bounded_but_keeps_the_newest_block(log: DiskLog) -> None:
 
 
 def test_memory_is_bounded_in_bytes() -> None:
-    blocks = [build_block(number, [b"x" * 60], NOW_NS) for number in range(5)]
+    blocks = [build_block(number, measured([b"x" * 60]), NOW_NS) for number in range(5)]
     memory = Memory(100, MemoryBudget(2 * blocks[0].cost_bytes))
     for block in blocks:
         memory.append(block)
@@ -163,7 +164,7 @@ def test_memory_is_bounded_in_bytes() -> None:
 
 
 def test_the_oldest_block_of_any_topic_makes_room() -> None:
-    blocks = [build_block(number, [b"x" * 66], NOW_NS) for number in range(9)]
+    blocks = [build_block(number, measured([b"x" * 66]), NOW_NS) for number in range(9)]
     budget = MemoryBudget(4 * blocks[0].cost_bytes)
     one, other = Memory(100, budget), Memory(100, budget)
     for block in blocks[:4]:
@@ -178,7 +179,7 @@ def test_the_oldest_block_of_any_topic_makes_room() -> None:
         other.append(block)
     assert (one.first, other.first) == (None, 4)
     # One that fills the budget by itself stays, and is alone.
-    one.append(build_block(9, [b"x" * 5000], NOW_NS))
+    one.append(build_block(9, measured([b"x" * 5000]), NOW_NS))
     assert (one.first, other.first) == (9, None)
     other.append(blocks[8])
     assert (one.first, other.first) == (None, 8)
@@ -188,9 +189,9 @@ def test_what_is_dropped_is_let_go() -> None:
     memory = Memory(100, MemoryBudget(1))
     gone = b"x" * 10_000
     count = sys.getrefcount(gone)
-    memory.append(Block(0, gone, [0, len(gone)], b"0" * 16, 0))
+    memory.append(Block(0, gone, [0, len(gone)], 0))
     assert sys.getrefcount(gone) == count + 1
-    memory.append(build_block(1, [b"next"], NOW_NS))
+    memory.append(build_block(1, measured([b"next"]), NOW_NS))
     assert sys.getrefcount(gone) == count
 
 

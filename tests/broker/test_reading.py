@@ -8,6 +8,7 @@ import pytest
 
 from nsqtools.broker.block import Block, build_block
 from nsqtools.broker.reading import NotAtHand, Reader, Share
+from nsqtools.wire.bodies import measured
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +31,7 @@ class OneAtATime:
 
 
 def test_what_was_written_while_it_was_read_ahead_is_found() -> None:
-    log = [build_block(0, [b"a"], 1)]
+    log = [build_block(0, measured([b"a"]), 1)]
     threads, told = OneAtATime(), []
 
     def begin(number: int, size_bytes: int) -> Callable[[], Block | None]:
@@ -42,7 +43,7 @@ def test_what_was_written_while_it_was_read_ahead_is_found() -> None:
         reader.get(0)
     threads.finish()
     assert reader.get(0) is log[0]  # and what is behind it is read: nothing yet
-    log.append(build_block(1, [b"b"], 1))
+    log.append(build_block(1, measured([b"b"]), 1))
     with pytest.raises(NotAtHand):
         reader.get(1)
     threads.finish()

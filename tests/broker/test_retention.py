@@ -23,6 +23,7 @@ from nsqtools.broker.retention import RETENTION, Retention, number_at
 from nsqtools.broker.segment import Segment
 from nsqtools.cli.main import main
 from nsqtools.options import render_time_ns
+from nsqtools.wire.bodies import measured
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,7 +98,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DiskLog]:
         defer=at_once,
     )
     for second in range(30):
-        made.append(build_block(made.end, [b"x" * 50] * 2, (1000 + second) * SECOND_NS))
+        made.append(build_block(made.end, measured([b"x" * 50] * 2), (1000 + second) * SECOND_NS))
     assert len(made.segments) > 4
     yield made
     made.close()

@@ -24,6 +24,7 @@ from nsqtools.broker.options import NsqdOptions
 from nsqtools.broker.server import Broker
 from nsqtools.errors import ConnectionFailed, DataPathInUse, StorageError
 from nsqtools.wire import commands
+from nsqtools.wire.bodies import measured
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -91,10 +92,10 @@ async def test_deleting_a_topic_answers_who_still_waits(tmp_path: Path) -> None:
     async with running(tmp_path) as nsqd:
         answers: list[str | None] = []
         topic = nsqd.broker.topic("t")
-        nsqd.broker.put(topic, [b"x"], 0, answers.append)
+        nsqd.broker.put(topic, measured([b"x"]), 0, answers.append)
         nsqd.broker.delete_topic("t")
         assert answers == ["exiting"]
-        nsqd.broker.put(topic, [b"y"], 0, answers.append)
+        nsqd.broker.put(topic, measured([b"y"]), 0, answers.append)
         await until(lambda: len(answers) == 2)
         assert answers == ["exiting", "exiting"]
         assert (await request(nsqd, "POST", "/pub?topic=t", b"new")).body == b"OK"
@@ -247,8 +248,8 @@ async def test_topics_fail_each_for_itself(tmp_path: Path, monkeypatch: pytest.M
         bad: list[str | None] = []
         broker = nsqd.broker
         for _ in range(3):
-            broker.put(broker.topic("bad"), [b"x"], 0, bad.append)
-            broker.put(broker.topic("good"), [b"x"], 0, good.append)
+            broker.put(broker.topic("bad"), measured([b"x"]), 0, bad.append)
+            broker.put(broker.topic("good"), measured([b"x"]), 0, good.append)
         await until(lambda: len(good) == len(bad) == 3)
         assert good == [None] * 3
         assert all(reason is not None and "I/O error" in reason for reason in bad)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from nsqtools.errors import NsqToolsError, ProtocolError
 from nsqtools.wire import commands
+from nsqtools.wire.bodies import joined, measured
 from nsqtools.wire.decoder import (
     FIN_RUN_MAX,
     LINE_MAX_BYTES,
@@ -48,10 +49,13 @@ CONVERSATION: list[tuple[bytes, Command]] = [
     (commands.pub("t", b"\n\0body"), Pub("t", b"\n\0body", None)),
     (commands.dpub("t", b"later", 1500), Pub("t", b"later", 1500)),
     (b"DPUB t \n\0\0\0\1x", Pub("t", b"x", 0)),
-    (commands.mpub("t", [b"same", b"size"]), Mpub("t", [b"same", b"size"])),
-    (commands.mpub("t", [b"not", b"of", b"one size"]), Mpub("t", [b"not", b"of", b"one size"])),
+    (commands.mpub("t", [b"same", b"size"]), Mpub("t", measured([b"same", b"size"]))),
+    (
+        commands.mpub("t", [b"not", b"of", b"one size"]),
+        Mpub("t", measured([b"not", b"of", b"one size"])),
+    ),
     # nsqd follows the counts, not the size.
-    (b"MPUB t\n\0\0\0\1\0\0\0\1\0\0\0\2xy", Mpub("t", [b"xy"])),
+    (b"MPUB t\n\0\0\0\1\0\0\0\1\0\0\0\2xy", Mpub("t", measured([b"xy"]))),
     (commands.sub("t", "c"), Sub("t", "c")),
     (b"RDY\n", Rdy(1)),
     (b"RDY \r\n", Rdy(0)),
@@ -152,9 +156,9 @@ def test_mpub_is_read_back_whatever_the_cuts(
 ) -> None:
     limits = CommandLimits(max_body_size_bytes=1 << 20)
     raw = b"  V2" + commands.mpub("t", messages) + commands.NOP
-    assert read(pieces_of(raw, cuts), limits) == [Mpub("t", messages), Nop()]
+    assert read(pieces_of(raw, cuts), limits) == [Mpub("t", measured(messages)), Nop()]
     body = commands.mpub("t", messages).partition(b"\n")[2][4:]
-    assert read_mpub(body + behind, limits).take() == messages
+    assert read_mpub(body + behind, limits).take() == measured(messages)
 
 
 @given(bodies, st.data())
@@ -173,7 +177,10 @@ def test_a_batch_that_is_cut_or_changed_is_refused_or_read_but_nothing_else(
     except ProtocolError as error:
         assert error.code in ("E_BAD_BODY", "E_BAD_MESSAGE")  # noqa: PT017
     else:
-        assert sum(map(len, found.take())) <= len(body)
+        some = found.take()
+        assert some is not None
+        assert some == measured(some.each)
+        assert some.size_bytes <= len(body)
         assert not found.left
 
 
@@ -190,8 +197,9 @@ def test_a_batch_of_very_many_is_cut_in_slices(sizes: tuple[int, ...], pieces: i
     slices = [batch.bodies]
     while some := batch.rest.take():
         slices.append(some)
-    assert list(map(len, slices)) == [SLICE_MESSAGES, SLICE_MESSAGES, 7]
-    assert [one for some in slices for one in some] == messages
+    assert [len(some.each) for some in slices] == [SLICE_MESSAGES, SLICE_MESSAGES, 7]
+    assert slices == [measured(some.each) for some in slices]
+    assert joined(slices) == measured(messages)
     assert nop == Nop()
 
 
@@ -367,7 +375,7 @@ def test_a_body_that_trickles_is_joined_once() -> None:
     session.receive(b"  V2")
     for at in range(0, len(raw), 1000):
         session.receive(raw[at : at + 1000])
-    assert session.commands == [Mpub("t", many)]
+    assert session.commands == [Mpub("t", measured(many))]
 
 
 def test_sizes_are_signed() -> None:

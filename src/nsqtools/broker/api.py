@@ -21,6 +21,7 @@ from nsqtools.broker import config
 from nsqtools.broker.stats import StatsQuery, stats, stats_text
 from nsqtools.errors import NsqToolsError, ProtocolError, StorageError
 from nsqtools.options import parse_time_ns
+from nsqtools.wire.bodies import measured
 from nsqtools.wire.mpub import Lines, long_line, read_mpub
 from nsqtools.wire.names import is_valid_name
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from nsqtools.broker.channel import Channel
     from nsqtools.broker.topic import Topic
     from nsqtools.broker.view import BrokerView
+    from nsqtools.wire.bodies import Bodies
     from nsqtools.wire.mpub import Batch
 
 log = logging.getLogger("nsqtools.broker.http")
@@ -168,7 +170,7 @@ class Api:
         params = parse_query(request.query)
         topic = self._publish_topic(params)
         delay_ms = self._delay_ms(params.get("defer"))
-        await self._publish(topic, [body], delay_ms)
+        await self._publish(topic, measured([body]), delay_ms)
         return Text("OK")
 
     async def mpub(self, request: Request) -> Answer:
@@ -226,7 +228,7 @@ class Api:
             raise HttpError(413, "MSG_TOO_BIG")
         return Lines(body)
 
-    async def _publish(self, topic: Topic, bodies: list[bytes], delay_ms: int) -> None:
+    async def _publish(self, topic: Topic, bodies: Bodies, delay_ms: int) -> None:
         answer: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
 
         def answered(reason: str | None) -> None:

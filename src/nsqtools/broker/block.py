@@ -27,6 +27,8 @@ from nsqtools.wire.messages import ID_BYTES, PAYLOAD_HEADER_BYTES
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from nsqtools.wire.bodies import Bodies
+
 HEADER = struct.Struct(">IIQQI")
 HEADER_BYTES = HEADER.size
 _CHECKED = struct.Struct(">QQI")
@@ -48,8 +50,6 @@ _LOW_COLUMNS = [
     b"".join(b"%x" % digit * (_LOW_IDS >> bits) for digit in range(16)) * (1 << (bits - 4))
     for bits in (4, 8, 12, 16)
 ]
-# For fewer it is quicker to write one id after the other.
-_COLUMNS_MIN = 64
 # In memory a message has its id and its start, a block what holds all of it.
 _COST_BYTES = ID_BYTES + 8
 _BLOCK_COST_BYTES = 400
@@ -58,18 +58,16 @@ _BLOCK_COST_BYTES = 400
 class Block:
     """Messages `first` to `end` (exclusive), and the next block when that is in memory too."""
 
-    __slots__ = ("due_ns", "end", "first", "frames", "ids", "next", "starts")
+    __slots__ = ("_ids", "due_ns", "end", "first", "frames", "next", "starts")
 
-    def __init__(
-        self, first: int, frames: bytes, starts: Sequence[int], ids: bytes, due_ns: int
-    ) -> None:
+    def __init__(self, first: int, frames: bytes, starts: Sequence[int], due_ns: int) -> None:
         self.first = first
         self.end = first + len(starts) - 1
         self.frames = frames
         self.starts = starts  # one more than messages: the last is the end
-        self.ids = ids  # 16 bytes each
         self.due_ns = due_ns
         self.next: Block | None = None
+        self._ids: bytes | None = None
 
     def __len__(self) -> int:
         return self.end - self.first
@@ -92,7 +90,9 @@ class Block:
 
     def slice_ids(self, first: int, end: int) -> bytes:
         """The ids of messages `first` to `end` (exclusive)."""
-        return self.ids[(first - self.first) * ID_BYTES : (end - self.first) * ID_BYTES]
+        if self._ids is None:  # most blocks of a backlog leave memory before anyone asks
+            self._ids = _ids(self.first, len(self.starts) - 1)
+        return self._ids[(first - self.first) * ID_BYTES : (end - self.first) * ID_BYTES]
 
     def header(self) -> bytes:
         """What stands before the frames on disk."""
@@ -101,57 +101,62 @@ class Block:
         return struct.pack(">II", length, crc32(self.frames, crc32(checked))) + checked
 
 
-def build_block(first: int, bodies: Sequence[bytes], timestamp_ns: int, due_ns: int = 0) -> Block:
+def build_block(first: int, bodies: Bodies, timestamp_ns: int, due_ns: int = 0) -> Block:
     """Frame `bodies` as messages numbered from `first`, published at `timestamp_ns`."""
-    count = len(bodies)
-    sizes = list(map(len, bodies))
+    start = _FRAME_START.pack(0, MESSAGE, timestamp_ns, 1) + b"%016x" % first
+    if bodies.even_bytes:
+        return _even_block(first, bodies, start, due_ns)
+    return _mixed_block(first, bodies, start, due_ns)
+
+
+def _even_block(first: int, bodies: Bodies, start: bytes, due_ns: int) -> Block:
+    """All have one head but for the last digits of the ids, which are written by columns."""
+    count = len(bodies.each)
+    stride = FRAME_OVERHEAD_BYTES + bodies.even_bytes
+    head = _I32.pack(stride - _SIZE_FIELD_BYTES) + start[_SIZE_FIELD_BYTES:]
+    frames = bytearray(head).join([b"", *bodies.each])
+    for digit, column in _columns(first, count):
+        frames[_ID_AT + digit :: stride] = column
+    return Block(first, bytes(frames), range(0, (count + 1) * stride, stride), due_ns)
+
+
+def _mixed_block(first: int, bodies: Bodies, start: bytes, due_ns: int) -> Block:
+    """The heads are made of one that is repeated, with the columns that differ written into it."""
+    count = len(bodies.each)
+    strides = list(map(FRAME_OVERHEAD_BYTES.__add__, map(len, bodies.each)))
+    heads = bytearray(start * count)
+    sizes = struct.pack(f">{count}i", *map((-_SIZE_FIELD_BYTES).__add__, strides))
+    for byte in range(_SIZE_FIELD_BYTES):
+        heads[byte::FRAME_OVERHEAD_BYTES] = sizes[byte::_SIZE_FIELD_BYTES]
+    for digit, column in _columns(first, count):
+        heads[_ID_AT + digit :: FRAME_OVERHEAD_BYTES] = column
     parts: list[bytes] = [b""] * (2 * count)
-    ids = _ids(first, count)
-    heads = _heads(ids, sizes, timestamp_ns)
-    parts[0::2] = cut(heads, 0, FRAME_OVERHEAD_BYTES, 0, FRAME_OVERHEAD_BYTES, count)
-    parts[1::2] = bodies
-    starts: Sequence[int]
-    if sizes.count(sizes[0]) == count:
-        stride = FRAME_OVERHEAD_BYTES + sizes[0]
-        starts = range(0, (count + 1) * stride, stride)
-    else:
-        strides = map(FRAME_OVERHEAD_BYTES.__add__, sizes)
-        starts = array("Q", accumulate(strides, initial=0))
-    return Block(first, b"".join(parts), starts, ids, due_ns)
+    parts[0::2] = cut(bytes(heads), 0, FRAME_OVERHEAD_BYTES, 0, FRAME_OVERHEAD_BYTES, count)
+    parts[1::2] = bodies.each
+    return Block(first, b"".join(parts), array("Q", accumulate(strides, initial=0)), due_ns)
+
+
+def _columns(first: int, count: int) -> list[tuple[int, bytes]]:
+    """Those digits of the ids of `count` messages from `first` on that differ: which of the 16 it is,
+    and what stands there, message by message."""
+    low = first % _LOW_IDS
+    if low + count > _LOW_IDS:
+        ids = hexlify(struct.pack(f">{count}Q", *range(first, first + count)))
+        return [(digit, ids[digit::ID_BYTES]) for digit in range(ID_BYTES)]
+    differ = (first ^ (first + count - 1)).bit_length()
+    known = -(-differ // 4)
+    return [
+        (ID_BYTES - known + at, column[low : low + count])
+        for at, column in enumerate(_LOW_COLUMNS[len(_LOW_COLUMNS) - known :])
+    ]
 
 
 def _ids(first: int, count: int) -> bytes:
-    """The ids of `count` messages from `first` on, written by columns: only the last digits change."""
-    if count < _COLUMNS_MIN:
-        return hexlify(struct.pack(f">{count}Q", *range(first, first + count)))
-    low = first % _LOW_IDS
-    in_columns = min(count, _LOW_IDS - low)
-    ids = bytearray((b"%016x" % first) * in_columns)
-    for at, column in enumerate(_LOW_COLUMNS, ID_BYTES - len(_LOW_COLUMNS)):
-        ids[at::ID_BYTES] = column[low : low + in_columns]
-    if in_columns < count:
-        ids += _ids(first + in_columns, count - in_columns)
+    """The ids of `count` messages from `first` on, one after the other."""
+    ids = bytearray((b"%016x" % first) * count)
+    for digit, column in _columns(first, count):
+        ids[digit::ID_BYTES] = column
     return bytes(ids)
-
-
-def _heads(ids: bytes, sizes: Sequence[int], timestamp_ns: int) -> bytes:
-    """What stands before each body, one after the other.
-
-    Written by columns: one head is repeated, then the digits of the ids that differ are put in, and
-    the sizes where they differ.
-    """
-    count = len(sizes)
-    size = sizes[0] + FRAME_OVERHEAD_BYTES - _SIZE_FIELD_BYTES
-    heads = bytearray((_FRAME_START.pack(size, MESSAGE, timestamp_ns, 1) + ids[:ID_BYTES]) * count)
-    constant = next((at for at in range(ID_BYTES) if ids[at] != ids[at - ID_BYTES]), ID_BYTES)
-    for digit in range(constant, ID_BYTES):
-        heads[_ID_AT + digit :: FRAME_OVERHEAD_BYTES] = ids[digit::ID_BYTES]
-    if sizes.count(sizes[0]) != count:
-        overhead = FRAME_OVERHEAD_BYTES - _SIZE_FIELD_BYTES
-        raw = struct.pack(f">{count}i", *[size + overhead for size in sizes])
-        for byte in range(_SIZE_FIELD_BYTES):
-            heads[byte::FRAME_OVERHEAD_BYTES] = raw[byte::_SIZE_FIELD_BYTES]
-    return bytes(heads)
 
 
 def with_attempts(frame: bytes, attempts: int) -> bytes:
@@ -193,7 +198,7 @@ def parse_block(
     starts = _starts(frames, count)
     if starts is None:
         return BadBlock(position, "frames do not match the message count")
-    return Block(first, frames, starts, _ids(first, count), due_ns), end
+    return Block(first, frames, starts, due_ns), end
 
 
 def _starts(frames: bytes, count: int) -> Sequence[int] | None:

@@ -16,7 +16,7 @@ from nsqtools.broker.segment import READ_BYTES
 NUMBERS_PER_MS_BITS = 20
 NO_BOUND = 1 << 64
 # Stands in the place of a block that was dropped, until its place goes, too.
-_DROPPED = Block(0, b"", [0], b"", 0)
+_DROPPED = Block(0, b"", [0], 0)
 
 
 class MemoryBudget:

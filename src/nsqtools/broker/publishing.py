@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from nsqtools.wire.bodies import joined
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
+    from nsqtools.wire.bodies import Bodies
 
     Answer = Callable[[str | None], None]
     # Each with why it failed, or None.
@@ -20,7 +24,7 @@ RUN_MESSAGES_MAX = 16384
 class Publish(NamedTuple):
     """Messages that are to be answered for together, deferred by `delay_ms` milliseconds, or not (0)."""
 
-    bodies: list[bytes]
+    bodies: Bodies
     delay_ms: int
     answer: Answer
 
@@ -28,26 +32,29 @@ class Publish(NamedTuple):
 class Run(NamedTuple):
     """What becomes one block."""
 
-    bodies: list[bytes]
+    bodies: Bodies
     delay_ms: int
     answers: list[Answer]
 
 
 def runs_of(publishes: Iterable[Publish]) -> Iterator[Run]:
     """All of them in their order; what is deferred has a run of its own, and so has what is very long."""
-    run, run_bytes = Run([], 0, []), 0
-    for bodies, delay_ms, answer in publishes:
-        size_bytes = sum(map(len, bodies))
-        is_much = run_bytes + size_bytes > RUN_BYTES_MAX
-        if delay_ms or is_much or len(run.bodies) + len(bodies) > RUN_MESSAGES_MAX:
-            if run.bodies:
-                yield run
-            run, run_bytes = Run([], 0, []), 0
-        if delay_ms:
-            yield Run(bodies, delay_ms, [answer])
-        else:
-            run.bodies.extend(bodies)
-            run.answers.append(answer)
-            run_bytes += size_bytes
-    if run.bodies:
-        yield run
+    run: list[Publish] = []
+    size_bytes = count = 0
+    for publish in publishes:
+        size_bytes += publish.bodies.size_bytes
+        count += len(publish.bodies.each)
+        is_much = size_bytes > RUN_BYTES_MAX or count > RUN_MESSAGES_MAX
+        if run and (is_much or publish.delay_ms or run[0].delay_ms):
+            yield _run(run)
+            run = []
+            size_bytes, count = publish.bodies.size_bytes, len(publish.bodies.each)
+        run.append(publish)
+    if run:
+        yield _run(run)
+
+
+def _run(publishes: list[Publish]) -> Run:
+    first = publishes[0]
+    bodies = first.bodies if len(publishes) == 1 else joined(one.bodies for one in publishes)
+    return Run(bodies, first.delay_ms, [one.answer for one in publishes])

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from nsqtools.broker.reading import Found, Read
     from nsqtools.broker.registrar import Registrar
     from nsqtools.broker.session import Session
+    from nsqtools.wire.bodies import Bodies
 
 log = logging.getLogger("nsqtools.broker")
 
@@ -187,7 +188,7 @@ class Broker:
             self.delete_topic(topic.name)
 
     def put(
-        self, topic: Topic, bodies: list[bytes], delay_ms: int, answer: Callable[[str | None], None]
+        self, topic: Topic, bodies: Bodies, delay_ms: int, answer: Callable[[str | None], None]
     ) -> None:
         topic.put(bodies, delay_ms, answer)
         self.touched(topic)

@@ -19,6 +19,7 @@ from nsqtools.broker.connection import Connection
 from nsqtools.broker.replies import Replies
 from nsqtools.errors import NsqToolsError, ProtocolError, StorageError
 from nsqtools.wire import decoder as command
+from nsqtools.wire.bodies import Bodies
 from nsqtools.wire.decoder import ClientState, CommandDecoder, ConnectionDropped
 from nsqtools.wire.frames import CLOSE_WAIT, ERROR, OK, RESPONSE, encode_frame
 from nsqtools.wire.identify import default_settings, identify_response, parse_identify
@@ -62,7 +63,7 @@ class Server(Protocol):
         """The topic of that name, made when it is missing. Raises StorageError."""
 
     def put(
-        self, topic: Topic, bodies: list[bytes], delay_ms: int, answer: Callable[[str | None], None]
+        self, topic: Topic, bodies: Bodies, delay_ms: int, answer: Callable[[str | None], None]
     ) -> None:
         """Publish; `answer` is called once, later, with None or with why not."""
 
@@ -263,7 +264,8 @@ class Session(Connection):
             case command.Mpub(topic, bodies, rest):
                 self._publish("MPUB", topic, bodies, 0, rest)
             case command.Pub(topic, body, delay_ms):
-                self._publish("PUB" if delay_ms is None else "DPUB", topic, [body], delay_ms or 0)
+                bodies = Bodies([body], len(body), len(body))
+                self._publish("PUB" if delay_ms is None else "DPUB", topic, bodies, delay_ms or 0)
             case command.Rdy(count):
                 self.ready_count = count
                 self._channel().ready(self)
@@ -311,11 +313,11 @@ class Session(Connection):
         self,
         name: str,
         topic_name: str,
-        bodies: list[bytes],
+        bodies: Bodies,
         delay_ms: int,
         rest: Batch | None = None,
     ) -> None:
-        size_bytes = sum(map(len, bodies)) if rest is None else rest.size_bytes
+        size_bytes = bodies.size_bytes if rest is None else rest.size_bytes
         slot = self._replies.slot(name, size_bytes)
         try:
             topic = self._server.topic(topic_name)
@@ -323,19 +325,19 @@ class Session(Connection):
             slot.answer(str(failure))
             return
         if topic_name in self.pub_counts or len(self.pub_counts) < PUB_COUNTS_MAX:
-            count = len(bodies) + (0 if rest is None else rest.left)
+            count = len(bodies.each) + (0 if rest is None else rest.left)
             self.pub_counts[topic_name] = self.pub_counts.get(topic_name, 0) + count
         if rest is None:
             self._server.put(topic, bodies, delay_ms, slot.answer)
         else:
             self._publish_slices(topic, bodies, rest, slot)
 
-    def _publish_slices(self, topic: Topic, bodies: list[bytes], rest: Batch, slot: Slot) -> None:
+    def _publish_slices(self, topic: Topic, bodies: Bodies, rest: Batch, slot: Slot) -> None:
         """A very long batch, one slice a turn of the loop; others have theirs in between."""
 
         def answered(reason: str | None) -> None:
-            more = [] if reason is not None else rest.take()
-            if more:
+            more = None if reason is not None else rest.take()
+            if more is not None:
                 self._server.put(topic, more, 0, answered)
             else:
                 self._in_batch = False

@@ -33,6 +33,7 @@ from nsqtools.broker.topic_folder import (
     remove_folder,
 )
 from nsqtools.errors import StorageError
+from nsqtools.wire.bodies import measured
 from nsqtools.wire.names import is_ephemeral
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from nsqtools.broker.options import NsqdOptions
     from nsqtools.broker.publishing import Answer, Answers
     from nsqtools.broker.reading import Read, Reading
+    from nsqtools.wire.bodies import Bodies
 
 
 log = logging.getLogger("nsqtools.broker.topic")
@@ -133,7 +135,7 @@ class Topic:
 
     # Publishing
 
-    def put(self, bodies: list[bytes], delay_ms: int, answer: Answer) -> None:
+    def put(self, bodies: Bodies, delay_ms: int, answer: Answer) -> None:
         """Take messages; `answer` is called with None once they are written, or with why not.
 
         The caller sees to it that `commit` runs within this turn of the loop.
@@ -454,32 +456,34 @@ class Topic:
             return None
         return Journal(self.folder / f"{name}{CHANNEL_SUFFIX}", self._files)
 
-    def _append(self, bodies: list[bytes], delay_ms: int) -> str | None:
+    def _append(self, bodies: Bodies, delay_ms: int) -> str | None:
         kept = self._fitting(bodies, self.log) if isinstance(self.log, MemoryLog) else bodies
-        now_ns = self._now_ns()
-        due_ns = now_ns + delay_ms * 1_000_000 if delay_ms else 0
-        try:
-            if kept:
+        count = len(bodies.each)
+        if kept is not None:
+            now_ns = self._now_ns()
+            due_ns = now_ns + delay_ms * 1_000_000 if delay_ms else 0
+            try:
                 self.log.append(build_block(self.log.end, kept, now_ns, due_ns))
-        except StorageError as failure:
-            return str(failure)
-        size_bytes = sum(map(len, bodies))
-        self.message_count += len(bodies)
-        self.message_bytes += size_bytes
-        self.unsynced_count += len(kept)
+            except StorageError as failure:
+                return str(failure)
+            self.unsynced_count += len(kept.each)
+        self.message_count += count
+        self.message_bytes += bodies.size_bytes
         if self._options.durable:
-            self._uncounted.append((len(bodies), size_bytes))
+            self._uncounted.append((count, bodies.size_bytes))
         return None
 
-    def _fitting(self, bodies: list[bytes], log: MemoryLog) -> list[bytes]:
+    def _fitting(self, bodies: Bodies, log: MemoryLog) -> Bodies | None:
         """What of them an ephemeral topic takes; the others are dropped."""
-        kept = bodies
+        count = left = len(bodies.each)
         if self.paused or not self.channels:
-            kept = bodies[: max(0, self._options.mem_queue_size - self.depth)]
+            left = min(count, max(0, self._options.mem_queue_size - self.depth))
         if not self._has_room(log):
-            kept = []
-        self.dropped_count += len(bodies) - len(kept)
-        return kept
+            left = 0
+        self.dropped_count += count - left
+        if left == count:
+            return bodies
+        return measured(bodies.each[:left]) if left else None
 
     def _has_room(self, log: MemoryLog) -> bool:
         if not self.copies.left_bytes:

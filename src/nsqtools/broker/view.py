@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from nsqtools.broker.registrar import Registrar
     from nsqtools.broker.session import Session
     from nsqtools.broker.topic import Topic
+    from nsqtools.wire.bodies import Bodies
     from nsqtools.wire.identify import ServerLimits
     from nsqtools.wire.limits import CommandLimits
 
@@ -59,7 +60,7 @@ class BrokerView(Protocol):
         """Raises StorageError."""
 
     def put(
-        self, topic: Topic, bodies: list[bytes], delay_ms: int, answer: Callable[[str | None], None]
+        self, topic: Topic, bodies: Bodies, delay_ms: int, answer: Callable[[str | None], None]
     ) -> None:
         """Publish; `answer` is called once, later, with None or with why not."""
 

@@ -63,7 +63,8 @@ def cut_numbers(
 def same_in_run(data: bytes, start: int, stop: int, stride: int, columns: tuple[int, ...]) -> bool:
     """Whether each of the given byte columns is constant from `start` to `stop`, every `stride`."""
     count = (stop - start) // stride
-    return all(
-        data[start + column : stop : stride] == data[start + column : start + column + 1] * count
-        for column in columns
-    )
+    for column in columns:
+        at = start + column
+        if data[at:stop:stride] != data[at : at + 1] * count:
+            return False
+    return True

@@ -27,6 +27,7 @@ from nsqtools.wire.names import NAME_LENGTH_MAX, go_quote, is_valid_name
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from nsqtools.wire.bodies import Bodies
     from nsqtools.wire.limits import CommandLimits
 
     Buffer = bytes | bytearray | memoryview
@@ -109,7 +110,7 @@ class Mpub(NamedTuple):
     """A batch; of a very long one the first messages, and those that are still to be cut."""
 
     topic: str
-    bodies: list[bytes]
+    bodies: Bodies
     rest: Batch | None = None
 
 
@@ -348,7 +349,7 @@ class CommandDecoder:
                 raise _Incomplete(self._position + need, walk.reading)
         batch = walk.batch(self._data, self._position)
         self._position += walk.end
-        return Mpub(topic, batch.take(), batch if batch.left else None)
+        return Mpub(topic, batch.following(), batch if batch.left else None)
 
     def _require(self, *states: ClientState, command: str) -> None:
         if self.state not in states:

@@ -16,6 +16,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from nsqtools.errors import ProtocolError
+from nsqtools.wire.bodies import Bodies, measured
 from nsqtools.wire.commands import MPUB_COUNT_BYTES, SIZE_BYTES
 from nsqtools.wire.cutting import cut, same_in_run
 
@@ -52,7 +53,7 @@ def _mpub_count_max(limits: CommandLimits) -> int:
     return (limits.max_body_size_bytes - MPUB_COUNT_BYTES) // _MESSAGE_MIN_BYTES
 
 
-def cut_mpub(data: bytes, at: int, limits: CommandLimits) -> tuple[list[bytes], int] | None:
+def cut_mpub(data: bytes, at: int, limits: CommandLimits) -> tuple[Bodies, int] | None:
     """The messages of an MPUB body that is all there and right, and not too many to be cut at once,
     and where it ends; else None."""
     first = at + 2 * SIZE_BYTES
@@ -69,12 +70,14 @@ def cut_mpub(data: bytes, at: int, limits: CommandLimits) -> tuple[list[bytes], 
     stride = SIZE_BYTES + size
     stop = first + count * stride
     if stop <= len(data) and same_in_run(data, first, stop, stride, (3, 2, 1, 0)):
-        return cut(data, first, stride, SIZE_BYTES, size, count), stop
+        each = cut(data, first, stride, SIZE_BYTES, size, count)
+        return Bodies(each, count * size, size), stop
     return _cut_mixed(data, first, count, limit)
 
 
-def _cut_mixed(data: bytes, at: int, count: int, limit: int) -> tuple[list[bytes], int] | None:
+def _cut_mixed(data: bytes, at: int, count: int, limit: int) -> tuple[Bodies, int] | None:
     bodies = []
+    first = at
     have = len(data) - SIZE_BYTES
     for _ in range(count):
         if at > have:
@@ -84,7 +87,7 @@ def _cut_mixed(data: bytes, at: int, count: int, limit: int) -> tuple[list[bytes
             return None
         bodies.append(data[at + SIZE_BYTES : following])
         at = following
-    return bodies, at
+    return Bodies(bodies, at - first - count * SIZE_BYTES, 0), at
 
 
 class Batch:
@@ -104,11 +107,13 @@ class Batch:
     def size_bytes(self) -> int:
         return len(self._data)
 
-    def take(self) -> list[bytes]:
-        """The next messages, SLICE_MESSAGES at most."""
+    def take(self) -> Bodies | None:
+        """The next messages, SLICE_MESSAGES at most; none at the end only."""
+        return self.following() if self.left else None
+
+    def following(self) -> Bodies:
+        """As `take`, where there are any left."""
         count = min(SLICE_MESSAGES, self.left)
-        if not count:
-            return []
         self.left -= count
         data, at = self._data, self._at
         size = _I32(data, at)[0]
@@ -116,14 +121,16 @@ class Batch:
         stop = at + count * stride
         if stop <= len(data) and same_in_run(data, at, stop, stride, (3, 2, 1, 0)):
             self._at = stop
-            return cut(data, at, stride, SIZE_BYTES, size, count)
+            each = cut(data, at, stride, SIZE_BYTES, size, count)
+            return Bodies(each, count * size, size)
         bodies = []
+        first = at
         for _ in range(count):
             following = at + SIZE_BYTES + _I32(data, at)[0]
             bodies.append(data[at + SIZE_BYTES : following])
             at = following
         self._at = at
-        return bodies
+        return Bodies(bodies, at - first - count * SIZE_BYTES, 0)
 
 
 class Lines:
@@ -133,7 +140,7 @@ class Lines:
         self._body = body
         self._at = 0
 
-    def take(self) -> list[bytes]:
+    def take(self) -> Bodies | None:
         """The next lines, about SLICE_MESSAGES at most; none at the end only."""
         body = self._body
         bodies: list[bytes] = []
@@ -145,7 +152,7 @@ class Lines:
                 end = end if found < 0 else found
             bodies = [line for line in body[self._at : end].split(b"\n") if line]
             self._at = end + 1
-        return bodies
+        return measured(bodies) if bodies else None
 
 
 def long_line(body: bytes, size_max: int) -> int | None:
