@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import struct
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from nsqtools.broker.block import (
     HEADER_BYTES,
+    STRETCH_BYTES,
     BadBlock,
     Block,
     Short,
@@ -16,6 +18,7 @@ from nsqtools.broker.block import (
     with_attempts,
 )
 from nsqtools.wire.bodies import measured
+from nsqtools.wire.commands import fin
 from nsqtools.wire.frames import FrameDecoder
 from nsqtools.wire.messages import Messages
 
@@ -32,8 +35,8 @@ def on_disk(block: Block) -> bytes:
     return block.header() + block.frames
 
 
-def all_ids(block: Block) -> bytes:
-    return block.slice_ids(block.first, block.end)
+def all_fins(block: Block) -> bytes:
+    return block.slice_fins(block.first, block.end)
 
 
 def delivered(frames: bytes) -> Messages:
@@ -58,12 +61,12 @@ def test_a_client_sees_what_was_put_in(first: int, bodies: list[bytes]) -> None:
 def test_ids_count_on_where_their_last_digits_begin_again(high: int, away: int, count: int) -> None:
     first = max(0, high + away)
     block = build_block(first, measured([b"x"] * count), NOW_NS)
-    assert all_ids(block) == b"".join(b"%016x" % (first + at) for at in range(count))
+    assert all_fins(block) == b"".join(b"FIN %016x\n" % (first + at) for at in range(count))
 
 
 def test_a_block_may_hold_more_messages_than_four_digits_count() -> None:
     block = build_block(5, measured([b"x"] * 140_000), NOW_NS)
-    assert all_ids(block) == b"".join(b"%016x" % (5 + at) for at in range(140_000))
+    assert all_fins(block) == b"".join(b"FIN %016x\n" % (5 + at) for at in range(140_000))
 
 
 @given(firsts, message_bodies, st.data())
@@ -123,3 +126,37 @@ def test_attempts_are_counted_in_place(bodies: list[bytes], attempts: int) -> No
         before.bodies,
         before.timestamps,
     )
+
+
+def linked(*blocks: Block) -> Block:
+    for block, following in itertools.pairwise(blocks):
+        block.next = following
+    return blocks[0]
+
+
+def built(first: int, *bodies: bytes, due_ns: int = 0) -> Block:
+    return build_block(first, measured(list(bodies)), NOW_NS, due_ns)
+
+
+def test_a_stretch_goes_on_over_the_blocks_behind() -> None:
+    block = linked(built(5, b"a", b"b"), built(7, b"cc"), built(8, b"d", b"ee"))
+    end, frames, fins = block.stretch(6, 9)
+    assert (end, delivered(b"".join(frames)).bodies) == (9, [b"b", b"cc", b"d"])
+    assert fins == fin([b"%016x" % number for number in (6, 7, 8)])
+    assert block.stretch(5, 1000).end == 10
+
+
+@pytest.mark.parametrize(
+    "other", [built(8, b"behind a gap"), built(7, b"deferred", due_ns=NOW_NS), built(7, b"gone")]
+)
+def test_a_stretch_ends_where_something_else_is_due(other: Block) -> None:
+    if other.slice(other.first, other.end).endswith(b"gone"):
+        other.end = other.first  # as of a block that was taken back
+    block = linked(built(5, b"a", b"b"), other)
+    assert block.stretch(5, 1000).end == 7
+
+
+def test_a_stretch_is_bounded_by_bytes() -> None:
+    large = b"x" * (STRETCH_BYTES // 2)
+    block = linked(*[built(number, large) for number in range(4)])
+    assert block.stretch(0, 1000).end == 2

@@ -36,11 +36,12 @@ from nsqtools.broker.reading import Reader, Share, at_once
 from nsqtools.broker.segment import READ_BYTES
 from nsqtools.errors import StorageError
 from nsqtools.wire.bodies import measured
+from nsqtools.wire.commands import fin
 from nsqtools.wire.frames import FrameDecoder
 from nsqtools.wire.messages import Messages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     import pytest
 
@@ -94,8 +95,8 @@ class Consumer:
     def budget(self) -> int:
         return self.rdy - self.in_flight
 
-    def deliver(self, frames: bytes, count: int) -> None:
-        (messages,) = FrameDecoder().receive(frames)
+    def deliver(self, frames: Sequence[bytes], count: int) -> None:
+        (messages,) = FrameDecoder().receive(b"".join(frames))
         assert isinstance(messages, Messages)
         assert len(messages) == count
         self.got += zip(messages.bodies, messages.attempts, strict=True)
@@ -104,8 +105,11 @@ class Consumer:
     def disconnect(self) -> None:
         self.disconnected = True
 
-    def id_of(self, *bodies: bytes) -> bytes:
-        return b"".join(self.ids[body] for body in bodies)
+    def id_of(self, body: bytes) -> bytes:
+        return self.ids[body]
+
+    def fins_of(self, *bodies: bytes) -> bytes:
+        return fin([self.ids[body] for body in bodies])
 
 
 def make(depth_max: int | None = None, log: TopicLog | None = None) -> tuple[Feed, Channel]:
@@ -147,7 +151,7 @@ def test_the_window_is_never_exceeded() -> None:
     consumer = join(channel, 3)
     publish(feed, channel, *[b"%d" % number for number in range(10)])
     assert consumer.in_flight == 3
-    channel.finish(consumer, consumer.id_of(b"0", b"2"))
+    channel.finish(consumer, consumer.fins_of(b"0", b"2"))
     channel.deliver()
     assert [body for body, _ in consumer.got] == [b"0", b"1", b"2", b"3", b"4"]
     assert (channel.depth, channel.in_flight) == (5, 3)
@@ -160,7 +164,7 @@ def test_what_is_requeued_comes_behind_what_was_there_and_before_what_is_new() -
     channel.requeue(consumer, consumer.id_of(b"1"), 0)
     publish(feed, channel, b"4")
     for body in (b"2", b"3", b"1"):
-        channel.finish(consumer, consumer.id_of(body))
+        channel.finish(consumer, consumer.fins_of(body))
         channel.deliver()
     assert consumer.got == [(b"1", 1), (b"2", 1), (b"3", 1), (b"1", 2), (b"4", 1)]
     assert channel.requeue_count == 1
@@ -177,7 +181,7 @@ def test_a_message_that_is_always_requeued_neither_takes_all_deliveries_nor_star
             if body == b"poison":
                 channel.requeue(consumer, consumer.id_of(body), 0)
             else:
-                channel.finish(consumer, consumer.id_of(body))
+                channel.finish(consumer, consumer.fins_of(body))
             channel.deliver()
     tries = [attempts for body, attempts in consumer.got if body == b"poison"]
     assert tries == list(range(1, len(tries) + 1))
@@ -195,7 +199,7 @@ def test_a_deep_backlog_does_not_starve_what_is_requeued(
     channel.requeue(consumer, consumer.id_of(b"again"), 0)
     channel.deliver()
     for _ in range(10):
-        channel.finish(consumer, consumer.id_of(consumer.got[-1][0]))
+        channel.finish(consumer, consumer.fins_of(consumer.got[-1][0]))
         channel.deliver()
     assert consumer.got[-1] == (b"again", 2)
 
@@ -208,7 +212,7 @@ def test_what_times_out_goes_behind_what_waits_as_what_is_requeued_does() -> Non
     assert channel.timeout_count == 2
     assert consumer.got[2:] == [(b"3", 1), (b"4", 1)]
     feed.time_s = 11.0
-    channel.finish(consumer, consumer.id_of(b"3", b"4"))
+    channel.finish(consumer, consumer.fins_of(b"3", b"4"))
     channel.deliver()
     assert consumer.got[4:] == [(b"1", 2), (b"2", 2)]
 
@@ -287,11 +291,11 @@ def test_what_waits_again_is_joined_to_runs_of_bounded_size(
     sizes: list[int] = []
     deliver = consumer.deliver
 
-    def measured(frames: bytes, count: int) -> None:
-        sizes.append(len(frames))
+    def recorded(frames: Sequence[bytes], count: int) -> None:
+        sizes.append(sum(map(len, frames)))
         deliver(frames, count)
 
-    monkeypatch.setattr(consumer, "deliver", measured)
+    monkeypatch.setattr(consumer, "deliver", recorded)
     channel.subscribe(consumer)
     channel.deliver()
     assert consumer.got == [(body, 2) for body in bodies]
@@ -308,7 +312,7 @@ def test_what_is_not_answered_in_time_goes_to_another() -> None:
     assert (channel.timeout_count, channel.in_flight, channel.depth) == (1, 0, 1)
     other = join(channel, 1)
     assert other.got == [(b"x", 2)]
-    assert channel.finish(slow, slow.id_of(b"x")) == [
+    assert channel.finish(slow, slow.fins_of(b"x")) == [
         (slow.id_of(b"x"), "client does not own message")
     ]
 
@@ -317,7 +321,7 @@ def test_a_consumer_that_leaves_gives_back_what_it_held() -> None:
     feed, channel = make()
     consumer = join(channel, 5)
     publish(feed, channel, b"1", b"2", b"3")
-    channel.finish(consumer, consumer.id_of(b"2"))
+    channel.finish(consumer, consumer.fins_of(b"2"))
     channel.unsubscribe(consumer)
     assert (channel.depth, channel.in_flight) == (2, 0)
     other = join(channel, 5)
@@ -391,11 +395,10 @@ def test_stragglers_are_carried_over_so_that_the_log_can_go(tmp_path: Path) -> N
     feed, channel = make(log=log)
     consumer = join(channel, 1)
     publish(feed, channel, b"straggler")
-    held = consumer.id_of(b"straggler")
-    channel.requeue(consumer, held, NOW_NS + SECOND_NS)
+    channel.requeue(consumer, consumer.id_of(b"straggler"), NOW_NS + SECOND_NS)
     for number in range(10):
         publish(feed, channel, b"x" * 100 + b"%d" % number)
-        channel.finish(consumer, consumer.id_of(consumer.got[-1][0]))
+        channel.finish(consumer, consumer.fins_of(consumer.got[-1][0]))
     channel.deliver()
     assert channel.floor() == log.start
     log.sync()
@@ -406,11 +409,11 @@ def test_stragglers_are_carried_over_so_that_the_log_can_go(tmp_path: Path) -> N
     carry_over(channel, log)
     assert feed.copies.held_bytes == len(b"straggler") + FRAME_OVERHEAD_BYTES
     log.trim(channel.floor())
-    assert log.start > int(held, 16)
+    assert log.start > int(consumer.id_of(b"straggler"), 16)
     channel.scan(0.0, NOW_NS + SECOND_NS)
     channel.deliver()
     assert consumer.got[-1] == (b"straggler", 2)
-    assert channel.finish(consumer, held) == []
+    assert channel.finish(consumer, consumer.fins_of(b"straggler")) == []
     assert channel.frozen().carried == {}
     log.close()
 
@@ -472,7 +475,7 @@ def test_few_messages_that_nobody_takes_do_not_hold_the_log(tmp_path: Path) -> N
     found = [(body[:5].rstrip(b"."), attempts) for body, attempts in consumer.got]
     expected = [b"%d" % number for number in range(8)] + [b"later", b"new"]
     assert found == [(body, 1) for body in expected]
-    channel.finish(consumer, consumer.id_of(*[body for body, _ in consumer.got]))
+    channel.finish(consumer, consumer.fins_of(*[body for body, _ in consumer.got]))
     assert channel.frozen().carried == {}
 
 
@@ -488,7 +491,7 @@ def test_what_changes_while_stragglers_are_read(tmp_path: Path) -> None:
     assert read is not None
     found = read.frames
     publish(feed, channel, b"5")
-    channel.finish(consumer, consumer.id_of(b"1"))
+    channel.finish(consumer, consumer.fins_of(b"1"))
     channel.deliver()
     assert channel.stragglers(end, 10) == numbers[1:]
     assert not channel.carry({n: found[n] for n in numbers[2:]}, end), "one is missing"
@@ -688,7 +691,7 @@ class ChannelMachine(RuleBasedStateMachine):
         held = self.held_by(consumer)
         if held:
             chosen = data.draw(st.lists(st.sampled_from(held), min_size=1, unique=True))
-            assert self.channel.finish(consumer, consumer.id_of(*chosen)) == []
+            assert self.channel.finish(consumer, consumer.fins_of(*chosen)) == []
             self.unfinished.difference_update(chosen)
             self.channel.deliver()
 

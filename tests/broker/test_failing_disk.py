@@ -25,9 +25,10 @@ from nsqtools.broker.server import Broker
 from nsqtools.errors import StorageError
 from nsqtools.options import load
 from nsqtools.wire.bodies import measured
+from nsqtools.wire.commands import fin
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from nsqtools.broker.block import BadBlock
@@ -92,11 +93,12 @@ class Reader:
     def budget(self) -> int:
         return 2 * ROUNDS - self.in_flight
 
-    def deliver(self, frames: bytes, count: int) -> None:
-        while frames:
-            size = 4 + int.from_bytes(frames[:4], "big")
-            self.got.append((int(frames[34:38]), frames[18:34]))
-            frames = frames[size:]
+    def deliver(self, frames: Sequence[bytes], count: int) -> None:
+        left = b"".join(frames)
+        while left:
+            size = 4 + int.from_bytes(left[:4], "big")
+            self.got.append((int(left[34:38]), left[18:34]))
+            left = left[size:]
 
     def disconnect(self) -> None:
         pass
@@ -140,7 +142,7 @@ async def live(broker: Broker, reader: Reader) -> set[int]:
             if await put(broker, number):
                 good.add(number)
             for told, message_id in reader.got[number % 2 :: 2]:
-                if told not in reader.finished and not channel.finish(reader, message_id):
+                if told not in reader.finished and not channel.finish(reader, fin([message_id])):
                     reader.finished.add(told)
             broker.touched(topic)
         await asyncio.sleep(0.01)

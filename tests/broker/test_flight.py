@@ -6,11 +6,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from nsqtools.broker.flight import (
+    NO_ID,
     NOT_IN_FLIGHT,
     NOT_OWNED,
     Flight,
     Lease,
-    ids_of,
+    fins_of,
     number_of,
 )
 
@@ -29,18 +30,22 @@ def lease(
     now_s: float = 0.0,
 ) -> Lease:
     return Lease(
-        holder, numbers, ids_of(numbers), attempts=attempts, now_s=now_s, timeout_s=timeout_s
+        holder, numbers, fins_of(numbers), attempts=attempts, now_s=now_s, timeout_s=timeout_s
     )
 
 
-def ids(*numbers: int) -> bytes:
-    return b"".join(b"%016x" % number for number in numbers)
+def id_of(number: int) -> bytes:
+    return b"%016x" % number
+
+
+def fins(*numbers: int) -> bytes:
+    return b"".join(b"FIN %016x\n" % number for number in numbers)
 
 
 @given(st.integers(0, 2**64 - 1))
 def test_ids_are_numbers(number: int) -> None:
-    assert number_of(ids(number)) == number
-    assert ids_of([number]) == ids(number)
+    assert number_of(id_of(number)) == number
+    assert fins_of([number]) == fins(number)
 
 
 @pytest.mark.parametrize(
@@ -55,20 +60,22 @@ def test_a_run_is_settled_at_once_and_only_once() -> None:
     flight, consumer = Flight(), Consumer()
     flight.take(lease(consumer, range(10), 60.0))
     assert consumer.in_flight == 10
-    settled = flight.settle(consumer, ids(*range(4)))
+    settled = flight.settle(consumer, fins(*range(4)))
     assert (settled.runs, settled.numbers, settled.refused) == ([(0, 4)], [], [])
-    settled = flight.settle(consumer, ids(3, 4, 4, 99))
+    settled = flight.settle(consumer, fins(3, 4, 4, 99))
     assert list(settled) == [4]
-    assert settled.refused == [(ids(number), NOT_IN_FLIGHT) for number in (3, 4, 99)]
+    assert settled.refused == [(id_of(number), NOT_IN_FLIGHT) for number in (3, 4, 99)]
     assert (len(flight), consumer.in_flight) == (5, 5)
 
 
-def test_a_run_with_an_id_that_is_none_settles_the_others() -> None:
+def test_a_run_ends_with_what_is_no_id() -> None:
     flight, consumer = Flight(), Consumer()
     flight.take(lease(consumer, range(3), 60.0))
-    settled = flight.settle(consumer, ids(0) + b"nonsense, no id!" + ids(2))
+    settled = flight.settle(consumer, fins(0) + b"FIN nonsense-and-all\n" + fins(2))
     assert list(settled) == [0, 2]
-    assert settled.refused == [(b"nonsense, no id!", NOT_IN_FLIGHT)]
+    assert settled.refused == [(b"nonsense-and-all", NOT_IN_FLIGHT)]
+    settled = flight.settle(consumer, b"FIN ends at a space!\n" + fins(1))
+    assert (list(settled), settled.refused) == ([], [(b"ends at a space!", NO_ID)])
     assert list(flight.numbers()) == [1]
 
 
@@ -76,16 +83,16 @@ def test_another_consumer_settles_nothing() -> None:
     flight, holder, other = Flight(), Consumer(), Consumer()
     flight.take(lease(holder, range(2), 60.0))
     flight.take(lease(other, range(2, 4), 60.0))
-    settled = flight.settle(other, ids(0, 2, 1))
+    settled = flight.settle(other, fins(0, 2, 1))
     assert list(settled) == [2]
-    assert settled.refused == [(ids(0), NOT_OWNED), (ids(1), NOT_OWNED)]
+    assert settled.refused == [(id_of(0), NOT_OWNED), (id_of(1), NOT_OWNED)]
     assert (holder.in_flight, other.in_flight) == (2, 1)
 
 
 def test_time_runs_out_for_what_is_left() -> None:
     flight, consumer = Flight(), Consumer()
     flight.take(lease(consumer, range(3), 10.0, attempts=2))
-    flight.settle(consumer, ids(1))
+    flight.settle(consumer, fins(1))
     assert flight.expired(9.9) == []
     (over,) = flight.expired(10.0)
     assert (list(over.numbers), over.attempts) == ([0, 2], 2)
@@ -96,10 +103,10 @@ def test_time_runs_out_for_what_is_left() -> None:
 def test_touch_moves_one_deadline_and_never_beyond_the_maximum() -> None:
     flight, consumer = Flight(), Consumer()
     flight.take(lease(consumer, range(2), 10.0))
-    assert flight.find(consumer, ids(0)) == 0
+    assert flight.find(consumer, id_of(0)) == 0
     flight.touch(0, 8.0, 10.0, 15.0)
     assert [list(over.numbers) for over in flight.expired(10.0)] == [[1]]
-    assert flight.find(consumer, ids(0)) == 0
+    assert flight.find(consumer, id_of(0)) == 0
     flight.touch(0, 12.0, 10.0, 15.0)
     assert flight.expired(14.9) == []
     assert [list(over.numbers) for over in flight.expired(15.0)] == [[0]]
@@ -110,7 +117,7 @@ def test_a_consumer_that_goes_gives_back_what_it_held() -> None:
     flight, one, two = Flight(), Consumer(), Consumer()
     flight.take(lease(one, range(3), 10.0))
     flight.take(lease(two, range(3, 6), 10.0))
-    flight.settle(one, ids(1))
+    flight.settle(one, fins(1))
     assert [list(over.numbers) for over in flight.release(one)] == [[0, 2]]
     assert (one.in_flight, two.in_flight) == (0, 3)
     assert flight.release(one) == []
@@ -134,12 +141,12 @@ def test_what_is_held_by_others_is_found_without_disturbing_them() -> None:
     flight.take(lease(one, range(3)))
     flight.take(lease(two, range(3, 6)))
     flight.take(lease(two, [1_000, 7]))
-    assert flight.find(one, ids(4)) == NOT_OWNED
-    assert flight.find(one, ids(7)) == NOT_OWNED
-    assert flight.find(one, ids(8)) == NOT_IN_FLIGHT
-    settled = flight.settle(two, ids(3, 4, 5))
+    assert flight.find(one, id_of(4)) == NOT_OWNED
+    assert flight.find(one, id_of(7)) == NOT_OWNED
+    assert flight.find(one, id_of(8)) == NOT_IN_FLIGHT
+    settled = flight.settle(two, fins(3, 4, 5))
     assert (settled.runs, settled.numbers) == ([(3, 6)], [])
-    assert list(flight.settle(two, ids(1_000, 7))) == [1_000, 7]
+    assert list(flight.settle(two, fins(1_000, 7))) == [1_000, 7]
 
 
 def test_what_the_log_must_keep_for_it() -> None:
@@ -151,7 +158,7 @@ def test_what_the_log_must_keep_for_it() -> None:
     assert flight.below(20, kept, 4) is None
     kept.update((3, 10, 11))
     assert (flight.lowest(kept), flight.below(13, kept, 5)) == (12, [12])
-    flight.settle(consumer, ids(10, 11, 12, 13))
+    flight.settle(consumer, fins(10, 11, 12, 13))
     assert flight.lowest(kept) == 20
     kept.update((20, 40))
     assert flight.lowest(kept) is None
@@ -182,7 +189,7 @@ class FlightMachine(RuleBasedStateMachine):
         consumer = self.consumers[who]
         held = [number for number, (holder, _) in self.model.items() if holder is consumer]
         if held:
-            settled = self.flight.settle(consumer, ids(*held[:count]))
+            settled = self.flight.settle(consumer, fins(*held[:count]))
             assert (sorted(settled), settled.refused) == (sorted(held[:count]), [])
             for number in held[:count]:
                 del self.model[number]
@@ -191,7 +198,7 @@ class FlightMachine(RuleBasedStateMachine):
     def settle(self, who: int, back: list[int]) -> None:
         consumer = self.consumers[who]
         asked = [max(0, self.next - one) for one in back]
-        settled = self.flight.settle(consumer, ids(*asked))
+        settled = self.flight.settle(consumer, fins(*asked))
         expected = []
         for number in asked:
             if self.model.get(number, (None, 0))[0] is consumer:
@@ -205,7 +212,7 @@ class FlightMachine(RuleBasedStateMachine):
         number = self.next - back
         if number in self.model:
             consumer, _ = self.model[number]
-            assert self.flight.find(consumer, ids(number)) == number
+            assert self.flight.find(consumer, id_of(number)) == number
             self.flight.touch(number, self.now_s, timeout_s, 1000.0)
             self.model[number] = (consumer, self.now_s + timeout_s)
 

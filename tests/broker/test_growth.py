@@ -20,6 +20,7 @@ from tests.support.web import post
 
 from nsqtools.broker.flight import NOT_IN_FLIGHT
 from nsqtools.wire import commands
+from nsqtools.wire.commands import fin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -184,7 +185,7 @@ def one_consumer(feed: Feed, channel: Channel) -> Callable[[], object]:
         channel.pumped(*feed.publish(BODY))
         for _ in range(2):
             if consumer.ids:
-                channel.finish(consumer, consumer.ids.popitem()[1])
+                channel.finish(consumer, fin([consumer.ids.popitem()[1]]))
                 channel.deliver()
             if consumer.ids:
                 channel.requeue(consumer, consumer.ids.popitem()[1], LATER_NS)
@@ -198,10 +199,10 @@ def an_unknown_answer(feed: Feed, channel: Channel) -> Callable[[], object]:
     """Whatever has to be sorted for the first one is not sorted again."""
     consumer = join(channel, 0)
     unknown = b"%016x" % (feed.log.start - 1)
-    channel.finish(consumer, unknown)
+    channel.finish(consumer, fin([unknown]))
 
     def answer() -> None:
-        assert channel.finish(consumer, unknown) == [(unknown, NOT_IN_FLIGHT)]
+        assert channel.finish(consumer, fin([unknown])) == [(unknown, NOT_IN_FLIGHT)]
 
     return answer
 
@@ -257,7 +258,7 @@ def test_answers_out_of_order_each_cost_the_same() -> None:
         consumer = join(channel, size)
         publish(feed, channel, *[BODY] * size)
         ids = [b"%016x" % number for number in reversed(list(channel._flight.numbers()))]
-        return steps(lambda: [channel.finish(consumer, one) for one in ids])
+        return steps(lambda: [channel.finish(consumer, fin([one])) for one in ids])
 
     assert answering(MANY) / MANY <= FACTOR_MAX * answering(FEW) / FEW
 
@@ -281,7 +282,7 @@ def test_leases_that_are_over_are_forgotten() -> None:
     consumer = join(channel, 10)
     for _ in range(10_000):
         publish(feed, channel, BODY)
-        channel.finish(consumer, consumer.ids.popitem()[1])
+        channel.finish(consumer, fin([consumer.ids.popitem()[1]]))
         consumer.got.clear()
     flight = channel._flight
     assert len(flight) == 0

@@ -28,6 +28,7 @@ from tests.support.disks import open_files
 from nsqtools import durable
 from nsqtools.broker import files, journal, recovery, segment, upkeep
 from nsqtools.broker.server import Broker
+from nsqtools.wire.commands import fin
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,7 +78,7 @@ async def live(folder: Path, told: int, *, is_durable: bool) -> None:
                 if one in reader.finished:
                     continue
                 os.write(told, b"?%d\n" % one)
-                if not channel.finish(reader, message_id):
+                if not channel.finish(reader, fin([message_id])):
                     reader.finished.add(one)
                     finished.append(one)
             topic.flush()

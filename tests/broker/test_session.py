@@ -303,6 +303,25 @@ async def test_a_message_goes_from_pub_to_fin(nsqd: Nsqd) -> None:
         assert (channel["depth"], channel["in_flight_count"], channel["message_count"]) == (0, 0, 1)
 
 
+@pytest.mark.parametrize("wrong", [b"a space ends it!", b"the-CR-ends-row\r", b"two\nlines of one"])
+async def test_a_long_run_of_fins_counts_up_to_what_is_no_id(nsqd: Nsqd, wrong: bytes) -> None:
+    async with RawClient(nsqd.tcp_address) as client:
+        client.send(commands.mpub("t", [b"x"] * 200))
+        assert await client.frame() == OK
+        await client.subscribe("t", "c", rdy=200)
+        ids = [message.id for message in await client.messages(200)]
+        ids[100] = wrong
+        client.send(commands.fin(ids))
+        assert await client.frame() == (ERROR, b"E_INVALID invalid message ID")
+        assert await client.ended() == b""
+    if nsqd.is_real:
+        return  # it waits for the message timeout
+    async with RawClient(nsqd.tcp_address) as client:
+        await client.subscribe("t", "c", rdy=200)
+        again = await client.messages(100)
+        assert ids[101:] == [message.id for message in again][1:]
+
+
 async def test_extra_parameters_and_cr_are_ignored(nsqd: Nsqd) -> None:
     async with RawClient(nsqd.tcp_address) as client:
         assert await client.ask(b"PUB t more words\r\n" + body(1)) == OK

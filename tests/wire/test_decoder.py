@@ -30,7 +30,6 @@ from nsqtools.wire.decoder import (
     Req,
     Sub,
     Touch,
-    split_ids,
 )
 from nsqtools.wire.limits import CommandLimits
 from nsqtools.wire.mpub import SLICE_MESSAGES, read_mpub
@@ -62,14 +61,14 @@ CONVERSATION: list[tuple[bytes, Command]] = [
     (commands.rdy(2500), Rdy(2500)),
     # 2^64 + 7
     (b"RDY 18446744073709551623\n", Rdy(7)),
-    (commands.fin([ID]), Fin(ID)),
-    (b"FIN %b ignored\r\n" % ID2, Fin(ID2)),
+    (commands.fin([ID]), Fin(commands.fin([ID]))),
+    (b"FIN %b ignored\r\n" % ID2, Fin(commands.fin([ID2]))),
     (commands.req([ID], 90), Req(ID, 90)),
     (commands.touch([ID]), Touch(ID)),
     (commands.pub("t", b"x"), Pub("t", b"x", None)),
     (commands.CLS, Cls()),
     (b"RDY nonsense\n", Nop()),
-    (commands.fin([ID]), Fin(ID)),
+    (commands.fin([ID]), Fin(commands.fin([ID]))),
 ]
 RAW = b"".join(raw for raw, _ in CONVERSATION)
 EXPECTED = [command for _, command in CONVERSATION]
@@ -226,7 +225,7 @@ def test_a_run_of_fins_is_all_of_its_ids(many: list[bytes], cuts: list[int]) -> 
         assert not is_right
         return
     assert is_right
-    got = [one for command in found for one in split_ids(command[0])]  # type: ignore[misc, arg-type]
+    got = [one for command in found for one in commands.fin_ids(command[0])]  # type: ignore[misc, arg-type]
     assert got == many
 
 
@@ -236,7 +235,7 @@ def test_a_long_run_of_fins_may_hold_any_ids(odd: list[bytes], at: int, cuts: li
     many = [b"%016x" % number for number in range(200)]
     many[at:at] = odd
     found = read_as_subscriber(pieces_of(commands.fin(many), cuts))
-    assert [one for command in found for one in split_ids(command[0])] == many  # type: ignore[misc, arg-type]
+    assert [one for command in found for one in commands.fin_ids(command[0])] == many  # type: ignore[misc, arg-type]
 
 
 topics = st.sampled_from(["t", "t2", "tt", "x" * 64, "t#ephemeral"])
@@ -274,13 +273,14 @@ def test_an_id_with_a_space_or_a_cr_at_its_end_is_none_in_a_run_either(
 
 def test_a_cr_inside_of_an_id_is_a_byte_like_others() -> None:
     assert read_as_subscriber([commands.fin([ID, b"01\r3456789abcdef"])]) == [
-        Fin(ID + b"01\r3456789abcdef")
+        Fin(commands.fin([ID, b"01\r3456789abcdef"]))
     ]
 
 
 def test_a_flood_of_fins_comes_in_bounded_commands() -> None:
     found = read_as_subscriber([commands.fin([ID] * (2 * FIN_RUN_MAX + 5))])
-    assert [len(command[0]) // 16 for command in found] == [FIN_RUN_MAX, FIN_RUN_MAX, 5]  # type: ignore[misc, arg-type]
+    sizes = [len(command.lines) for command in found if isinstance(command, Fin)]
+    assert sizes == [commands.FIN_LINE_BYTES * count for count in (FIN_RUN_MAX, FIN_RUN_MAX, 5)]
 
 
 @settings(max_examples=300)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from zlib_ng.zlib_ng import crc32
 
+from nsqtools.wire.commands import FIN_LINE_BYTES, fin
 from nsqtools.wire.cutting import cut, same_in_run
 from nsqtools.wire.frames import MESSAGE
 from nsqtools.wire.messages import ID_BYTES, PAYLOAD_HEADER_BYTES
@@ -50,15 +51,27 @@ _LOW_COLUMNS = [
     b"".join(b"%x" % digit * (_LOW_IDS >> bits) for digit in range(16)) * (1 << (bits - 4))
     for bits in (4, 8, 12, 16)
 ]
-# In memory a message has its id and its start, a block what holds all of it.
-_COST_BYTES = ID_BYTES + 8
+_ID_IN_FIN_AT = len(b"FIN ")
+# In memory a message has its FIN and its start, a block what holds all of it.
+_COST_BYTES = FIN_LINE_BYTES + 8
 _BLOCK_COST_BYTES = 400
+# A stretch goes on to the next block until it is as long as that: what one consumer is sent at once.
+STRETCH_BYTES = 512 << 10
+
+
+class Stretch(NamedTuple):
+    """Messages that follow each other, up to `end` (exclusive): their frames, in pieces, and the FIN
+    lines that end them."""
+
+    end: int
+    frames: list[bytes]
+    fins: bytes
 
 
 class Block:
     """Messages `first` to `end` (exclusive), and the next block when that is in memory too."""
 
-    __slots__ = ("_ids", "due_ns", "end", "first", "frames", "next", "starts")
+    __slots__ = ("_fins", "due_ns", "end", "first", "frames", "next", "starts")
 
     def __init__(self, first: int, frames: bytes, starts: Sequence[int], due_ns: int) -> None:
         self.first = first
@@ -67,7 +80,7 @@ class Block:
         self.starts = starts  # one more than messages: the last is the end
         self.due_ns = due_ns
         self.next: Block | None = None
-        self._ids: bytes | None = None
+        self._fins: bytes | None = None
 
     def __len__(self) -> int:
         return self.end - self.first
@@ -88,11 +101,30 @@ class Block:
         base = self.first
         return self.frames[self.starts[first - base] : self.starts[end - base]]
 
-    def slice_ids(self, first: int, end: int) -> bytes:
-        """The ids of messages `first` to `end` (exclusive)."""
-        if self._ids is None:  # most blocks of a backlog leave memory before anyone asks
-            self._ids = _ids(self.first, len(self.starts) - 1)
-        return self._ids[(first - self.first) * ID_BYTES : (end - self.first) * ID_BYTES]
+    def slice_fins(self, first: int, end: int) -> bytes:
+        """The FIN lines that end messages `first` to `end` (exclusive): what a consumer sends of its
+        own accord can be compared with them as it is."""
+        if self._fins is None:  # most blocks of a backlog leave memory before anyone asks
+            self._fins = _fins(self.first, len(self.starts) - 1)
+        base = self.first
+        return self._fins[(first - base) * FIN_LINE_BYTES : (end - base) * FIN_LINE_BYTES]
+
+    def stretch(self, first: int, end: int) -> Stretch:
+        """What goes to a consumer at once: messages from `first` on, of this block and those behind it
+        in memory, no further than `end`, a gap, or one that is deferred."""
+        block, at = self, min(end, self.end)
+        frames = [self.slice(first, at)]
+        fins = [self.slice_fins(first, at)]
+        left_bytes = STRETCH_BYTES - len(frames[0])
+        while block.next is not None and at < end and left_bytes > 0:
+            block = block.next
+            if block.first != at or block.due_ns or not len(block):
+                break
+            at = min(end, block.end)
+            frames.append(block.slice(block.first, at))
+            fins.append(block.slice_fins(block.first, at))
+            left_bytes -= len(frames[-1])
+        return Stretch(at, frames, b"".join(fins))
 
     def header(self) -> bytes:
         """What stands before the frames on disk."""
@@ -151,12 +183,12 @@ def _columns(first: int, count: int) -> list[tuple[int, bytes]]:
     ]
 
 
-def _ids(first: int, count: int) -> bytes:
-    """The ids of `count` messages from `first` on, one after the other."""
-    ids = bytearray((b"%016x" % first) * count)
+def _fins(first: int, count: int) -> bytes:
+    """The FIN lines of `count` messages from `first` on, one after the other."""
+    lines = bytearray(fin([b"%016x" % first]) * count)
     for digit, column in _columns(first, count):
-        ids[digit::ID_BYTES] = column
-    return bytes(ids)
+        lines[_ID_IN_FIN_AT + digit :: FIN_LINE_BYTES] = column
+    return bytes(lines)
 
 
 def with_attempts(frame: bytes, attempts: int) -> bytes:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, cast
 from nsqtools.broker.alarms import Alarm
 from nsqtools.broker.consumers import Consumers
 from nsqtools.broker.cursor import Cursor
-from nsqtools.broker.flight import Flight, Lease, ids_of
+from nsqtools.broker.flight import Flight, Lease, fins_of
 from nsqtools.broker.journal import Frozen, NoJournal
 from nsqtools.broker.reading import NotAtHand
 from nsqtools.broker.redelivery import Redelivery
@@ -191,9 +191,9 @@ class Channel:
             if self._trouble.is_failing and self.delivered_count > delivered:
                 self._trouble.recovered("messages can be read again")
 
-    def finish(self, holder: Subscriber, ids: bytes) -> list[tuple[bytes, str]]:
-        """FIN for a run of ids; the ids that were refused, with the reason."""
-        settled = self._flight.settle(holder, ids)
+    def finish(self, holder: Subscriber, fins: bytes) -> list[tuple[bytes, str]]:
+        """A run of FIN lines; the ids that were refused, with the reason."""
+        settled = self._flight.settle(holder, fins)
         self._carried.settle(settled)
         self.journal.finished(settled.runs, settled.numbers)
         self.subscribers.wake(holder)
@@ -434,8 +434,8 @@ class Channel:
         for number in run.lost:
             self._lose(number)
         if run.numbers:
-            ids = ids_of(run.numbers)
-            self._hand_out(subscriber, run.numbers, ids, run.frames, run.attempts)
+            fins = fins_of(run.numbers)
+            self._hand_out(subscriber, run.numbers, fins, run.frames, run.attempts)
 
     def _lose(self, number: int) -> None:
         """A message that should be in the log is not: the log was damaged."""
@@ -449,45 +449,44 @@ class Channel:
         block = self._cursor.block()
         if block is None:
             return False
-        first, end = self.cursor, min(block.end, self._feed.pumped)
-        if self._cursor.voids:
-            end = min(end, self._cursor.voids.lowest[0])
+        first, end = self.cursor, min(self._cursor.bound, self._waiting.next_turn)
         if block.due_ns:
-            self._defer_run(first, end, block.due_ns)
+            self._defer_run(first, min(block.end, end), block.due_ns)
             return True
         end = min(end, first + min(subscriber.budget(), share))
-        self._cursor.move_to(end)
         if subscriber.sample_rate:
-            self._deliver_sampled(subscriber, block, first, end)
+            self._deliver_sampled(subscriber, block, first, min(block.end, end))
             return True
+        end, frames, fins = block.stretch(first, end)
+        self._cursor.move_to(end)
         self.journal.delivered(first, end)
-        ids = block.slice_ids(first, end)
-        self._hand_out(subscriber, range(first, end), ids, block.slice(first, end))
+        self._hand_out(subscriber, range(first, end), fins, frames)
         return True
 
     def _deliver_sampled(self, subscriber: Subscriber, block: Block, first: int, end: int) -> None:
         """sample_rate percent are delivered, the others are done with for the whole channel."""
+        self._cursor.move_to(end)
         rate = subscriber.sample_rate
         chosen = [n for n in range(first, end) if random.randrange(100) < rate]  # noqa: S311
         self.dropped_count += end - first - len(chosen)
         self.journal.queued([(number, 1, 0) for number in chosen])
         self.journal.passed(first, end)
         if chosen:
-            frames = b"".join([block.slice(number, number + 1) for number in chosen])
-            self._hand_out(subscriber, chosen, ids_of(chosen), frames)
+            frames = [block.slice(number, number + 1) for number in chosen]
+            self._hand_out(subscriber, chosen, fins_of(chosen), frames)
 
     def _hand_out(
         self,
         subscriber: Subscriber,
         numbers: Sequence[int],
-        ids: bytes,
-        frames: bytes,
+        fins: bytes,
+        frames: Sequence[bytes],
         attempts: int = 1,
     ) -> None:
         lease = Lease(
             subscriber,
             numbers,
-            ids,
+            fins,
             attempts=attempts,
             now_s=self._feed.now_s(),
             timeout_s=subscriber.msg_timeout_s,

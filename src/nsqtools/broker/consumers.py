@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from nsqtools.broker.flight import Holder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 
 class Subscriber(Holder, Protocol):
@@ -24,8 +24,8 @@ class Subscriber(Holder, Protocol):
     def budget(self) -> int:
         """How many more messages it may get now."""
 
-    def deliver(self, frames: bytes, count: int) -> None:
-        """Send message frames."""
+    def deliver(self, frames: Sequence[bytes], count: int) -> None:
+        """Send message frames, `count` of them in all pieces together."""
 
     def disconnect(self) -> None:
         """Close the connection: its channel is gone."""

@@ -79,6 +79,12 @@ class Cursor:
         return self._count(self.position, self._feed.pumped) - self._void_count
 
     @property
+    def bound(self) -> int:
+        """The first message behind the position that is not, or not yet, the cursor's to deliver."""
+        pumped = self._feed.pumped
+        return min(pumped, self.voids.lowest[0]) if self.voids else pumped
+
+    @property
     def on_disk_count(self) -> int:
         """How many of those ahead are on disk only."""
         return self._count(self.position, min(self._feed.log.memory_start, self._feed.pumped))
@@ -95,7 +101,7 @@ class Cursor:
         if self.voids:
             for first, stop in self.voids.drop_before(end):
                 self._void_count -= self._count(first, stop)
-        if self._block is not None and self._block.end <= end:
+        while self._block is not None and self._block.end <= end:
             self._block = self._block.next
 
     def seek(self, number: int) -> None:

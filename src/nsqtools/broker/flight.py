@@ -1,8 +1,8 @@
 """What is in flight on a channel: which message is held by whom, and until when. Pure bookkeeping.
 
 Theory of operation. A run of messages handed out together is one `Lease`, and most consumers answer in
-the order in which they were served. So nothing is kept for a single message: the ids of a FIN run are
-compared with the ids of the consumer's oldest leases, a memcmp for a whole run. An answer out of order
+the order in which they were served. So nothing is kept for a single message: the lines of a FIN run
+are compared with those of the consumer's oldest leases, a memcmp for a whole run. An answer out of order
 *scatters* the lease that it is for into a dictionary by message, and is looked up there.
 
 Which lease that is, is found by bisection: runs of the log are handed out in its order. The others,
@@ -16,21 +16,22 @@ from __future__ import annotations
 
 import heapq
 import math
-import struct
 from binascii import Error as BadHex
-from binascii import hexlify, unhexlify
+from binascii import unhexlify
 from bisect import bisect_right
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from nsqtools.wire.messages import ID_BYTES
+from nsqtools.wire.commands import FIN_LINE_BYTES, fin, fin_ids
+from nsqtools.wire.decoder import is_id
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Sequence
 
 NOT_IN_FLIGHT = "ID not in flight"
 NOT_OWNED = "client does not own message"
+NO_ID = "invalid message ID"
 # Leases that are over are cleared away when so many, and twice the living, were taken since.
 _STALE_MIN = 1024
 
@@ -42,7 +43,7 @@ class Holder(Protocol):
 
 
 class Lease:
-    """A run of messages that one consumer holds; `ids` are theirs, one after the other.
+    """A run of messages that one consumer holds; `fins` are the lines that end them, in order.
 
     While it is in order, the first `done` of `numbers` are settled and the others are held. Once it is
     scattered, `held` says which are.
@@ -53,10 +54,10 @@ class Lease:
         "deadline_s",
         "delivered_s",
         "done",
+        "fins",
         "first",
         "held",
         "holder",
-        "ids",
         "numbers",
     )
 
@@ -64,7 +65,7 @@ class Lease:
         self,
         holder: Holder,
         numbers: Sequence[int],
-        ids: bytes,
+        fins: bytes,
         *,
         attempts: int,
         now_s: float,
@@ -73,7 +74,7 @@ class Lease:
         self.holder = holder
         self.numbers = numbers
         self.first = numbers[0]
-        self.ids = ids
+        self.fins = fins
         self.attempts = attempts
         self.delivered_s = now_s
         self.deadline_s = now_s + timeout_s
@@ -124,9 +125,9 @@ class Settled:
         yield from self.numbers
 
 
-def ids_of(numbers: Sequence[int]) -> bytes:
-    """The ids of messages, 16 hex digits each."""
-    return hexlify(struct.pack(f">{len(numbers)}Q", *numbers))
+def fins_of(numbers: Sequence[int]) -> bytes:
+    """The FIN lines of messages; an id is 16 hex digits."""
+    return fin([b"%016x" % number for number in numbers])
 
 
 def number_of(message_id: bytes) -> int | None:
@@ -224,12 +225,14 @@ class Flight:
         if self._taken > _STALE_MIN + 2 * self._living:
             self._clear_away()
 
-    def settle(self, holder: Holder, ids: bytes) -> Settled:
-        """End the leases of a run of ids (16 bytes each)."""
+    def settle(self, holder: Holder, fins: bytes) -> Settled:
+        """End the leases of a run of FIN lines, up to one that cannot be one: it is the last refused."""
         settled = Settled()
-        position = self._settle_in_order(holder, ids, settled)
-        for at in range(position, len(ids), ID_BYTES):
-            message_id = ids[at : at + ID_BYTES]
+        position = self._settle_in_order(holder, fins, settled)
+        for message_id in fin_ids(fins[position:]):
+            if not is_id(message_id):
+                settled.refused.append((message_id, NO_ID))
+                break
             found = self.find(holder, message_id)
             if isinstance(found, str):
                 settled.refused.append((message_id, found))
@@ -266,7 +269,7 @@ class Flight:
         lease = Lease(
             old.holder,
             (number,),
-            ids_of((number,)),
+            fins_of((number,)),
             attempts=old.attempts,
             now_s=now_s,
             timeout_s=timeout_s,
@@ -302,23 +305,23 @@ class Flight:
         self._out_of_order.clear()
         self._clear_away()
 
-    def _settle_in_order(self, holder: Holder, ids: bytes, settled: Settled) -> int:
+    def _settle_in_order(self, holder: Holder, fins: bytes, settled: Settled) -> int:
         """Settle what is answered in the order of delivery; gives where that ends."""
         theirs = self._in_order.get(holder)
         position = 0
-        while theirs and position < len(ids):
+        while theirs and position < len(fins):
             lease = next(iter(theirs))
-            start = lease.done * ID_BYTES
-            answered = ids[position : position + len(lease.ids) - start]
-            if not lease.ids.startswith(answered, start):
+            start = lease.done * FIN_LINE_BYTES
+            answered = fins[position : position + len(lease.fins) - start]
+            if not lease.fins.startswith(answered, start):
                 break
-            count = len(answered) // ID_BYTES
+            count = len(answered) // FIN_LINE_BYTES
             _add_run(settled, lease.numbers[lease.done : lease.done + count])
             lease.done += count
             if lease.done == len(lease.numbers):
                 self._over(lease)
             position += len(answered)
-        self._add(holder, -(position // ID_BYTES))
+        self._add(holder, -(position // FIN_LINE_BYTES))
         return position
 
     def _lease_of(self, number: int) -> Lease | None:
@@ -358,7 +361,7 @@ class Flight:
             theirs.discard(lease)
             if not theirs:
                 del self._out_of_order[lease.holder]
-        lease.done, lease.held, lease.ids = len(lease.numbers), None, b""
+        lease.done, lease.held, lease.fins = len(lease.numbers), None, b""
         self._living -= 1
 
     def _add(self, holder: Holder, count: int) -> None:

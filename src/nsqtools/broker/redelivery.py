@@ -21,7 +21,7 @@ class Run(NamedTuple):
     is not in the log any more."""
 
     numbers: list[int]
-    frames: bytes
+    frames: list[bytes]
     attempts: int
     lost: list[int]
 
@@ -62,8 +62,7 @@ class Redelivery:
         if not self._waiting.again:
             self._cursor.found_all()
         attempts = min(tried + 1, ATTEMPTS_MAX)
-        joined = b"".join([with_attempts(frame, attempts) for frame in frames])
-        return Run(numbers, joined, attempts, lost)
+        return Run(numbers, [with_attempts(one, attempts) for one in frames], attempts, lost)
 
     def _frame(self, number: int, *, must_read: bool) -> bytes | None:
         """Its frame, empty when it is gone; None when it cannot be read and need not be."""

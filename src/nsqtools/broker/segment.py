@@ -37,8 +37,8 @@ SEGMENT_SUFFIX = ".log"
 INDEX_SUFFIX = ".index"
 INDEX_BYTES_MAX = 64 << 20
 INDEX_STEP_BYTES = 64 << 10
-# So much is still in the processor's cache when it is handed on.
-READ_BYTES = 512 << 10
+# Each hand-over from the reading thread costs about as much as a few hundred messages.
+READ_BYTES = 1 << 20
 # A block is one group commit: everything that publishers sent within one turn of the loop.
 BLOCK_LENGTH_MAX_BYTES = 1 << 30
 

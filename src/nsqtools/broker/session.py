@@ -16,6 +16,7 @@ import logging
 from typing import TYPE_CHECKING, Protocol
 
 from nsqtools.broker.connection import Connection
+from nsqtools.broker.flight import NO_ID
 from nsqtools.broker.replies import Replies
 from nsqtools.errors import NsqToolsError, ProtocolError, StorageError
 from nsqtools.wire import decoder as command
@@ -26,7 +27,7 @@ from nsqtools.wire.identify import default_settings, identify_response, parse_id
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from nsqtools.broker.budget import BodyBudget
     from nsqtools.broker.channel import Channel
@@ -199,9 +200,9 @@ class Session(Connection):
     def budget(self) -> int:
         return self.ready_count - self.in_flight if self._writable else 0
 
-    def deliver(self, frames: bytes, count: int) -> None:
+    def deliver(self, frames: Sequence[bytes], count: int) -> None:
         self.message_count += count
-        self._send(frames)
+        self._send_all(frames)
 
     def disconnect(self) -> None:
         self.ready_count = 0
@@ -259,8 +260,8 @@ class Session(Connection):
 
     def _carry_out(self, item: Command | NsqToolsError) -> None:
         match item:
-            case command.Fin(ids):
-                self._finish(ids)
+            case command.Fin(lines):
+                self._finish(lines)
             case command.Mpub(topic, bodies, rest):
                 self._publish("MPUB", topic, bodies, 0, rest)
             case command.Pub(topic, body, delay_ms):
@@ -291,13 +292,17 @@ class Session(Connection):
             case _:
                 self.disconnect()
 
-    def _finish(self, ids: bytes) -> None:
+    def _finish(self, lines: bytes) -> None:
         channel = self._channel()
         before = self.in_flight
-        refused = channel.finish(self, ids)
+        refused = channel.finish(self, lines)
         self.finish_count += before - self.in_flight
-        self._refuse("FIN", refused)
-        channel.deliver()
+        is_bad = bool(refused) and refused[-1][1] == NO_ID
+        self._refuse("FIN", refused[:-1] if is_bad else refused)
+        if is_bad:
+            self._error(ProtocolError("E_INVALID", NO_ID))
+        else:
+            channel.deliver()
 
     def _requeue(self, message_id: bytes, delay_ms: int) -> None:
         channel = self._channel()

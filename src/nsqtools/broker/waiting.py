@@ -16,6 +16,8 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING
 
+from nsqtools.broker.memory import NO_BOUND
+
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping
 
@@ -75,6 +77,11 @@ class Waiting:
         else:
             return None
         return number, self._attempts[number]
+
+    @property
+    def next_turn(self) -> int:
+        """Where the cursor is when the turn of the tail comes."""
+        return self._tail[0][1] if self._tail else NO_BOUND
 
     def take(self) -> None:
         """Take out what `head` gave."""

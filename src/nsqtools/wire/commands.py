@@ -10,6 +10,9 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+from nsqtools.wire.cutting import cut
+from nsqtools.wire.messages import ID_BYTES
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -22,6 +25,8 @@ _MPUB_HEAD = struct.Struct(">ii")
 SIZE_BYTES = 4
 # MPUB's body beside its messages: the count, and a size for each message.
 MPUB_COUNT_BYTES = 4
+_FIN = b"FIN "
+FIN_LINE_BYTES = len(_FIN) + ID_BYTES + 1
 
 
 def with_body(line: bytes, body: bytes) -> bytes:
@@ -47,6 +52,11 @@ def rdy(count: int) -> bytes:
 def fin(ids: Sequence[bytes]) -> bytes:
     """FIN for every id of a batch, as one run of bytes; `ids` must not be empty."""
     return b"FIN %b\n" % b"\nFIN ".join(ids)
+
+
+def fin_ids(lines: bytes) -> list[bytes]:
+    """The ids of a run of FINs."""
+    return cut(lines, 0, FIN_LINE_BYTES, len(_FIN), ID_BYTES, len(lines) // FIN_LINE_BYTES)
 
 
 def touch(ids: Sequence[bytes]) -> bytes:

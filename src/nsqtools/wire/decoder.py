@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from nsqtools.errors import NsqToolsError, ProtocolError
 from nsqtools.wire.buffering import Tail
-from nsqtools.wire.commands import MAGIC_V2, SIZE_BYTES
-from nsqtools.wire.cutting import cut, same_in_run
+from nsqtools.wire.commands import FIN_LINE_BYTES, MAGIC_V2, SIZE_BYTES, fin
+from nsqtools.wire.cutting import same_in_run
 from nsqtools.wire.messages import ID_BYTES
 from nsqtools.wire.mpub import Batch, MpubWalk, cut_mpub
 from nsqtools.wire.names import NAME_LENGTH_MAX, go_quote, is_valid_name
@@ -38,11 +38,9 @@ _U64 = 1 << 64
 FIN_RUN_MAX = 4096
 # A space would end the id, and a CR behind it belongs to the end of the line (spec: part 1).
 _FIN_RUN = re.compile(rb"(?:FIN [^\n ]{15}[^\n\r ]\n){1,%d}" % FIN_RUN_MAX)
-_FIN_LINE_BYTES = 4 + ID_BYTES + 1
 # Fewer are matched more quickly than looked at by columns.
 _FIN_COLUMNS_MIN = 48
 _LF = ord("\n")
-_HEX_DIGITS = b"0123456789abcdef"
 _I32: Callable[[Buffer, int], tuple[int]] = struct.Struct(">i").unpack_from
 
 
@@ -76,9 +74,9 @@ class Rdy(NamedTuple):
 
 
 class Fin(NamedTuple):
-    """A run of FIN commands: the ids, 16 bytes each, one after the other."""
+    """A run of FIN commands: their lines, as `commands.fin` writes them; see `is_id`."""
 
-    ids: bytes
+    lines: bytes
 
 
 class Req(NamedTuple):
@@ -225,8 +223,8 @@ class CommandDecoder:
         if self.state is not ClientState.INIT:
             run = _fin_run(self._data, self._position)
             if run is not None:
-                ids, self._position = run
-                return Fin(ids)
+                self._position += len(run)
+                return Fin(run)
         if self._pub_line and self._data.startswith(self._pub_line, self._position):
             after = self._position + len(self._pub_line)
             return Pub(self._pub_topic, self._message("PUB", after), None)
@@ -294,7 +292,7 @@ class CommandDecoder:
     def _fin(self, params: list[bytes], after: int) -> Fin:
         message_id = self._message_id("FIN", params, 1)
         self._position = after
-        return Fin(message_id)
+        return Fin(fin([message_id]))
 
     def _req(self, params: list[bytes], after: int) -> Req:
         message_id = self._message_id("REQ", params, 2)
@@ -410,43 +408,30 @@ _PARSERS: dict[bytes, Callable[[CommandDecoder, list[bytes], int], Command]] = {
 }
 
 
-def split_ids(ids: bytes) -> list[bytes]:
-    """The ids of a FIN run, one by one."""
-    return cut(ids, 0, ID_BYTES, 0, ID_BYTES, len(ids) // ID_BYTES)
+def is_id(message_id: bytes) -> bool:
+    """Whether 16 bytes of a FIN are one parameter: a space would end it, and the line's end is not part
+    of it, nor a CR before that (spec: part 1)."""
+    return b" " not in message_id and b"\n" not in message_id and message_id[-1:] != b"\r"
 
 
-def _fin_run(data: bytes, start: int) -> tuple[bytes, int] | None:
-    """The ids of the run of FIN lines that begins at `start`, and where it ends; None without one.
+def _fin_run(data: bytes, start: int) -> bytes | None:
+    """The run of FIN lines that begins at `start`; None without one.
 
-    Usually the rest of a read is one run of our own ids, hex digits: then a long one is looked at by
-    columns, a few calls for all.
+    Usually the rest of a read is one run of our own ids. Of a long one no more is looked at than that
+    it is made of FINs of that length: who compares it with what is in flight asks `is_id` of the rest.
     """
     if not data.startswith(b"FIN ", start):
         return None
-    count = min((len(data) - start) // _FIN_LINE_BYTES, FIN_RUN_MAX)
-    stop = start + count * _FIN_LINE_BYTES
+    count = min((len(data) - start) // FIN_LINE_BYTES, FIN_RUN_MAX)
+    stop = start + count * FIN_LINE_BYTES
     if (
         count >= _FIN_COLUMNS_MIN
         and data[stop - 1] == _LF
-        and same_in_run(data, start, stop, _FIN_LINE_BYTES, (0, 1, 2, 3, _FIN_LINE_BYTES - 1))
+        and same_in_run(data, start, stop, FIN_LINE_BYTES, (0, 1, 2, 3, FIN_LINE_BYTES - 1))
     ):
-        ids = _columns(data, start + len(b"FIN "), stop, count)
-        if not ids.translate(None, _HEX_DIGITS):
-            return ids, stop
+        return data[start:stop]
     run = _FIN_RUN.match(data, start)
-    if run is None:
-        return None
-    lines = run.group()
-    # None of the ids holds a space or an LF.
-    return lines[4:-1].replace(b"\nFIN ", b""), run.end()
-
-
-def _columns(data: bytes, start: int, stop: int, count: int) -> bytes:
-    """The ids of `count` FIN lines of equal length, the first of them at `start`."""
-    ids = bytearray(count * ID_BYTES)
-    for at in range(ID_BYTES):
-        ids[at::ID_BYTES] = data[start + at : stop : _FIN_LINE_BYTES]
-    return bytes(ids)
+    return None if run is None else run.group()
 
 
 def _text(raw: bytes) -> str:
