@@ -32,27 +32,52 @@ if TYPE_CHECKING:
 FIRST_REQUEST = """
 import os
 import sys
-from nsqtools.options import load as options
-from nsqtools.stores import connection
+from nsqtools.errors import StoreError
+from nsqtools.options import load
 from nsqtools.stores.client import open_store
+from nsqtools.stores.failures import Request
 from nsqtools.stores.options import StoreOptions
 
 os.environ.update(AWS_ACCESS_KEY_ID="a", AWS_SECRET_ACCESS_KEY="b")
-connection.load()
-before = set(sys.modules)
 words = ["--bucket=abc", "--endpoint-url=http://127.0.0.1:1", "--region=r"]
-with open_store(options(StoreOptions, "x", words, {})) as store:
-    store.connection._connected()
-print(sorted(set(sys.modules) - before))
+with open_store(load(StoreOptions, "x", words, {})) as store:
+    store.connection.prepare(60)
+    before, client = set(sys.modules), store.connection._client
+    try:
+        store.connection.call(Request("head_object", "abc", "key"))
+    except StoreError:
+        assert client is not None and client is store.connection._client
+        print(sorted(set(sys.modules) - before))
 """
 
 
-def test_nothing_is_left_to_be_loaded_by_the_first_request() -> None:
+def test_nothing_is_left_to_be_made_by_the_first_request() -> None:
     """In another process: here it is all there already."""
     found = subprocess.run(
         [sys.executable, "-c", FIRST_REQUEST], check=True, capture_output=True, text=True
     )
     assert found.stdout == "[]\n"
+
+
+def test_what_cannot_be_prepared_is_told_by_the_first_request() -> None:
+    with open_store(load(StoreOptions, "x", ["--bucket=abc", "--profile=none-such"], {})) as store:
+        store.connection.prepare(60)
+        with pytest.raises(StoreError, match="none-such"):
+            store.head("key")
+
+
+def test_credentials_that_do_not_come_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    goes_on = threading.Event()
+
+    def connect() -> None:
+        goes_on.wait()
+        raise StoreError("connect to", "S3", "no credentials", is_passing=False)
+
+    with open_store(load(StoreOptions, "x", ["--bucket=abc"], {})) as store:
+        monkeypatch.setattr(store.connection, "_connect", connect)
+        store.connection.prepare(0.01)
+        assert store.connection._client is None
+        goes_on.set()
 
 
 @pytest.mark.parametrize("content", [SMALL, LARGE], ids=["small", "large"])

@@ -8,6 +8,7 @@ by Content-MD5, which every store knows and most check, while `x-amz-checksum-*`
 
 from __future__ import annotations
 
+import contextlib
 import random
 import ssl
 import threading
@@ -54,12 +55,6 @@ def profiles() -> list[str]:
         raise ValueError(clean(str(error))) from None
 
 
-def load() -> None:
-    """Load what the first request would. It takes a while in which nothing else runs, in any thread."""
-    import boto3.s3.inject  # noqa: F401
-    import botocore.client  # noqa: F401
-
-
 class Connection:
     """Asks a store for things; used by any number of threads at once. Every call blocks."""
 
@@ -79,6 +74,24 @@ class Connection:
             client, self._client = self._client, None
         if client is not None:
             client.close()
+
+    def prepare(self, wait_s: float) -> None:
+        """Make all that the first request needs, which takes a tenth of a second of a processor in which
+        nothing else runs, in any thread. The store is not asked; a failure is left to the first request.
+
+        Credentials may have to be fetched: after `wait_s` that goes on in a thread of its own.
+        """
+
+        def connect() -> None:
+            import encodings.idna  # noqa: F401 - looking up a host loads it
+
+            # Whatever it is, the first request says it to somebody who waits for it.
+            with contextlib.suppress(Exception):
+                self._connected()
+
+        thread = threading.Thread(target=connect, name="store-connect", daemon=True)
+        thread.start()
+        thread.join(wait_s)
 
     def wait(self, delay_s: float) -> None:
         """Sleep; raises StoreClosed when the store is closed meanwhile."""

@@ -58,6 +58,10 @@ class StoreDestination:
         self.failures = 0
         """Answers and connections that failed."""
 
+    def prepare(self, wait_s: float) -> None:
+        """Have the first request cost no more than the others; waits so long for it, at the most."""
+        self._store.connection.prepare(wait_s)
+
     @property
     def opens_in_s(self) -> float:
         """In how many seconds the store is asked again; 0: at once."""

@@ -33,7 +33,6 @@ from nsqtools.outputs.workers import Workers
 from nsqtools.pipeline.run import Run
 from nsqtools.programs.nsq_to_s3.watch import SpoolWatch
 from nsqtools.stores.client import open_store
-from nsqtools.stores.connection import load
 from nsqtools.stores.location import Location
 
 if TYPE_CHECKING:
@@ -46,6 +45,8 @@ if TYPE_CHECKING:
 log = get_log("archive")
 
 _BATCH_IDLE_S = 1.0
+# Where credentials are fetched over a network that does not answer, archiving begins without them.
+_CONNECT_WAIT_S = 2.0
 
 
 async def run(options: NsqToS3Options) -> int:
@@ -151,7 +152,7 @@ class _Archive:
     def prepare(self) -> None:
         """A folder that can be written, and all loaded before messages flow. Blocks; raises
         StorageError."""
-        load()
+        self._destination.prepare(_CONNECT_WAIT_S)
         prepare_folder(self._folder)
         if self._options.ack == "upload":
             remove_dead(self._folder)
