@@ -136,6 +136,18 @@ def publish(feed: Feed, channel: Channel, *bodies: bytes, due_ns: int = 0) -> No
     channel.pumped(*feed.publish(*bodies, due_ns=due_ns))
 
 
+def a_disk_log(folder: Path, *, ms: int) -> DiskLog:
+    """With small files, and next to nothing in memory."""
+    return DiskLog(
+        folder,
+        memory=Memory(1, MemoryBudget(1)),
+        segment_size_max_bytes=100,
+        now_ms=ms,
+        files=open_files(),
+        defer=defer_nothing,
+    )
+
+
 def test_messages_are_shared_between_those_who_are_ready() -> None:
     feed, channel = make()
     one, two, idle = join(channel, 100), join(channel, 100), join(channel, 0)
@@ -383,15 +395,26 @@ def test_a_paused_channel_hands_out_nothing() -> None:
     assert consumer.got == [(b"x", 1)]
 
 
+def test_a_turn_that_comes_in_a_gap_of_the_log(tmp_path: Path) -> None:
+    log = a_disk_log(tmp_path, ms=1)
+    feed, channel = make(log=log)
+    publish(feed, channel, b"1", b"2")
+    log.close()
+    log.sync()
+    again = a_disk_log(tmp_path, ms=1000)
+    feed, channel = make(log=again)
+    channel.seek(again.start)
+    publish(feed, channel, b"3", b"4")
+    consumer = join(channel, 1)
+    # It waits for as many messages as a queue in memory has; the numbers go on much further.
+    channel.requeue(consumer, consumer.id_of(b"1"), 0)
+    consumer.rdy = 10
+    channel.ready(consumer)
+    assert [body for body, _ in consumer.got] == [b"1", b"2", b"1", b"3", b"4"]
+
+
 def test_stragglers_are_carried_over_so_that_the_log_can_go(tmp_path: Path) -> None:
-    log = DiskLog(
-        tmp_path,
-        memory=Memory(1, MemoryBudget(1)),
-        segment_size_max_bytes=100,
-        now_ms=1,
-        files=open_files(),
-        defer=defer_nothing,
-    )
+    log = a_disk_log(tmp_path, ms=1)
     feed, channel = make(log=log)
     consumer = join(channel, 1)
     publish(feed, channel, b"straggler")

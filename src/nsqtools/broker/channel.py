@@ -430,12 +430,12 @@ class Channel:
     def _deliver_again(self, subscriber: Subscriber, cursor: int) -> None:
         """Deliver messages that wait again: a run of those that were tried as often as the first."""
         share = -(-self._waiting.again // self.subscribers.ready_count)
-        run = self._redelivery.run(min(subscriber.budget(), share), cursor)
-        for number in run.lost:
+        count_max = min(subscriber.budget(), share)
+        numbers, frames, attempts, lost = self._redelivery.run(count_max, cursor)
+        for number in lost:
             self._lose(number)
-        if run.numbers:
-            fins = fins_of(run.numbers)
-            self._hand_out(subscriber, run.numbers, fins, run.frames, run.attempts)
+        if numbers:
+            self._hand_out(subscriber, numbers, fins_of(numbers), frames, attempts)
 
     def _lose(self, number: int) -> None:
         """A message that should be in the log is not: the log was damaged."""
@@ -446,10 +446,11 @@ class Channel:
 
     def _deliver_next(self, subscriber: Subscriber, share: int) -> bool:
         """Deliver a run from the cursor; False when there is nothing, or it is not at hand."""
-        block = self._cursor.block()
-        if block is None:
+        if (block := self._cursor.block()) is None:
             return False
         first, end = self.cursor, min(self._cursor.bound, self._waiting.next_turn)
+        if end <= first:
+            return True  # the block is behind a gap in the log, where a turn came
         if block.due_ns:
             self._defer_run(first, min(block.end, end), block.due_ns)
             return True
