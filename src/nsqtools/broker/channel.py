@@ -4,7 +4,7 @@ Rules. (1) Every message before the cursor is in exactly one place: in flight (`
 waiting again or deferred (`broker/waiting.py`), or done; done is not stored. Deferred messages join
 these as soon as the topic hands them over; should the cursor not be there yet, it passes over their
 range (a *void*) when it is. (2) Whatever changes that is journaled. (3) Messages are delivered in runs:
-a slice of a block, one lease, one write. (4) What stands still costs nothing: no work grows with what
+a stretch of the log, one lease, one write. (4) What stands still costs nothing: no work grows with what
 waits, is deferred, void or in flight, nor with the consumers that are not served.
 
 The order. What a restart or a lost connection takes back comes before all that is new, in the order of
