@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -42,8 +43,6 @@ from nsqtools.wire.messages import Messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-
-    import pytest
 
     from nsqtools.broker.log import Found, TopicLog
 
@@ -202,6 +201,53 @@ def test_a_deep_backlog_does_not_starve_what_is_requeued(
         channel.finish(consumer, consumer.fins_of(consumer.got[-1][0]))
         channel.deliver()
     assert consumer.got[-1] == (b"again", 2)
+
+
+@pytest.mark.parametrize("sample_rate", [0, 100])
+def test_the_turn_of_what_is_requeued_may_come_inside_of_what_is_passed_over(
+    sample_rate: int,
+) -> None:
+    feed, channel = make()
+    consumer = join(channel, 1)
+    consumer.sample_rate = sample_rate
+    publish(feed, channel, b"1", b"2")
+    publish(feed, channel, b"later", due_ns=NOW_NS + SECOND_NS)
+    channel.requeue(consumer, consumer.id_of(b"1"), 0)
+    publish(feed, channel, b"later still", due_ns=NOW_NS + SECOND_NS)
+    publish(feed, channel, b"3")
+    for body in (b"2", b"1", b"3"):
+        channel.deliver()
+        assert consumer.got[-1][0] == body
+        channel.finish(consumer, consumer.fins_of(body))
+    assert consumer.got == [(b"1", 1), (b"2", 1), (b"1", 2), (b"3", 1)]
+    assert (channel.depth, channel.deferred, channel.cursor) == (0, 2, feed.pumped)
+
+
+def test_the_turn_of_what_is_requeued_may_come_between_two_runs_of_the_broker(
+    tmp_path: Path,
+) -> None:
+    for now_ms in (1, 2):
+        log = on_disk(tmp_path, now_ms)
+        feed, channel = make(log=log)
+        feed.publish(*[b"%d-%d" % (now_ms, at) for at in range(3)])
+        log.close()
+        log.sync()
+    channel.seek(0)
+    consumer = join(channel, 1)
+    channel.requeue(consumer, consumer.id_of(b"1-0"), 0)
+    channel.deliver()
+    while len(consumer.got) < 7:
+        channel.finish(consumer, consumer.fins_of(consumer.got[-1][0]))
+        channel.deliver()
+    assert consumer.got == [
+        (b"1-0", 1),
+        (b"1-1", 1),
+        (b"1-2", 1),
+        (b"1-0", 2),
+        (b"2-0", 1),
+        (b"2-1", 1),
+        (b"2-2", 1),
+    ]
 
 
 def test_what_times_out_goes_behind_what_waits_as_what_is_requeued_does() -> None:

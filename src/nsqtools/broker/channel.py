@@ -434,8 +434,7 @@ class Channel:
         for number in run.lost:
             self._lose(number)
         if run.numbers:
-            fins = fins_of(run.numbers)
-            self._hand_out(subscriber, run.numbers, fins, run.frames, run.attempts)
+            self._hand_out(subscriber, run.numbers, fins_of(run.numbers), run.frames, run.attempts)
 
     def _lose(self, number: int) -> None:
         """A message that should be in the log is not: the log was damaged."""
@@ -450,6 +449,8 @@ class Channel:
         if block is None:
             return False
         first, end = self.cursor, min(self._cursor.bound, self._waiting.next_turn)
+        if end <= first:  # the turn of the tail was in the gap or the void that lies behind now
+            return True
         if block.due_ns:
             self._defer_run(first, min(block.end, end), block.due_ns)
             return True
