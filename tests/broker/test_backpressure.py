@@ -12,6 +12,7 @@ from tests.support.nsqd import PATIENCE_S, EmbeddedNsqd
 from tests.support.raw import ERROR, OK, RESPONSE, RawClient
 
 from nsqtools.broker import budget, connection, session
+from nsqtools.broker.block import STRETCH_BYTES
 from nsqtools.wire import commands
 
 if TYPE_CHECKING:
@@ -100,6 +101,22 @@ async def test_who_does_not_read_is_not_listened_to_until_it_does(
             assert (await client.frame())[0] == kind
         assert only(embedded).is_listening
         assert await client.ask(commands.pub("t", b"x")) == OK
+
+
+async def test_who_does_not_read_is_sent_no_more_messages(embedded: EmbeddedNsqd) -> None:
+    # Several blocks make a run, and all of them more than the buffers of two sockets take.
+    block = [b"x" * 10_000] * 20
+    async with RawClient(embedded.tcp_address) as client:
+        for _ in range(100):
+            await client.publish("t", *block)
+        await client.subscribe("t", "c", rdy=2500)
+        channel = embedded.broker.topics["t"].channels["c"]
+        await until(lambda: channel.in_flight > 0)
+        assert channel.depth > 0
+        # One run more than the mark at the most, and a run is bounded but for its last block.
+        bound = connection.WRITE_HIGH_WATER_BYTES + STRETCH_BYTES + 20 * 10_100
+        assert unsent(only(embedded)) < bound
+        assert len(await client.messages(2000)) == 2000
 
 
 async def test_a_client_that_takes_nothing_is_cut(

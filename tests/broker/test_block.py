@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import struct
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -67,6 +68,19 @@ def test_ids_count_on_where_their_last_digits_begin_again(high: int, away: int, 
 def test_a_block_may_hold_more_messages_than_four_digits_count() -> None:
     block = build_block(5, measured([b"x"] * 140_000), NOW_NS)
     assert all_fins(block) == b"".join(b"FIN %016x\n" % (5 + at) for at in range(140_000))
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 4_000_000), (4_000, 1_000)])
+def test_large_messages_are_held_once_while_they_are_framed(count: int, size: int) -> None:
+    bodies = measured([bytes([number % 256]) * size for number in range(count)])
+    tracemalloc.start()
+    block = build_block(5, bodies, NOW_NS)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(block.frames) < peak_bytes < 1.5 * len(block.frames)
+    messages = delivered(block.slice(block.first, block.end))
+    assert messages.bodies == bodies.each
+    assert messages.ids == [b"%016x" % (5 + at) for at in range(count)]
 
 
 @given(firsts, message_bodies, st.data())

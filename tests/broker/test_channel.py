@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -42,8 +43,6 @@ from nsqtools.wire.messages import Messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-
-    import pytest
 
     from nsqtools.broker.log import Found, TopicLog
 
@@ -136,18 +135,6 @@ def publish(feed: Feed, channel: Channel, *bodies: bytes, due_ns: int = 0) -> No
     channel.pumped(*feed.publish(*bodies, due_ns=due_ns))
 
 
-def a_disk_log(folder: Path, *, ms: int) -> DiskLog:
-    """With small files, and next to nothing in memory."""
-    return DiskLog(
-        folder,
-        memory=Memory(1, MemoryBudget(1)),
-        segment_size_max_bytes=100,
-        now_ms=ms,
-        files=open_files(),
-        defer=defer_nothing,
-    )
-
-
 def test_messages_are_shared_between_those_who_are_ready() -> None:
     feed, channel = make()
     one, two, idle = join(channel, 100), join(channel, 100), join(channel, 0)
@@ -214,6 +201,53 @@ def test_a_deep_backlog_does_not_starve_what_is_requeued(
         channel.finish(consumer, consumer.fins_of(consumer.got[-1][0]))
         channel.deliver()
     assert consumer.got[-1] == (b"again", 2)
+
+
+@pytest.mark.parametrize("sample_rate", [0, 100])
+def test_the_turn_of_what_is_requeued_may_come_inside_of_what_is_passed_over(
+    sample_rate: int,
+) -> None:
+    feed, channel = make()
+    consumer = join(channel, 1)
+    consumer.sample_rate = sample_rate
+    publish(feed, channel, b"1", b"2")
+    publish(feed, channel, b"later", due_ns=NOW_NS + SECOND_NS)
+    channel.requeue(consumer, consumer.id_of(b"1"), 0)
+    publish(feed, channel, b"later still", due_ns=NOW_NS + SECOND_NS)
+    publish(feed, channel, b"3")
+    for body in (b"2", b"1", b"3"):
+        channel.deliver()
+        assert consumer.got[-1][0] == body
+        channel.finish(consumer, consumer.fins_of(body))
+    assert consumer.got == [(b"1", 1), (b"2", 1), (b"1", 2), (b"3", 1)]
+    assert (channel.depth, channel.deferred, channel.cursor) == (0, 2, feed.pumped)
+
+
+def test_the_turn_of_what_is_requeued_may_come_between_two_runs_of_the_broker(
+    tmp_path: Path,
+) -> None:
+    for now_ms in (1, 2):
+        log = on_disk(tmp_path, now_ms)
+        feed, channel = make(log=log)
+        feed.publish(*[b"%d-%d" % (now_ms, at) for at in range(3)])
+        log.close()
+        log.sync()
+    channel.seek(0)
+    consumer = join(channel, 1)
+    channel.requeue(consumer, consumer.id_of(b"1-0"), 0)
+    channel.deliver()
+    while len(consumer.got) < 7:
+        channel.finish(consumer, consumer.fins_of(consumer.got[-1][0]))
+        channel.deliver()
+    assert consumer.got == [
+        (b"1-0", 1),
+        (b"1-1", 1),
+        (b"1-2", 1),
+        (b"1-0", 2),
+        (b"2-0", 1),
+        (b"2-1", 1),
+        (b"2-2", 1),
+    ]
 
 
 def test_what_times_out_goes_behind_what_waits_as_what_is_requeued_does() -> None:
@@ -395,26 +429,8 @@ def test_a_paused_channel_hands_out_nothing() -> None:
     assert consumer.got == [(b"x", 1)]
 
 
-def test_a_turn_that_comes_in_a_gap_of_the_log(tmp_path: Path) -> None:
-    log = a_disk_log(tmp_path, ms=1)
-    feed, channel = make(log=log)
-    publish(feed, channel, b"1", b"2")
-    log.close()
-    log.sync()
-    again = a_disk_log(tmp_path, ms=1000)
-    feed, channel = make(log=again)
-    channel.seek(again.start)
-    publish(feed, channel, b"3", b"4")
-    consumer = join(channel, 1)
-    # It waits for as many messages as a queue in memory has; the numbers go on much further.
-    channel.requeue(consumer, consumer.id_of(b"1"), 0)
-    consumer.rdy = 10
-    channel.ready(consumer)
-    assert [body for body, _ in consumer.got] == [b"1", b"2", b"1", b"3", b"4"]
-
-
 def test_stragglers_are_carried_over_so_that_the_log_can_go(tmp_path: Path) -> None:
-    log = a_disk_log(tmp_path, ms=1)
+    log = on_disk(tmp_path, 1)
     feed, channel = make(log=log)
     consumer = join(channel, 1)
     publish(feed, channel, b"straggler")

@@ -277,6 +277,13 @@ def test_a_cr_inside_of_an_id_is_a_byte_like_others() -> None:
     ]
 
 
+@pytest.mark.parametrize("before", [0, 60])
+def test_a_cr_before_a_parameter_belongs_to_the_id(before: int) -> None:
+    line = b"FIN 0123456789abcde\r x\n"
+    found = read_as_subscriber([commands.fin([ID] * before) if before else b"", line])
+    assert found[-1] == Fin(commands.fin([b"0123456789abcde\r"]))
+
+
 def test_a_flood_of_fins_comes_in_bounded_commands() -> None:
     found = read_as_subscriber([commands.fin([ID] * (2 * FIN_RUN_MAX + 5))])
     sizes = [len(command.lines) for command in found if isinstance(command, Fin)]

@@ -52,6 +52,10 @@ _LOW_COLUMNS = [
     for bits in (4, 8, 12, 16)
 ]
 _ID_IN_FIN_AT = len(b"FIN ")
+# To write into frames they are copied once more. Of messages like these that costs more than the heads,
+# above all in new pages of memory.
+_LARGE_BYTES = 512
+_LARGE_BATCH_BYTES = 512 << 10
 # In memory a message has its FIN and its start, a block what holds all of it.
 _COST_BYTES = FIN_LINE_BYTES + 8
 _BLOCK_COST_BYTES = 400
@@ -115,6 +119,8 @@ class Block:
         block, at = self, min(end, self.end)
         frames = [self.slice(first, at)]
         fins = [self.slice_fins(first, at)]
+        if at == end:
+            return Stretch(end, frames, fins[0])
         left_bytes = STRETCH_BYTES - len(frames[0])
         while block.next is not None and at < end and left_bytes > 0:
             block = block.next
@@ -136,7 +142,8 @@ class Block:
 def build_block(first: int, bodies: Bodies, timestamp_ns: int, due_ns: int = 0) -> Block:
     """Frame `bodies` as messages numbered from `first`, published at `timestamp_ns`."""
     start = _FRAME_START.pack(0, MESSAGE, timestamp_ns, 1) + b"%016x" % first
-    if bodies.even_bytes:
+    is_large = bodies.even_bytes > _LARGE_BYTES and bodies.size_bytes > _LARGE_BATCH_BYTES
+    if bodies.even_bytes and not is_large:
         return _even_block(first, bodies, start, due_ns)
     return _mixed_block(first, bodies, start, due_ns)
 
@@ -153,7 +160,8 @@ def _even_block(first: int, bodies: Bodies, start: bytes, due_ns: int) -> Block:
 
 
 def _mixed_block(first: int, bodies: Bodies, start: bytes, due_ns: int) -> Block:
-    """The heads are made of one that is repeated, with the columns that differ written into it."""
+    """The heads are made of one that is repeated, with the columns that differ written into it; bodies
+    are copied only once."""
     count = len(bodies.each)
     strides = list(map(FRAME_OVERHEAD_BYTES.__add__, map(len, bodies.each)))
     heads = bytearray(start * count)

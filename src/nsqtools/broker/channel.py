@@ -429,9 +429,8 @@ class Channel:
 
     def _deliver_again(self, subscriber: Subscriber, cursor: int) -> None:
         """Deliver messages that wait again: a run of those that were tried as often as the first."""
-        share = -(-self._waiting.again // self.subscribers.ready_count)
-        count_max = min(subscriber.budget(), share)
-        numbers, frames, attempts, lost = self._redelivery.run(count_max, cursor)
+        share = min(subscriber.budget(), -(-self._waiting.again // self.subscribers.ready_count))
+        numbers, frames, attempts, lost = self._redelivery.run(share, cursor)
         for number in lost:
             self._lose(number)
         if numbers:
@@ -448,9 +447,10 @@ class Channel:
         """Deliver a run from the cursor; False when there is nothing, or it is not at hand."""
         if (block := self._cursor.block()) is None:
             return False
-        first, end = self.cursor, min(self._cursor.bound, self._waiting.next_turn)
-        if end <= first:
-            return True  # the block is behind a gap in the log, where a turn came
+        first, turn = self.cursor, self._waiting.next_turn
+        if turn <= first:
+            return True  # the block is behind a gap or a void, where a turn came
+        end = min(self._cursor.bound, max(block.end, turn))
         if block.due_ns:
             self._defer_run(first, min(block.end, end), block.due_ns)
             return True

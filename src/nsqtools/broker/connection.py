@@ -14,7 +14,7 @@ from nsqtools.options import join_address
 from nsqtools.wire.frames import HEARTBEAT, RESPONSE, encode_frame
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from nsqtools.wire.identify import ClientSettings
 
@@ -88,14 +88,6 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport is not None and not self._transport.is_closing():
             self._sent_bytes += len(data)
             self._transport.write(data)
-
-    def _send_all(self, parts: Sequence[bytes]) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._sent_bytes += sum(map(len, parts))
-            if len(parts) == 1:
-                self._transport.write(parts[0])
-            else:
-                self._transport.writelines(parts)
 
     # What is not taken
 

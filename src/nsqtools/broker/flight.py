@@ -229,16 +229,18 @@ class Flight:
         """End the leases of a run of FIN lines, up to one that cannot be one: it is the last refused."""
         settled = Settled()
         position = self._settle_in_order(holder, fins, settled)
+        if position == len(fins):
+            return settled
         for message_id in fin_ids(fins[position:]):
-            if not is_id(message_id):
-                settled.refused.append((message_id, NO_ID))
-                break
             found = self.find(holder, message_id)
-            if isinstance(found, str):
-                settled.refused.append((message_id, found))
-            else:
+            if not isinstance(found, str):
                 self.end(found)
                 settled.numbers.append(found)
+            elif is_id(message_id):
+                settled.refused.append((message_id, found))
+            else:
+                settled.refused.append((message_id, NO_ID))
+                break
         return settled
 
     def find(self, holder: Holder, message_id: bytes) -> int | str:

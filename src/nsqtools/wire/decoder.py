@@ -409,16 +409,16 @@ _PARSERS: dict[bytes, Callable[[CommandDecoder, list[bytes], int], Command]] = {
 
 
 def is_id(message_id: bytes) -> bool:
-    """Whether 16 bytes of a FIN are one parameter: a space would end it, and the line's end is not part
-    of it, nor a CR before that (spec: part 1)."""
-    return b" " not in message_id and b"\n" not in message_id and message_id[-1:] != b"\r"
+    """Whether 16 bytes of a FIN are one parameter: that ends at a space or an LF (spec: part 1)."""
+    return b" " not in message_id and b"\n" not in message_id
 
 
 def _fin_run(data: bytes, start: int) -> bytes | None:
     """The run of FIN lines that begins at `start`; None without one.
 
     Usually the rest of a read is one run of our own ids. Of a long one no more is looked at than that
-    it is made of FINs of that length: who compares it with what is in flight asks `is_id` of the rest.
+    it is made of FINs of that length, and has no CR, which at a line's end is no part of it: who compares
+    it with what is in flight asks `is_id` of the rest.
     """
     if not data.startswith(b"FIN ", start):
         return None
@@ -428,6 +428,7 @@ def _fin_run(data: bytes, start: int) -> bytes | None:
         count >= _FIN_COLUMNS_MIN
         and data[stop - 1] == _LF
         and same_in_run(data, start, stop, FIN_LINE_BYTES, (0, 1, 2, 3, FIN_LINE_BYTES - 1))
+        and data.find(b"\r", start, stop) < 0
     ):
         return data[start:stop]
     run = _FIN_RUN.match(data, start)
