@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+LATER_BYTES_MAX = 1 << 20
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartSums:
@@ -26,9 +28,30 @@ class Digest:
         self._md5s: list[str] = []
         self._part = hashlib.md5(usedforsecurity=False)
         self._left = part_bytes
+        self._waiting: list[bytes | bytearray] = []
+        self._waiting_bytes = 0
 
     def update(self, data: bytes | bytearray) -> None:
         """The next bytes of the file."""
+        self.catch_up()
+        self._take(data)
+
+    def later(self, data: bytes | bytearray) -> None:
+        """The next bytes, which are not changed any more: looked at by `catch_up`, or when they are much,
+        or when somebody asks for a checksum."""
+        self._waiting.append(data)
+        self._waiting_bytes += len(data)
+        if self._waiting_bytes > LATER_BYTES_MAX:
+            self.catch_up()
+
+    def catch_up(self) -> None:
+        """Look at all that there is."""
+        if self._waiting:
+            waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
+            for data in waiting:
+                self._take(data)
+
+    def _take(self, data: bytes | bytearray) -> None:
         self._whole.update(data)
         if not self._part_bytes:
             return
@@ -45,6 +68,7 @@ class Digest:
     @property
     def sha256(self) -> str:
         """Of all so far, in hexadecimal."""
+        self.catch_up()
         return self._whole.hexdigest()
 
     @property
@@ -52,5 +76,6 @@ class Digest:
         """The parts so far; None when they were not asked for."""
         if not self._part_bytes:
             return None
+        self.catch_up()
         last = [self._part.hexdigest()] if self._left < self._part_bytes else []
         return PartSums(part_bytes=self._part_bytes, md5s=(*self._md5s, *last))

@@ -270,6 +270,10 @@ class ArchiveWriter:
         """Seal files whose name, age or idle time says so; never creates one."""
         self._seal_if_due()
 
+    def catch_up(self) -> None:
+        """Do what nobody has to wait for, before there is something else to be done."""
+        self._files.catch_up()
+
     def rotate(self) -> None:
         """Seal what is open now (SIGHUP); the next commit opens another."""
         self._files.seal_all()

@@ -295,7 +295,11 @@ class FileOutput:
         self._finisher.call_soon(partial(self._write_mark, self._watermark, until))
 
     def _due(self) -> Due | None:
-        """What is to be done next by time: the file, or the watermark."""
+        """What is to be done next by time: the file, or the watermark.
+
+        Called when a commit was answered and no other one waits: what belongs to no answer is done here.
+        """
+        self._writer.catch_up()
         due = self._file_due()
         if self._watermark is None:
             return due
