@@ -73,3 +73,25 @@ def test_a_spool_that_the_disk_does_not_show_is_told(
     FailingOs(0, code=errno.EIO, only={"stat"}, below=spool).install_everywhere(monkeypatch)
     with pytest.raises(StorageError, match=f"look at {spool}: Input/output error"):
         ls.run(load(SpoolLsOptions, "x", [str(spool)], {}))
+
+
+def test_what_was_set_aside_is_listed_and_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["a.topic.0123456789abcdef.part.bad", "b.0123456789abcdef.part.bad.1"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"damaged")
+    (tmp_path / "part.bad.txt").write_bytes(b"somebody else's")
+    assert ls.run(load(SpoolLsOptions, "x", ["--json", str(tmp_path)], {})) == 0
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(one["topic"], one["state"], one["size_bytes"]) for one in said] == [
+        ("a.topic", ls.DAMAGED, 7),
+        ("b", ls.DAMAGED, 7),
+    ]
+    assert upload.run(load(SpoolUploadOptions, "x", [str(tmp_path)], {})) == 5
+    told = capsys.readouterr()
+    assert told.out == "0 files done, 0 failed\n"
+    for name in names:
+        line = f"{name}: damaged and set aside, not uploaded: nsqtools archive repair {tmp_path}"
+        assert line in told.err
+        assert (tmp_path / name).exists()

@@ -93,7 +93,7 @@ def look(folder: Path) -> SpoolState:
     for entry in _entries(folder):
         with contextlib.suppress(OSError):
             found = entry.stat(follow_symlinks=False)
-            if _SET_ASIDE.search(entry.name):
+            if is_set_aside(entry.name):
                 set_aside += 1
                 set_aside_bytes += found.st_size
                 continue
@@ -108,6 +108,16 @@ def look(folder: Path) -> SpoolState:
         set_aside=set_aside,
         set_aside_bytes=set_aside_bytes,
     )
+
+
+def set_aside_in(folder: Path) -> list[Path]:
+    """The damaged files that recovery has set aside, by name."""
+    return sorted(folder / entry.name for entry in _entries(folder) if is_set_aside(entry.name))
+
+
+def is_set_aside(name: str) -> bool:
+    """Whether recovery has set aside what has this name."""
+    return _SET_ASIDE.search(name) is not None
 
 
 def mebibytes(size_bytes: int) -> str:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 from nsqtools import durable
 from nsqtools.archive.claims import claim_paths, facts_in
+from nsqtools.archive.files import SET_ASIDE
 from nsqtools.archive.naming import path_of
 from nsqtools.errors import NsqToolsError, OptionsError, StorageError
 from nsqtools.options.shown import printable
+from nsqtools.outputs.s3.spool import set_aside_in
 from nsqtools.programs.archive import shown
 
 if TYPE_CHECKING:
@@ -24,12 +26,13 @@ if TYPE_CHECKING:
 PROGRAM = "spool-ls"
 HEADS = ("topic", "channel", "format", "compression", "state", "destination", "size", "age", "file")
 _TEXT_COLUMNS = 6
-IN_USE, WAITING = "in use", "waiting"
+IN_USE, WAITING, DAMAGED = "in use", "waiting", "damaged"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """A file of a spool. `state`: a running nsq_to_s3 has it in hand (`in use`), or nobody has."""
+    """A file of a spool. `state`: a running nsq_to_s3 has it in hand (`in use`), or nobody has; or it was
+    set aside as damaged and is not uploaded, and only what its name says is known of it."""
 
     file: str
     topic: str
@@ -57,6 +60,7 @@ def run(options: SpoolLsOptions) -> int:
                 exit_code = max(exit_code, error.exit_code)
             else:
                 files += [held] if held is not None else []
+        files += filter(None, map(look_aside, set_aside_in(folder)))
     if options.json:
         for each in files:
             shown.say_json(asdict(each))
@@ -98,6 +102,28 @@ def look(folder: Path, claim: Path) -> Held | None:
     return _held(path, facts, is_in_use, found.st_size, found.st_mtime)
 
 
+def look_aside(path: Path) -> Held | None:
+    """A file that was set aside; None when it is gone meanwhile. Raises `StorageError`."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StorageError("look at", path, error) from error
+    working, _, _ = path.name.rpartition(SET_ASIDE)
+    return Held(
+        file=str(path),
+        topic=working.rpartition(".")[0],
+        channel="",
+        format="",
+        compression="",
+        state=DAMAGED,
+        destination="",
+        size_bytes=found.st_size,
+        written_s=found.st_mtime,
+    )
+
+
 def _held(
     path: Path, facts: ClaimFacts, is_in_use: bool, size_bytes: int, written_s: float
 ) -> Held:
@@ -121,9 +147,9 @@ def _age_s(held: Held) -> float:
 def _row(held: Held, size: str, age: str) -> list[str]:
     return [
         printable(held.topic),
-        printable(held.channel),
-        held.format,
-        held.compression,
+        printable(held.channel) or shown.NOTHING,
+        held.format or shown.NOTHING,
+        held.compression or shown.NOTHING,
         held.state,
         printable(held.destination) or shown.NOTHING,
         size,
