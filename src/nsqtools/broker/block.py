@@ -52,8 +52,8 @@ _LOW_COLUMNS = [
     for bits in (4, 8, 12, 16)
 ]
 _ID_IN_FIN_AT = len(b"FIN ")
-# To write into frames they are copied once more. Of messages like these that costs more than the heads,
-# above all in new pages of memory.
+# An even block is copied once more, to have ids written into it: of messages this large, and so many
+# bytes of them, that costs more than to make each head by itself.
 _LARGE_BYTES = 512
 _LARGE_BATCH_BYTES = 512 << 10
 # In memory a message has its FIN and its start, a block what holds all of it.
