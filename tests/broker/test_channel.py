@@ -33,9 +33,11 @@ from nsqtools.broker.channel import Channel
 from nsqtools.broker.journal import ChannelState, Journal
 from nsqtools.broker.log import DiskLog
 from nsqtools.broker.memory import Memory, MemoryBudget, MemoryLog, Room
+from nsqtools.broker.options import NsqdOptions
 from nsqtools.broker.reading import Reader, Share, at_once
 from nsqtools.broker.segment import READ_BYTES
 from nsqtools.errors import StorageError
+from nsqtools.options import load
 from nsqtools.wire.bodies import measured
 from nsqtools.wire.commands import fin
 from nsqtools.wire.frames import FrameDecoder
@@ -427,6 +429,22 @@ def test_a_paused_channel_hands_out_nothing() -> None:
     channel.pause(paused=False)
     channel.deliver()
     assert consumer.got == [(b"x", 1)]
+
+
+def test_an_ephemeral_channel_whose_reader_stopped_does_not_hold_the_log() -> None:
+    """All that a default broker keeps of it can be copied."""
+    options = load(NsqdOptions, "nsqd", [], {})
+    feed, channel = make(depth_max=options.mem_queue_size)
+    join(channel, options.max_rdy_count)
+    for _ in range(20):
+        publish(feed, channel, *[b"x" * 200] * 1000)
+    assert (
+        channel.depth + channel.in_flight == feed.log.end - feed.log.start - channel.dropped_count
+    )
+    assert channel.dropped_count
+    assert len(channel.stragglers(feed.log.end) or []) == channel.depth + channel.in_flight
+    assert channel.carry_over(feed.log.end)
+    assert channel.floor() == feed.log.end
 
 
 def test_stragglers_are_carried_over_so_that_the_log_can_go(tmp_path: Path) -> None:

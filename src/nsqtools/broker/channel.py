@@ -49,8 +49,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("nsqtools.broker.channel")
 
-# Copies of stragglers that a channel keeps, so that the log can go.
-CARRY_MESSAGES_MAX = 10_000
+# Copies that let the log go: more than an ephemeral channel whose reader stopped has by default.
+CARRY_MESSAGES_MAX = 16_384
 CARRY_BYTES_MAX = 16 << 20
 # What goes to the tail waits for this many others at most, as many as nsqd's queue has in memory.
 TAIL_MESSAGES = 10_000
