@@ -325,7 +325,10 @@ def archive(wanted: ArchiveSpec, delivered: Sequence[Messages], pipe: int) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("record_format", "compression"), [("lines", "none"), ("framed", "zstd")])
+@pytest.mark.parametrize(
+    ("record_format", "compression"),
+    [pytest.param("lines", "none", marks=pytest.mark.soak), ("framed", "zstd")],
+)
 def test_killed_at_every_call(record_format: str, compression: str, tmp_path: Path) -> None:
     """Two hours in each commit, at most two files open: lost 0, twice 0."""
     for kill_at in range(CALLS_MAX):

@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.usefixtures("credentials"),
-    pytest.mark.parametrize("name", CONSUMING),
 ]
+every_program = pytest.mark.parametrize("name", CONSUMING)
+# Where it takes long, and what it finds is in what they share.
+one_program = pytest.mark.parametrize(
+    "name", [CONSUMING[0], *[pytest.param(name, marks=pytest.mark.soak) for name in CONSUMING[1:]]]
+)
 TOPICS = 20_000
 NAMES = [f"topic{n:05}" for n in range(TOPICS)]
 FILES_MAX = 256
@@ -47,6 +51,7 @@ async def discovering(
         yield tool
 
 
+@every_program
 async def test_more_topics_than_max_topics_wait_and_that_is_told(
     name: str, lookupd: FakeLookupd, tmp_path: Path
 ) -> None:
@@ -62,6 +67,7 @@ async def test_more_topics_than_max_topics_wait_and_that_is_told(
         assert "topic=topic00020" not in tool.told
 
 
+@every_program
 async def test_any_number_of_topics_begins_at_a_pace(
     name: str, lookupd: FakeLookupd, tmp_path: Path
 ) -> None:
@@ -74,6 +80,7 @@ async def test_any_number_of_topics_begins_at_a_pace(
         assert "topic=topic04999" not in tool.told
 
 
+@one_program
 async def test_4096_addresses_that_refuse_are_told_in_some_lines(
     name: str, lookupd: FakeLookupd, tmp_path: Path
 ) -> None:
@@ -86,6 +93,7 @@ async def test_4096_addresses_that_refuse_are_told_in_some_lines(
         await check_sound(tool)
 
 
+@one_program
 async def test_any_number_of_topics_asks_on_few_connections(name: str, tmp_path: Path) -> None:
     """Two answer, two take the question and never do."""
     count = 1000
@@ -108,6 +116,7 @@ async def test_any_number_of_topics_asks_on_few_connections(name: str, tmp_path:
         assert "lookupd failed" not in tool.told
 
 
+@one_program
 async def test_4096_addresses_for_each_topic_are_called_in_part(
     name: str, lookupd: FakeLookupd, tmp_path: Path
 ) -> None:
@@ -136,6 +145,7 @@ async def test_4096_addresses_for_each_topic_are_called_in_part(
     ],
     ids=["topics", "hosts", "deep", "long", "deep producers"],
 )
+@every_program
 async def test_what_cannot_be_a_name_is_refused_in_a_line(
     name: str,
     path: str,
