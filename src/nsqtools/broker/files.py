@@ -136,20 +136,25 @@ class AppendFile:
 
     def append(self, parts: Sequence[bytes]) -> None:
         """Write all of it, or raise StorageError and be as before."""
-        with storage("write", self.path):
-            if self.doubtful:
-                raise OSError(errno.EIO, "an earlier fsync of this file has failed")
-            if self._fd < 0:
-                self._fd = os.open(self.path, _APPEND)
-            self._files.used(self)
-            if not self._is_cut:
-                os.ftruncate(self._fd, self.size_bytes)
-                self._is_cut = True
-            try:
-                self.size_bytes += _write_all(self._fd, parts)
-            except OSError:
-                self._cut()
-                raise
+        try:
+            self._append(parts)
+        except OSError as cause:
+            raise StorageError("write", self.path, cause) from cause
+
+    def _append(self, parts: Sequence[bytes]) -> None:
+        if self.doubtful:
+            raise OSError(errno.EIO, "an earlier fsync of this file has failed")
+        if self._fd < 0:
+            self._fd = os.open(self.path, _APPEND)
+        self._files.used(self)
+        if not self._is_cut:
+            os.ftruncate(self._fd, self.size_bytes)
+            self._is_cut = True
+        try:
+            self.size_bytes += _write_all(self._fd, parts)
+        except OSError:
+            self._cut()
+            raise
 
     def sync(self) -> None:
         """Bring to the disk what was appended before the call. Raises StorageError; where it was the

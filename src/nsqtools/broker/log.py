@@ -412,10 +412,12 @@ class DiskLog:
         return None
 
     def _ordinal_of(self, number: int) -> int:
-        at = bisect_right(self._segments, number, key=lambda segment: segment.first) - 1
-        if at < 0:
-            return self._segments[0].ordinal
-        segment = self._segments[at]
+        segment = self._segments[-1]  # nearly always it is the last
+        if number < segment.first:
+            at = bisect_right(self._segments, number, key=lambda segment: segment.first) - 1
+            if at < 0:
+                return self._segments[0].ordinal
+            segment = self._segments[at]
         return segment.ordinal + min(number, segment.end) - segment.first
 
     def _roll(self, first: int) -> None:
