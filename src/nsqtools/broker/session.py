@@ -202,7 +202,7 @@ class Session(Connection):
 
     def deliver(self, frames: Sequence[bytes], count: int) -> None:
         self.message_count += count
-        # Not `writelines`: the one of asyncio up to 3.13.1 never says that too much is unsent.
+        # Not `writelines`: asyncio's (of 3.12.1 and 3.13.0, say) never tells that too much is unsent.
         self._send(b"".join(frames))
 
     def disconnect(self) -> None:

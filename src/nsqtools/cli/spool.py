@@ -29,7 +29,7 @@ SUITE = Suite(
             "ls",
             "files that wait for upload, or are being written",
             "List the files of a spool: whose messages, how large, how old, for which bucket, and"
-            " whether a running nsq_to_s3 has them in hand.",
+            " whether a running nsq_to_s3 has them in hand, or they are damaged and were set aside.",
             "SpoolLsOptions",
             (("what waits", "nsqtools spool ls /var/spool/nsq_to_s3"),),
         ),
@@ -37,7 +37,8 @@ SUITE = Suite(
             "upload",
             "upload what nobody has in hand",
             "Upload the files of a spool that no running nsq_to_s3 has in hand, each to the bucket that"
-            " it was made for. Nothing is consumed. Each is told with its records and bytes.",
+            " it was made for. Nothing is consumed. Each is told with its records and bytes. What was set"
+            " aside as damaged stays and is told; the exit status is 5 then.",
             "SpoolUploadOptions",
             (
                 (

@@ -50,10 +50,8 @@ def _tell_set_aside(folder: Path) -> int:
     """Say what stays, and what to do; how many files it is."""
     found = set_aside_in(folder)
     for path in found:
-        hint = f"nsqtools archive repair {path}"
-        shown.warn(
-            f"{PROGRAM}: {printable(str(path))}: damaged and set aside, not uploaded: {hint}"
-        )
+        what = "damaged, set aside and not uploaded: see `nsqtools archive repair`"
+        shown.warn(f"{PROGRAM}: {printable(str(path))}: {what}")
     return len(found)
 
 
