@@ -13,16 +13,13 @@ from tests.archive.helpers import any_batch, batch_of, payload
 from nsqtools.archive.framed import FramedEncoder
 from nsqtools.archive.groups import GROUP_BYTES_MAX, split
 from nsqtools.archive.header import HeaderError, decode_header, encode_header, looks_damaged
-from nsqtools.archive.jsonl import (
+from nsqtools.archive.jsonl import LINE_END, JsonlEncoder, line_bytes_max
+from nsqtools.archive.jsonl_reading import (
     JsonlDecoder,
-    JsonlEncoder,
     _Columns,
     _decode_alike,
     _decode_one_by_one,
     _decode_together,
-    _text,
-    _texts_together,
-    line_bytes_max,
 )
 from nsqtools.archive.lines import LinesEncoder
 from nsqtools.archive.stream import Damage, Records
@@ -32,14 +29,43 @@ from nsqtools.wire.messages import Messages, count_messages, encode_payload
 bodies_of_text = st.lists(st.text().map(str.encode) | st.sampled_from([b"", b'"', b"\\", b"\x7f"]))
 
 
-@given(bodies=bodies_of_text | st.lists(st.binary(max_size=5)))
-def test_bodies_are_escaped_together_as_one_by_one(bodies: list[bytes]) -> None:
-    texts = _texts_together(batch_of(bodies)) if bodies else []
-    one_by_one = [_text(body) for body in bodies]
-    if texts is None:
-        assert any(is_base64 or b"\x7f" in text for text, is_base64 in one_by_one)
-    else:
-        assert one_by_one == [(text, False) for text in texts]
+PERCENTS = st.lists(st.sampled_from([b"%", b"%b", b"%%s", b"100%", b"a"]))
+NAMES = st.sampled_from(["h:1", "%b", 'a"b', "\\", "\u20ac"])
+
+
+@given(
+    bodies=bodies_of_text | PERCENTS | st.lists(st.binary(max_size=5)),
+    times=st.lists(st.sampled_from([0, 9, 10**18 - 1, 10**18, 10**17, 2**63 - 1, -1]), min_size=1),
+    topic=NAMES,
+    nsqd=NAMES,
+)
+def test_lines_written_together_are_lines_written_one_by_one(
+    bodies: list[bytes], times: list[int], topic: str, nsqd: str
+) -> None:
+    messages = Messages(
+        [
+            encode_payload(times[at % len(times)], 7, b"%016x" % at, body)
+            for at, body in enumerate(bodies)
+        ],
+        nsqd=nsqd,
+    )
+    encoder = JsonlEncoder(topic)
+    together = bytes(encoder.encode([messages]).content)
+    assert together == b"".join(encoder._by_columns(messages) if bodies else [])
+    records = [json.loads(line) for line in together.split(b"\n")[:-1]]
+    found = [(record["ts"], record["topic"], record["nsqd"]) for record in records]
+    assert found == [(time, topic, nsqd) for time in messages.timestamps]
+
+
+def test_text_without_the_character_between_is_written_together() -> None:
+    def alike(bodies: list[bytes]) -> bool:
+        messages = Messages([encode_payload(1, 1, b"0" * 16, body) for body in bodies])
+        return JsonlEncoder("topic")._alike(messages) is not None
+
+    assert alike([b"a", b"", b'"%\\'])
+    assert not alike([b"a", b"\x7f"])
+    assert not alike([b"\x7f"])
+    assert not alike([b"a", b"\xff"])
 
 
 @given(batches=st.lists(any_batch, max_size=3))
@@ -156,15 +182,22 @@ def test_lines_decoded_together_are_lines_decoded_one_by_one(
     if dropped is not None:
         del records[-1][dropped]
     lines = [json.dumps(record).encode() for record in records]
-    together = _decode_together(lines, 0)
+    check_as_one_by_one(lines)
+
+
+def check_as_one_by_one(lines: list[bytes]) -> None:
+    """With their newlines, and without."""
     try:
         (run,) = _decode_one_by_one(lines, 0, torn=False)
     except (Damage, ValueError):
-        assert together is None
-    else:
-        assert together is not None
-        assert (together.bodies, together.nsqds) == (run.bodies, run.nsqds)
-        assert payloads_of(together) == payloads_of(run)
+        run = None
+    for end in (b"", b"\n"):
+        columns = _decode_together([line + end for line in lines], LINE_END[:-1] + end)
+        assert (columns is None) == (run is None)
+        if columns is not None and run is not None:
+            together = columns.records(0, lambda: lines)
+            assert (together.bodies, together.nsqds) == (run.bodies, run.nsqds)
+            assert payloads_of(together) == payloads_of(run)
 
 
 def payloads_of(run: Records) -> list[bytes]:
@@ -218,24 +251,18 @@ def test_runs_of_our_own_lines_are_decoded_as_one_by_one(
         line = lines[number % len(lines)]
         at %= len(line)
         lines[number % len(lines)] = line[:at] + splice + line[at + replaces :]
-    together = _decode_together(lines, 0)
-    try:
-        (run,) = _decode_one_by_one(lines, 0, torn=False)
-    except (Damage, ValueError):
-        assert together is None
-    else:
-        assert together is not None
-        assert (together.bodies, together.nsqds) == (run.bodies, run.nsqds)
-        assert payloads_of(together) == payloads_of(run)
+    check_as_one_by_one(lines)
 
 
 def test_a_run_of_our_own_lines_is_read_as_one() -> None:
     bodies = [b"%d" % number for number in range(100)]
-    lines = bytes(JsonlEncoder("topic").encode([batch_of(bodies)]).content).split(b"\n")[:-1]
+    content = bytes(JsonlEncoder("topic").encode([batch_of(bodies)]).content)
+    lines = content.splitlines(keepends=True)
     # The attempts of these differ from one to the next.
-    assert _decode_alike(lines, _Columns()) == 0
+    assert _decode_alike(lines, LINE_END, _Columns()) == 0
     alike = [line for line in lines if b'"attempts":2' in line]
-    assert _decode_alike(alike, _Columns()) == len(alike) >= 16
+    assert _decode_alike(alike, LINE_END, _Columns()) == len(alike) >= 16
+    assert _decode_alike(alike + lines + alike, LINE_END, _Columns()) == len(alike)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +278,8 @@ def test_a_run_of_our_own_lines_is_read_as_one() -> None:
     ],
 )
 def test_records_do_not_span_lines(lines: list[bytes]) -> None:
-    assert _decode_together(lines, 0) is None
+    assert _decode_together(lines, LINE_END[:-1]) is None
+    assert _decode_together([line + b"\n" for line in lines], LINE_END) is None
 
 
 ODD_LINES = {
@@ -273,7 +301,7 @@ ODD_LINES = {
 @pytest.mark.parametrize(("line", "body"), ODD_LINES.items())
 def test_what_a_line_may_look_like(line: bytes, body: bytes | None) -> None:
     sound = next(iter(ODD_LINES))
-    together = _decode_together([sound, line, sound], 0)
+    together = _decode_together([sound, line, sound], LINE_END[:-1])
     if body is not None:
         assert together is not None
         assert together.bodies == [b"b", body, b"b"]

@@ -22,7 +22,7 @@ from nsqtools.archive.formats import (
     ZSTD,
 )
 from nsqtools.archive.header import HEADER_BYTES_MAX, MAGIC, HeaderError, decode_header
-from nsqtools.archive.jsonl import topic_of
+from nsqtools.archive.jsonl_reading import topic_of
 from nsqtools.archive.lines import NEWLINE
 from nsqtools.archive.reader import LOOK_BYTES, named_compression, open_archive
 from nsqtools.archive.scan import Lost, Scan, Text, first_whole_format

@@ -13,7 +13,8 @@ from nsqtools.archive.framed import FramedDecoder, FramedEncoder
 from nsqtools.archive.groups import PlainContainer
 from nsqtools.archive.gzip_members import GzipContainer, gzip_groups, read_gzip_header
 from nsqtools.archive.header import HEADER_BYTES_MAX, MAGIC, encode_header
-from nsqtools.archive.jsonl import JsonlDecoder, JsonlEncoder
+from nsqtools.archive.jsonl import JsonlEncoder
+from nsqtools.archive.jsonl_reading import JsonlDecoder
 from nsqtools.archive.lines import LinesDecoder, LinesEncoder
 from nsqtools.archive.survey import (
     survey_framed,

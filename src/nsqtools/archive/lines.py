@@ -46,38 +46,42 @@ class LineSplitter:
         self._damage: Damage | None = None
 
     def feed(self, data: bytes, offset: int) -> tuple[list[bytes], int]:
-        """The whole lines that `data` completes, and the offset of the first of them.
+        """The whole lines that `data` completes, without their ends, and the offset of the first.
 
         Raises `Damage` for a line longer than the bound, when those before it were returned.
         """
+        content, start = self.whole(data, offset)
+        return (content[:-1].split(NEWLINE) if content else []), start
+
+    def whole(self, data: bytes, offset: int) -> tuple[bytes, int]:
+        """As `feed`, the lines in one piece and with their ends."""
         if self._damage is not None:
             raise self._damage
-        cut = data.rfind(NEWLINE)
-        if cut < 0:
+        end = data.rfind(NEWLINE) + 1
+        if not end:
             self._keep(data, offset)
-            return [], offset
-        lines = data[:cut].split(NEWLINE)
-        start = offset
+            return b"", offset
+        content, start = data[:end], offset
         if self._parts:
-            start = self._parts_offset
-            self._check(self._parts_bytes + len(lines[0]))
-            self._parts.append(lines[0])
-            lines[0] = b"".join(self._parts)
+            self._check(self._parts_bytes + data.find(NEWLINE))
+            content, start = b"".join([*self._parts, content]), self._parts_offset
             self._parts.clear()
             self._parts_bytes = 0
-        if cut > self._line_bytes_max:
-            self._cut_at_long_line(lines, start)
-        if cut + 1 < len(data):
-            self._keep(data[cut + 1 :], offset + cut + 1)
-        return lines, start
+        if end > self._line_bytes_max:
+            content = self._up_to_long_line(content, start)
+        if end < len(data):
+            self._keep(data[end:], offset + end)
+        return content, start
 
-    def _cut_at_long_line(self, lines: list[bytes], offset: int) -> None:
-        for number, line in enumerate(lines):
-            if len(line) > self._line_bytes_max:
-                self._damage = self._too_long(offset)
-                del lines[number:]
-                return
-            offset += len(line) + 1
+    def _up_to_long_line(self, content: bytes, offset: int) -> bytes:
+        at = 0
+        while at < len(content):
+            end = content.index(NEWLINE, at) + 1
+            if end - at - 1 > self._line_bytes_max:
+                self._damage = self._too_long(offset + at)
+                return content[:at]
+            at = end
+        return content
 
     def rest(self) -> tuple[bytes | None, int]:
         """The last line, when the stream did not end with a newline, and its offset."""

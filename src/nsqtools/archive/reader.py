@@ -22,7 +22,8 @@ from nsqtools.archive.formats import (
     START_BYTES,
 )
 from nsqtools.archive.header import MAGIC, HeaderError, decode_header, looks_damaged
-from nsqtools.archive.jsonl import LINE_START, is_ours, line_bytes_max
+from nsqtools.archive.jsonl import LINE_START, line_bytes_max
+from nsqtools.archive.jsonl_reading import is_ours
 from nsqtools.archive.lines import NEWLINE
 from nsqtools.archive.stream import (
     BODY_BYTES_MAX,

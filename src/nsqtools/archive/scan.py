@@ -14,7 +14,8 @@ from nsqtools.archive.formats import FRAMED, JSONL, LINES, NONE, ZSTD
 from nsqtools.archive.groups import GROUP_BYTES_MAX
 from nsqtools.archive.gzip_members import INPUT_BYTES, member_pieces, read_gzip_header
 from nsqtools.archive.header import MAGIC, HeaderError
-from nsqtools.archive.jsonl import decode_lines, is_ours, line_bytes_max
+from nsqtools.archive.jsonl import line_bytes_max
+from nsqtools.archive.jsonl_reading import decode_lines, is_ours
 from nsqtools.archive.lines import NEWLINE, LineSplitter
 from nsqtools.archive.resync import resync
 from nsqtools.archive.stream import BODY_BYTES_MAX, Block, Damage, Records

@@ -65,11 +65,15 @@ class Records:
     failures: list[Failure | None] | None = None
     make_messages: Callable[[], Messages] | None = None
     first_record: int = 0
-    lines: list[bytes] | None = None
+    make_lines: Callable[[], list[bytes]] | None = None
 
     @cached_property
     def messages(self) -> Messages | None:
         return None if self.make_messages is None else self.make_messages()
+
+    @cached_property
+    def lines(self) -> list[bytes] | None:
+        return None if self.make_lines is None else self.make_lines()
 
     def pick(self, keep: Sequence[int]) -> Records:
         """The records at these positions, which ascend, and of which there is one at least."""
@@ -82,8 +86,12 @@ class Records:
             if self.make_messages is None
             else partial(self._pick_messages, keep),
             first_record=self.first_record + keep[0],
-            lines=None if self.lines is None else [self.lines[at] for at in keep],
+            make_lines=None if self.make_lines is None else partial(self._pick_lines, keep),
         )
+
+    def _pick_lines(self, keep: Sequence[int]) -> list[bytes]:
+        lines = self.lines or []
+        return [lines[at] for at in keep]
 
     def _pick_messages(self, keep: Sequence[int]) -> Messages:
         payloads = [] if self.messages is None else self.messages.payloads

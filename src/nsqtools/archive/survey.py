@@ -15,7 +15,7 @@ from zlib_ng.zlib_ng import crc32
 from nsqtools.archive import gzip_members, zstd_frames
 from nsqtools.archive.framed import FramedDecoder
 from nsqtools.archive.header import HeaderError
-from nsqtools.archive.jsonl import JsonlDecoder
+from nsqtools.archive.jsonl_reading import JsonlDecoder
 from nsqtools.archive.lines import NEWLINE
 from nsqtools.archive.stream import BODY_BYTES_MAX, Damage, Source
 from nsqtools.archive.zstd_walk import ZstdWalk
