@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING
 
 from nsqtools.archive.groups import Encoded
@@ -45,43 +46,35 @@ class LineSplitter:
         self._parts_offset = 0
         self._damage: Damage | None = None
 
-    def feed(self, data: bytes, offset: int) -> tuple[list[bytes], int]:
-        """The whole lines that `data` completes, without their ends, and the offset of the first.
+    def feed(self, data: bytes, offset: int, *, keepends: bool = False) -> tuple[list[bytes], int]:
+        """The whole lines that `data` completes, and the offset of the first of them. With `keepends`
+        each has its newline, which costs half as much.
 
         Raises `Damage` for a line longer than the bound, when those before it were returned.
         """
-        content, start = self.whole(data, offset)
-        return (content[:-1].split(NEWLINE) if content else []), start
-
-    def whole(self, data: bytes, offset: int) -> tuple[bytes, int]:
-        """As `feed`, the lines in one piece and with their ends."""
         if self._damage is not None:
             raise self._damage
-        end = data.rfind(NEWLINE) + 1
-        if not end:
-            self._keep(data, offset)
-            return b"", offset
-        content, start = data[:end], offset
-        if self._parts:
-            self._check(self._parts_bytes + data.find(NEWLINE))
-            content, start = b"".join([*self._parts, content]), self._parts_offset
+        lines = io.BytesIO(data).readlines() if keepends else data.split(NEWLINE)
+        rest = b"" if keepends and data.endswith(NEWLINE) else lines.pop()
+        start = offset
+        if lines and self._parts:
+            start = self._parts_offset
+            self._check(self._parts_bytes + len(lines[0]) - keepends)
+            lines[0] = b"".join([*self._parts, lines[0]])
             self._parts.clear()
             self._parts_bytes = 0
-        if end > self._line_bytes_max:
-            content = self._up_to_long_line(content, start)
-        if end < len(data):
-            self._keep(data[end:], offset + end)
-        return content, start
+        if len(data) > self._line_bytes_max:
+            self._cut_at_long_line(lines, start, int(keepends))
+        self._keep(rest, offset + len(data) - len(rest))
+        return lines, start
 
-    def _up_to_long_line(self, content: bytes, offset: int) -> bytes:
-        at = 0
-        while at < len(content):
-            end = content.index(NEWLINE, at) + 1
-            if end - at - 1 > self._line_bytes_max:
-                self._damage = self._too_long(offset + at)
-                return content[:at]
-            at = end
-        return content
+    def _cut_at_long_line(self, lines: list[bytes], offset: int, end_bytes: int) -> None:
+        for number, line in enumerate(lines):
+            if len(line) - end_bytes > self._line_bytes_max:
+                self._damage = self._too_long(offset)
+                del lines[number:]
+                return
+            offset += len(line) + 1 - end_bytes
 
     def rest(self) -> tuple[bytes | None, int]:
         """The last line, when the stream did not end with a newline, and its offset."""

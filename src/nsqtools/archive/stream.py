@@ -245,13 +245,13 @@ class Source:
         self._at += len(data)
         return data
 
-    def take_some(self) -> bytes:
-        """A piece of convenient size; nothing only at the end of the file."""
+    def take_some(self, convenient_bytes: int = 0) -> bytes:
+        """What was read already, or a piece of convenient size; nothing only at the end of the file."""
         if self._at < len(self._buffer):
             data = self._buffer[self._at :] if self._at else self._buffer
             self._buffer, self._at = b"", 0
             return data
-        return self._read(self.read_bytes)
+        return self._read(max(self.read_bytes, convenient_bytes))
 
     def rewind(self, count: int) -> None:
         """Give back the last `count` bytes of the last `take`."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from nsqtools.archive.gzip_members import gzip_blocks, read_gzip_header
 from nsqtools.archive.header import HeaderError
-from nsqtools.archive.stream import Block, Damage
+from nsqtools.archive.stream import BLOCK_BYTES_MAX, Block, Damage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 class PlainWalk:
-    """A file whose bytes are its content."""
+    """A file whose bytes are its content, in large pieces behind what was looked at: where a thread
+    decodes them beside a loop that publishes, the two change hands with each."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -24,7 +25,7 @@ class PlainWalk:
     def blocks(self) -> Iterator[Block]:
         while True:
             offset = self._source.position
-            data = self._source.take_some()
+            data = self._source.take_some(BLOCK_BYTES_MAX)
             if not data:
                 return
             yield Block(data=data, offset=offset)
