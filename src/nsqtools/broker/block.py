@@ -118,9 +118,6 @@ class Block:
         in memory, no further than `end`, a gap, or one that is deferred."""
         block, at = self, min(end, self.end)
         frames = [self.slice(first, at)]
-        fins = [self.slice_fins(first, at)]
-        if at == end:
-            return Stretch(end, frames, fins[0])
         left_bytes = STRETCH_BYTES - len(frames[0])
         while block.next is not None and at < end and left_bytes > 0:
             block = block.next
@@ -128,9 +125,10 @@ class Block:
                 break
             at = min(end, block.end)
             frames.append(block.slice(block.first, at))
-            fins.append(block.slice_fins(block.first, at))
             left_bytes -= len(frames[-1])
-        return Stretch(at, frames, b"".join(fins))
+        is_one = len(frames) == 1
+        fins = self.slice_fins(first, at) if is_one else _fins(first, at - first)
+        return Stretch(at, frames, fins)
 
     def header(self) -> bytes:
         """What stands before the frames on disk."""
