@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from zlib_ng.zlib_ng import crc32
 
@@ -82,6 +82,35 @@ class FramedEncoder:
         return parts
 
 
+class _Run(NamedTuple):
+    """Records of one size, as they lie in `data`; cut when it is known what of them is wanted."""
+
+    data: bytes
+    at: int
+    stride: int
+    records: int
+
+    def column(self, offset: int) -> list[bytes]:
+        """What follows `offset` bytes behind the start of each payload."""
+        start = SIZE_BYTES + offset
+        return cut(self.data, self.at, self.stride, start, self.stride - start, self.records)
+
+
+def _column(parts: Sequence[_Run | list[bytes]], offset: int) -> list[bytes]:
+    """The same of all records; a list holds payloads."""
+    column: list[bytes] = []
+    for part in parts:
+        if isinstance(part, _Run):
+            column += part.column(offset)
+        else:
+            column += [payload[offset:] for payload in part]
+    return column
+
+
+def _messages(parts: Sequence[_Run | list[bytes]]) -> Messages:
+    return Messages(_column(parts, 0))
+
+
 class FramedDecoder:
     """Pieces of a stream to verified groups.
 
@@ -97,7 +126,9 @@ class FramedDecoder:
         self._buffer = b""
         self._start = 0
         self._at = 0
-        self._payloads: list[bytes] = []
+        self._parts: list[_Run | list[bytes]] = []
+        self._count = 0
+        self._cut = 0  # so many of the parts are lists
         self._waiting: list[bytes] = []
         self._missing_bytes = 0
         self._run = _RUN_MIN
@@ -116,26 +147,35 @@ class FramedDecoder:
         self._waiting.clear()
         self._missing_bytes = 0
         offset = self.committed_end
-        payloads: list[bytes] = []
-        damage = self._take_groups(payloads)
-        if payloads:
-            bodies = [payload[PAYLOAD_HEADER_BYTES:] for payload in payloads]
-            yield Records(bodies=bodies, offset=offset, make_messages=partial(Messages, payloads))
+        parts: list[_Run | list[bytes]] = []
+        damage = self._take_groups(parts)
+        if parts:
+            bodies = _column(parts, PAYLOAD_HEADER_BYTES)
+            yield Records(bodies=bodies, offset=offset, make_messages=partial(_messages, parts))
         if damage is not None:
             raise damage
+        self._cut_runs()
         self._buffer = self._buffer[self._start :]
         self._at -= self._start
         self._start = 0
 
-    def _take_groups(self, payloads: list[bytes]) -> Damage | None:
-        """Move the records of every whole group to `payloads`, up to damage, which is returned."""
+    def _cut_runs(self) -> None:
+        """Of a group without an end yet: what was read is not kept for its runs."""
+        for at in range(self._cut, len(self._parts)):
+            part = self._parts[at]
+            if isinstance(part, _Run):
+                self._parts[at] = part.column(0)
+        self._cut = len(self._parts)
+
+    def _take_groups(self, parts: list[_Run | list[bytes]]) -> Damage | None:
+        """Move the records of every whole group to `parts`, up to damage, which is returned."""
         try:
             while True:
                 if self._is_header_next():
                     if not self._take_header():
                         return None
                 elif self._scan():
-                    payloads += self._close_group()
+                    parts += self._close_group()
                 else:
                     return None
         except Damage as damage:
@@ -176,7 +216,8 @@ class FramedDecoder:
     def _scan(self) -> bool:
         """Collect records; True when a commit mark is at `_at`."""
         buffer, at, end = self._buffer, self._at, len(self._buffer)
-        append, unpack = self._payloads.append, _SIZE.unpack_from
+        payloads: list[bytes] = []
+        unpack = _SIZE.unpack_from
         size_min, size_max = PAYLOAD_HEADER_BYTES, self._payload_bytes_max
         size = last_size = 0
         while at + SIZE_BYTES <= end:
@@ -187,16 +228,19 @@ class FramedDecoder:
             if stop > end:
                 self._missing_bytes = stop - end
                 break
-            append(buffer[at + SIZE_BYTES : stop])
+            payloads.append(buffer[at + SIZE_BYTES : stop])
             at = stop
             if size != last_size:
                 last_size = size
             elif self._pause:
                 self._pause -= 1
-            else:
-                at = self._take_run(at, size)
+            elif (run := self._find_run(at, size)) is not None:
+                self._add(payloads, run)
+                payloads = []
+                at += run.records * run.stride
         else:
             size = size_min  # it ends between records
+        self._add(payloads)
         self._at = at
         if size == _MARK_SIZE:
             return at + MARK_BYTES <= end
@@ -206,9 +250,17 @@ class FramedDecoder:
             raise Damage(self.committed_end, "a group of records without an end")
         return False
 
-    def _take_run(self, at: int, size: int) -> int:
-        """Collect the records from `at` on that all have this size, as many as are tried at a time;
-        returns where they end."""
+    def _add(self, payloads: list[bytes], run: _Run | None = None) -> None:
+        """Records of the group that is read."""
+        if payloads:
+            self._parts.append(payloads)
+            self._count += len(payloads)
+        if run is not None:
+            self._parts.append(run)
+            self._count += run.records
+
+    def _find_run(self, at: int, size: int) -> _Run | None:
+        """The records from `at` on that all have this size, as many as are tried at a time."""
         stride = SIZE_BYTES + size
         count = min((len(self._buffer) - at) // stride, self._run)
         stop = at + count * stride
@@ -216,21 +268,23 @@ class FramedDecoder:
         is_run = self._buffer.startswith(_SIZE.pack(size), at) and same_in_run(
             self._buffer, at, stop, stride, (3, 2, 1, 0)
         )
-        if count and not is_run:
+        if not count:
+            return None
+        if not is_run:
             self._run, self._pause = _RUN_MIN, _RUN_PAUSE
-            return at
-        self._payloads += cut(self._buffer, at, stride, SIZE_BYTES, size, count)
+            return None
         self._run = min(_RUN_MAX, self._run << 1)
-        return stop
+        return _Run(self._buffer, at, stride, count)
 
-    def _close_group(self) -> list[bytes]:
+    def _close_group(self) -> list[_Run | list[bytes]]:
         _, count, checksum = _MARK.unpack_from(self._buffer, self._at)
         records = memoryview(self._buffer)[self._start : self._at]
-        if count != len(self._payloads) or checksum != crc32(records):
+        if count != self._count or checksum != crc32(records):
             damage = Damage(self.committed_end, "a group of records with a wrong checksum")
-            if count == len(self._payloads):  # every size led to the next one, and to the mark
+            if count == self._count:  # every size led to the next one, and to the mark
                 damage.end = self.committed_end + len(records) + MARK_BYTES
             raise damage
-        payloads, self._payloads = self._payloads, []
+        parts, self._parts = self._parts, []
+        self._count = self._cut = 0
         self._move_on(MARK_BYTES)
-        return payloads
+        return parts

@@ -71,17 +71,22 @@ def new_file(folder: Path) -> Iterator[tuple[int, Path]]:
     Raises `StorageError`.
     """
     path = durable.temporary_name(folder)
+    fd = -1
+    is_ours = True  # from the first moment on: what ends us may come when the file is hardly there
     try:
-        fd = durable.create(path)
-    except FileExistsError as error:
-        raise StorageError("create", path, error) from error
-    try:
+        try:
+            fd = durable.create(path)
+        except FileExistsError as error:
+            is_ours = False
+            raise StorageError("create", path, error) from error
         durable.lock_file(fd, path)  # so that nobody takes it for one that a crash has left
         yield fd, path
     finally:
-        durable.close(fd)
-        with contextlib.suppress(StorageError):
-            durable.unlink(path)
+        if fd >= 0:
+            durable.close(fd)
+        if is_ours:
+            with contextlib.suppress(StorageError):
+                durable.unlink(path)
 
 
 def write_whole(

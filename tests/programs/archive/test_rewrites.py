@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import zstandard
@@ -29,6 +29,7 @@ from tests.programs.archive.helpers import (
 from nsqtools import durable
 from nsqtools.archive.naming import FileNaming
 from nsqtools.archive.recovery import recover
+from nsqtools.archive.rewriting import new_file
 from nsqtools.archive.writer import ArchiveWriter
 
 if TYPE_CHECKING:
@@ -345,3 +346,19 @@ def test_what_ends_it_leaves_nothing_half_made(tmp_path: Path, number: signal.Si
     if process.returncode:  # it may have been done already
         assert (process.returncode, err) == (130, b"archive-index: interrupted\n")
     assert not list(tmp_path.glob(".nsqtools-*"))
+
+
+@pytest.mark.parametrize("at", ["create", "lock_file"])
+def test_what_ends_it_in_the_first_moment_leaves_nothing(
+    at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = getattr(durable, at)
+
+    def interrupted(*arguments: Any) -> None:
+        plain(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(durable, at, interrupted)
+    with pytest.raises(KeyboardInterrupt), new_file(tmp_path):
+        raise AssertionError("not made")
+    assert not list(tmp_path.iterdir())
