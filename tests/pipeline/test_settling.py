@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.pipeline.helpers import CHANNEL, publish, running, stats, until_settled, until_stats
 from tests.support.clients import consumer_options, until
 from tests.support.peer import Peer, frame, message, message_id
 
+from nsqtools.client.connection import Connection
 from nsqtools.errors import ArchiveError, StorageError
 from nsqtools.outputs.contract import DONE, Again, Answer, Feeding, Refused
 from nsqtools.pipeline import delivery as delivery_module
@@ -111,6 +112,34 @@ async def test_done_is_fin(nsqd: Nsqd) -> None:
     assert pipeline.counts.messages == 10
     assert pipeline.counts.body_bytes == 10
     assert pipeline.totals()["got"] == len(output.got)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_answers_for_many_do_not_wait_for_the_end_of_the_turn(
+    at_once: bool, nsqd: Nsqd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settles, sends, is_settling = TopicPipeline._settle, Connection.send, False
+    sent: list[bool] = []
+
+    def settling(pipeline: TopicPipeline, *arguments: Any) -> None:
+        nonlocal is_settling
+        is_settling = True
+        settles(pipeline, *arguments)
+        is_settling = False
+
+    def sending(connection: Connection, data: bytes) -> None:
+        if data.startswith(b"FIN"):
+            sent.append(is_settling)
+        sends(connection, data)
+
+    monkeypatch.setattr(topic_module, "FLUSHED_MESSAGES", 1 if at_once else 1000)
+    monkeypatch.setattr(TopicPipeline, "_settle", settling)
+    monkeypatch.setattr(Connection, "send", sending)
+    async with running(pipeline_of(nsqd, ScriptedOutput())):
+        await consumed(nsqd)
+        await publish(nsqd, *TEN)
+        await until_settled(nsqd, 10)
+    assert set(sent) == {at_once}
 
 
 async def test_each_message_has_its_own_answer(nsqd: Nsqd, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,9 @@ class Settler(Protocol):
     def send(self, data: bytes) -> None:
         """Send commands that settle nothing (TOUCH)."""
 
+    def flush(self) -> None:
+        """Send what was settled now, and not when this turn of the loop ends."""
+
 
 class Batch:
     """Messages of one connection. `received_s` is the loop's time; `size_bytes` what they cost here.
@@ -121,6 +124,10 @@ class Batch:
         self.unsettled = 0
         self._open = {}
         self.subscription.release(self)
+
+    def flush(self) -> None:
+        """Send the answers now, and not when this turn of the loop ends."""
+        self.subscription.flush()
 
     def touch(self, now_s: float) -> None:
         """More time for all that is not settled."""
@@ -222,6 +229,10 @@ class Part:
     def requeue(self, delay_s: float = 0.0) -> int:
         delay_ms = round(delay_s * 1000)
         return self.batch.settle_some(self.messages.ids, lambda ids: commands.req(ids, delay_ms))
+
+    def flush(self) -> None:
+        """Send the answers now, and not when this turn of the loop ends."""
+        self.batch.flush()
 
     def let_go(self) -> None:
         """Forget them unsettled, when the connection is gone."""

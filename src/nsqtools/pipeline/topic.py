@@ -50,6 +50,9 @@ RETRY_MAX_S = 30.0
 CLOSE_WAIT_S = 5.0
 # How long to wait between tries once the end has begun: it has a deadline.
 STAND_AT_END_S = 1.0
+# The answers for so many go out at once: nsqd works on them while we count. Those for fewer wait for
+# what other deliveries settle in the same turn of the loop.
+FLUSHED_MESSAGES = 256
 # So long after its time is over what stands is given back for certain.
 _EXPIRED_S = 0.01
 
@@ -343,9 +346,13 @@ class TopicPipeline:
         self, delivery: Sequence[Batch | Part], answer: Answer | Sequence[Answer], now_s: float
     ) -> None:
         quota, done = self._quota, self.counts.messages
+        messages = sum(map(len, delivery))
         if quota is not None:
-            quota.settling(self.consumer, sum(map(len, delivery)))
+            quota.settling(self.consumer, messages)
         self._settlement.settle(delivery, answer, now_s)
+        if messages >= FLUSHED_MESSAGES:
+            for held in delivery:
+                held.flush()
         if quota is not None:
             quota.done(self.counts.messages - done)
 
