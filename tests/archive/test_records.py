@@ -30,7 +30,7 @@ from nsqtools.wire.messages import Messages, count_messages, encode_payload
 bodies_of_text = st.lists(st.text().map(str.encode) | st.sampled_from([b"", b'"', b"\\", b"\x7f"]))
 
 
-PERCENTS = st.lists(st.sampled_from([b"%", b"%b", b"%%s", b"100%", b"a"]))
+PERCENTS = st.lists(st.sampled_from([b"%", b"%b", b"%%s", b"100%", b"%" * 300, b"a"]))
 NAMES = st.sampled_from(["h:1", "%b", 'a"b', "\\", "\u20ac"])
 
 
@@ -67,6 +67,9 @@ def test_text_without_the_character_between_is_written_together() -> None:
     assert not alike([b"a", b"\x7f"])
     assert not alike([b"\x7f"])
     assert not alike([b"a", b"\xff"])
+    # Many of what a formatting stops at cost more than lines one by one.
+    assert alike([b"%" * 64, b"%" * 64])
+    assert not alike([b"%" * 64, b"%" * 65])
 
 
 @given(batches=st.lists(any_batch, max_size=3))

@@ -32,6 +32,8 @@ DIGITS = 19
 _SHORT_ESCAPES = b'"\\\b\t\n\f\r'
 _LONG_ESCAPES = bytes(set(range(32)) - set(_SHORT_ESCAPES))
 _ESCAPE_BYTES_MAX = 6
+# Formatting stops at each of a body; of more of them to a message, lines one by one cost less.
+_PERCENTS_MAX = 64
 # Text of up to this size stays text whatever it holds, so that jq finds what it looks for; of larger
 # bodies, those that escapes would blow up beyond base64 are written as base64.
 ALWAYS_TEXT_BYTES_MAX = 64 << 10
@@ -89,6 +91,8 @@ class JsonlEncoder:
         attempts = messages.same_attempts
         together = _escaped_together(messages)
         if attempts is None or together is None or not b"".join(messages.ids).isalnum():
+            return None
+        if together.count(b"%") > _PERCENTS_MAX * len(messages):
             return None
         columns = [b""] * (2 * len(messages))
         columns[::2] = _digits(messages.timestamps)
