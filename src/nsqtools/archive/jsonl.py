@@ -92,7 +92,8 @@ class JsonlEncoder:
         together = _escaped_together(messages)
         if attempts is None or together is None or not b"".join(messages.ids).isalnum():
             return None
-        if together.count(b"%") > _PERCENTS_MAX * len(messages):
+        template = together.replace(b"%", b"%%")
+        if len(template) - len(together) > _PERCENTS_MAX * len(messages):
             return None
         columns = [b""] * (2 * len(messages))
         columns[::2] = _digits(messages.timestamps)
@@ -100,9 +101,8 @@ class JsonlEncoder:
         rest = b'","attempts":%d%bbody":' % (attempts, self._rest(messages))
         first = b"%b%b%b%b%b" % (LINE_START, columns[0], ID_START, columns[1], rest)
         between = b'"}\n{"ts":%b,"id":"%b' + rest.replace(b"%", b"%%") + b'"'
-        template = together.replace(b"%", b"%%").replace(BETWEEN_BODIES, between)
         try:
-            others = template % (*columns[2:],)
+            others = template.replace(BETWEEN_BODIES, between) % (*columns[2:],)
         except TypeError:
             return None  # a body holds that character, so that there are more places than messages
         return [first, others, b"}\n"]

@@ -167,10 +167,8 @@ def _decode_alike(lines: list[bytes], end: bytes, columns: _Columns) -> int:
         run = lines if stop - done == len(lines) else lines[done:stop]
         if len(run) < _RUN_MIN or not shape.decode(run, columns):
             break
-        done, tried = (
-            stop,
-            2 * len(run),
-        )  # the next run is about as long: no look at all of the rest
+        # The next run is about as long: no look at all of the rest.
+        done, tried = stop, 2 * len(run)
     return done
 
 
