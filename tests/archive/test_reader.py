@@ -30,7 +30,13 @@ from nsqtools.archive import stream
 from nsqtools.archive.framed import FramedDecoder, FramedEncoder
 from nsqtools.archive.header import MAGIC, encode_header
 from nsqtools.archive.lines import LinesDecoder
-from nsqtools.archive.reader import BATCH_BYTES_MAX, BATCH_RECORDS_MAX, open_archive
+from nsqtools.archive.reader import (
+    BATCH_BYTES_MAX,
+    BATCH_RECORDS_MAX,
+    _batches_of,
+    open_archive,
+)
+from nsqtools.archive.stream import Records
 from nsqtools.errors import ArchiveError, DamagedArchive, StorageError
 from nsqtools.wire.messages import Messages
 
@@ -281,6 +287,40 @@ def test_batches_are_bounded(record_format: str, compression: str, tmp_path: Pat
             assert sum(map(len, batch.bodies)) <= BATCH_BYTES_MAX + 300_000
             total += len(batch.bodies)
     assert total == len(many) + len(large)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "counts"),
+    [
+        ([1] * BATCH_RECORDS_MAX, [BATCH_RECORDS_MAX]),
+        ([0] * (2 * BATCH_RECORDS_MAX + 1), [BATCH_RECORDS_MAX, BATCH_RECORDS_MAX, 1]),
+        ([BATCH_BYTES_MAX, 0, 0, 1, BATCH_BYTES_MAX + 1, 0], [3, 1, 1, 1]),
+        ([BATCH_BYTES_MAX // 2] * 5, [2, 2, 1]),
+    ],
+)
+def test_a_run_is_cut_into_batches_of_which_messages_are_made_once(
+    sizes: list[int], counts: list[int]
+) -> None:
+    bodies = [bytes([at % 256]) * size for at, size in enumerate(sizes)]
+    payloads = [payload(at, body) for at, body in enumerate(bodies)]
+    made: list[Messages] = []
+
+    def make() -> Messages:
+        made.append(Messages(payloads))
+        return made[0]
+
+    run = Records(bodies=bodies, offset=7, make_messages=make, make_lines=lambda: payloads)
+    batches = list(_batches_of(run, 100))
+    assert [len(batch.bodies) for batch in batches] == counts
+    assert [batch.first_record - 100 for batch in batches] == [
+        0,
+        *itertools.accumulate(counts[:-1]),
+    ]
+    assert [body for batch in batches for body in batch.bodies] == bodies
+    assert [one for batch in batches for one in batch.lines or []] == payloads
+    found = [batch.messages.payloads for batch in batches if batch.messages is not None]
+    assert [one for batch in found for one in batch] == payloads
+    assert len(made) == 1
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])

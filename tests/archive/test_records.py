@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,7 +22,7 @@ from nsqtools.archive.jsonl_reading import (
     _decode_one_by_one,
     _decode_together,
 )
-from nsqtools.archive.lines import LinesEncoder
+from nsqtools.archive.lines import LinesEncoder, LineSplitter
 from nsqtools.archive.stream import Damage, Records
 from nsqtools.errors import ArchiveError
 from nsqtools.wire.messages import Messages, count_messages, encode_payload
@@ -29,7 +30,7 @@ from nsqtools.wire.messages import Messages, count_messages, encode_payload
 bodies_of_text = st.lists(st.text().map(str.encode) | st.sampled_from([b"", b'"', b"\\", b"\x7f"]))
 
 
-PERCENTS = st.lists(st.sampled_from([b"%", b"%b", b"%%s", b"100%", b"a"]))
+PERCENTS = st.lists(st.sampled_from([b"%", b"%b", b"%%s", b"100%", b"%" * 300, b"a"]))
 NAMES = st.sampled_from(["h:1", "%b", 'a"b', "\\", "\u20ac"])
 
 
@@ -66,6 +67,9 @@ def test_text_without_the_character_between_is_written_together() -> None:
     assert not alike([b"a", b"\x7f"])
     assert not alike([b"\x7f"])
     assert not alike([b"a", b"\xff"])
+    # Many of what a formatting stops at cost more than lines one by one.
+    assert alike([b"%" * 64, b"%" * 64])
+    assert not alike([b"%" * 64, b"%" * 65])
 
 
 @given(batches=st.lists(any_batch, max_size=3))
@@ -266,6 +270,53 @@ def test_a_run_of_our_own_lines_is_read_as_one() -> None:
 
 
 @pytest.mark.parametrize(
+    "twice", [b'"ts":5,', b'"id":"aaaaaaaaaaaaaaaa",', b'"\\u0074s":5,', b'"attempts":9,'], ids=repr
+)
+def test_of_a_member_that_stands_twice_in_all_lines_the_last_counts(twice: bytes) -> None:
+    lines = _our_lines(40)
+    check_as_one_by_one([line.replace(b'"attempts"', twice + b'"attempts"', 1) for line in lines])
+
+
+@pytest.mark.parametrize("at", [0, 1, 20, 39])
+def test_a_body_without_one_of_its_quotes_is_damage(at: int) -> None:
+    lines = _our_lines(40)
+    lines[at] = lines[at].replace(b'"body":"', b'"body":')
+    check_as_one_by_one(lines)
+    lines[at] = lines[at][: lines[at].index(b'"body":')] + b'"body":"}'
+    check_as_one_by_one(lines)
+
+
+def test_runs_in_turn_are_read_as_such() -> None:
+    """Two nsqds that deliver in turn: each line is looked at a few times, not once for each run."""
+    lengths = [16, 17, 300, 40, 16, 1000, 16, 16]
+    names = [f"nsqd-{at % 2}:4150" for at in range(len(lengths))]
+    lines = [line for at, name in enumerate(names) for line in _our_lines(lengths[at], name)]
+    columns = _Columns()
+    assert _decode_alike(lines, LINE_END[:-1], columns) == sum(lengths)
+    assert columns.nsqds == [name for at, name in enumerate(names) for _ in range(lengths[at])]
+    many = _CountedLines(lines[:33] * 200)
+    _decode_alike(many, LINE_END[:-1], _Columns())
+    assert many.looked_at < 10 * len(many)
+
+
+class _CountedLines(list[bytes]):
+    """Lines, and how many of them were taken by slices."""
+
+    looked_at = 0
+
+    def __getitem__(self, key: Any) -> Any:
+        found = super().__getitem__(key)
+        self.looked_at += len(found) if isinstance(key, slice) else 0
+        return found
+
+
+def _our_lines(count: int, nsqd: str = "h:4150") -> list[bytes]:
+    payloads = [encode_payload(10**18 + at, 1, b"%016x" % at, b"body") for at in range(count)]
+    content = bytes(JsonlEncoder("topic").encode([Messages(payloads, nsqd=nsqd)]).content)
+    return content.split(b"\n")[:-1]
+
+
+@pytest.mark.parametrize(
     "lines",
     [
         [b"{},{}", b""],
@@ -312,3 +363,36 @@ def test_what_a_line_may_look_like(line: bytes, body: bytes | None) -> None:
     with pytest.raises(Damage) as caught:
         next(runs)
     assert caught.value.offset == len(sound) + 1
+
+
+@given(
+    pieces=st.lists(
+        st.lists(st.sampled_from([b"", b"a", b"\n", b"\r\n", b"abcd\n"])).map(b"".join)
+    ),
+    line_bytes_max=st.integers(1, 12),
+)
+def test_lines_with_their_ends_are_lines_without(pieces: list[bytes], line_bytes_max: int) -> None:
+    plain, whole = LineSplitter(line_bytes_max), LineSplitter(line_bytes_max)
+    offset = 0
+    for piece in pieces:
+        expected = _fed(plain, piece, offset, keepends=False)
+        assert _fed(whole, piece, offset, keepends=True) == expected
+        if not isinstance(expected[0], list):
+            return  # it was damage
+        offset += len(piece)
+    assert _rest(whole) == _rest(plain)
+
+
+def _rest(splitter: LineSplitter) -> Any:
+    try:
+        return splitter.rest()
+    except Damage as damage:
+        return damage.offset, damage.reason
+
+
+def _fed(splitter: LineSplitter, piece: bytes, offset: int, *, keepends: bool) -> Any:
+    try:
+        lines, start = splitter.feed(piece, offset, keepends=keepends)
+    except Damage as damage:
+        return damage.offset, damage.reason
+    return [line.removesuffix(b"\n") if keepends else line for line in lines], start

@@ -32,6 +32,8 @@ DIGITS = 19
 _SHORT_ESCAPES = b'"\\\b\t\n\f\r'
 _LONG_ESCAPES = bytes(set(range(32)) - set(_SHORT_ESCAPES))
 _ESCAPE_BYTES_MAX = 6
+# Formatting stops at each of a body; of more of them to a message, lines one by one cost less.
+_PERCENTS_MAX = 64
 # Text of up to this size stays text whatever it holds, so that jq finds what it looks for; of larger
 # bodies, those that escapes would blow up beyond base64 are written as base64.
 ALWAYS_TEXT_BYTES_MAX = 64 << 10
@@ -90,15 +92,17 @@ class JsonlEncoder:
         together = _escaped_together(messages)
         if attempts is None or together is None or not b"".join(messages.ids).isalnum():
             return None
+        template = together.replace(b"%", b"%%")
+        if len(template) - len(together) > _PERCENTS_MAX * len(messages):
+            return None
         columns = [b""] * (2 * len(messages))
         columns[::2] = _digits(messages.timestamps)
         columns[1::2] = messages.ids
         rest = b'","attempts":%d%bbody":' % (attempts, self._rest(messages))
         first = b"%b%b%b%b%b" % (LINE_START, columns[0], ID_START, columns[1], rest)
         between = b'"}\n{"ts":%b,"id":"%b' + rest.replace(b"%", b"%%") + b'"'
-        template = together.replace(b"%", b"%%").replace(BETWEEN_BODIES, between)
         try:
-            others = template % (*columns[2:],)
+            others = template.replace(BETWEEN_BODIES, between) % (*columns[2:],)
         except TypeError:
             return None  # a body holds that character, so that there are more places than messages
         return [first, others, b"}\n"]

@@ -158,15 +158,17 @@ def _decode_together(lines: list[bytes], end: bytes) -> _Columns | None:
 
 def _decode_alike(lines: list[bytes], end: bytes, columns: _Columns) -> int:
     """Runs of lines that differ in ts, id and body only, as our encoder writes them; how many."""
-    done = 0
+    done, tried = 0, len(lines)
     while done < len(lines):
         first = lines[done]
         body_at = first.find(_BODY_START, _HEAD_BYTES) + len(_BODY_START)
         shape = _Shape(first[_HEAD_BYTES:body_at], end)
-        run = shape.leading(lines[done:] if done else lines)
+        stop = shape.stop(lines, done, tried)
+        run = lines if stop - done == len(lines) else lines[done:stop]
         if len(run) < _RUN_MIN or not shape.decode(run, columns):
             break
-        done += len(run)
+        # The next run is about as long: no look at all of the rest.
+        done, tried = stop, 2 * len(run)
     return done
 
 
@@ -175,19 +177,21 @@ class _Shape:
 
     def __init__(self, middle: bytes, end: bytes) -> None:
         self._middle = middle
-        body_at = _HEAD_BYTES + len(middle)
+        self._body_at = body_at = _HEAD_BYTES + len(middle)
         self._middle_of = itemgetter(slice(_HEAD_BYTES, body_at))
         self._text_of = itemgetter(slice(body_at, -len(end)))
         self._end = end
         self._end_of = itemgetter(slice(-len(end), None))
 
-    def leading(self, lines: list[bytes]) -> list[bytes]:
-        """Those before the first that is of another shape."""
-        middles = list(map(self._middle_of, lines))
-        if self._middle and middles.count(self._middle) == len(lines):
-            return lines
-        pairs = enumerate(middles if self._middle else [])
-        return lines[: next((at for at, middle in pairs if middle != self._middle), 0)]
+    def stop(self, lines: list[bytes], start: int, tried: int) -> int:
+        """Where the first from `start` on is of another shape; `tried` are looked at first, then twice as
+        many at a time."""
+        while self._middle and start < len(lines):
+            middles = list(map(self._middle_of, lines[start : start + tried]))
+            if middles.count(self._middle) < len(middles):
+                return start + list(map(self._middle.__eq__, middles)).index(False)
+            start, tried = start + len(middles), 2 * tried
+        return start
 
     def decode(self, lines: list[bytes], columns: _Columns) -> bool:
         """False when any is not as our encoder writes it.
@@ -200,6 +204,8 @@ class _Shape:
         heads = b"".join(map(_HEAD_OF, lines))
         if not _are_heads(heads, count) or [*map(self._end_of, lines)].count(self._end) != count:
             return False
+        if min(map(len, lines)) < self._body_at + len(self._end):
+            return False  # the quote that begins a body is the one that ends it
         texts = BETWEEN_BODIES.join(map(self._text_of, lines))
         try:
             together: str = orjson.loads(b'"%b"' % texts)
@@ -209,6 +215,8 @@ class _Shape:
         if len(bodies) != count:
             return False
         record = _record(lines[0])  # and so are the others
+        if not orjson.dumps(record).startswith(lines[0][: self._body_at]):
+            return False  # a member that stands there twice: the last one counts
         columns.add(
             bodies,
             [record["nsqd"]] * count,

@@ -55,7 +55,8 @@ class LineSplitter:
         if self._damage is not None:
             raise self._damage
         lines = io.BytesIO(data).readlines() if keepends else data.split(NEWLINE)
-        rest = b"" if keepends and data.endswith(NEWLINE) else lines.pop()
+        ends_whole = keepends and (data.endswith(NEWLINE) or not data)
+        rest = b"" if ends_whole else lines.pop()
         start = offset
         if lines and self._parts:
             start = self._parts_offset

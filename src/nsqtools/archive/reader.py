@@ -7,7 +7,9 @@ verified content.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Self, TypeVar
 
@@ -454,17 +456,18 @@ def _joined(blocks: Iterator[Block]) -> Iterator[Block]:
 
 def _batches_of(run: Records, first_record: int) -> Iterator[Records]:
     """A run in batches of at most BATCH_RECORDS_MAX, and BATCH_BYTES_MAX of bodies or one record."""
-    whole = len(run.bodies) <= BATCH_RECORDS_MAX
-    if whole and sum(map(len, run.bodies)) <= BATCH_BYTES_MAX:
-        yield replace(run, first_record=first_record)
+    run = replace(run, first_record=first_record)
+    count = len(run.bodies)
+    if count <= BATCH_RECORDS_MAX and sum(map(len, run.bodies)) <= BATCH_BYTES_MAX:
+        yield run
         return
-    start = size = 0
-    for at, body in enumerate(run.bodies):
-        if at > start and (size + len(body) > BATCH_BYTES_MAX or at - start >= BATCH_RECORDS_MAX):
-            yield replace(run, first_record=first_record).pick(range(start, at))
-            start, size = at, 0
-        size += len(body)
-    yield replace(run, first_record=first_record).pick(range(start, len(run.bodies)))
+    before = list(accumulate(map(len, run.bodies), initial=0))
+    start = 0
+    while start < count:
+        fitting = bisect_right(before, before[start] + BATCH_BYTES_MAX) - 1
+        stop = max(start + 1, min(fitting, start + BATCH_RECORDS_MAX))
+        yield run.part(start, stop)
+        start = stop
 
 
 def _within(batch: Records, wanted: range) -> Records | None:

@@ -8,7 +8,8 @@ import io
 import os
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, BinaryIO, Protocol, runtime_checkable
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, runtime_checkable
 
 from nsqtools.errors import StorageError
 from nsqtools.wire.frames import BODY_SIZE_MAX_BYTES
@@ -77,25 +78,30 @@ class Records:
 
     def pick(self, keep: Sequence[int]) -> Records:
         """The records at these positions, which ascend, and of which there is one at least."""
+        return self._chosen(lambda column: [column[at] for at in keep], keep[0])
+
+    def part(self, start: int, stop: int) -> Records:
+        """Those from number `start` up to `stop`, of which there is one at least."""
+        return self._chosen(itemgetter(slice(start, stop)), start)
+
+    def _chosen(self, choose: Callable[[list[Any]], list[Any]], first: int) -> Records:
         return Records(
-            bodies=[self.bodies[at] for at in keep],
+            bodies=choose(self.bodies),
             offset=self.offset,
-            nsqds=None if self.nsqds is None else [self.nsqds[at] for at in keep],
-            failures=None if self.failures is None else [self.failures[at] for at in keep],
+            nsqds=None if self.nsqds is None else choose(self.nsqds),
+            failures=None if self.failures is None else choose(self.failures),
             make_messages=None
             if self.make_messages is None
-            else partial(self._pick_messages, keep),
-            first_record=self.first_record + keep[0],
-            make_lines=None if self.make_lines is None else partial(self._pick_lines, keep),
+            else partial(self._chosen_messages, choose),
+            first_record=self.first_record + first,
+            make_lines=None if self.make_lines is None else partial(self._chosen_lines, choose),
         )
 
-    def _pick_lines(self, keep: Sequence[int]) -> list[bytes]:
-        lines = self.lines or []
-        return [lines[at] for at in keep]
+    def _chosen_lines(self, choose: Callable[[list[Any]], list[Any]]) -> list[bytes]:
+        return choose(self.lines or [])
 
-    def _pick_messages(self, keep: Sequence[int]) -> Messages:
-        payloads = [] if self.messages is None else self.messages.payloads
-        return Messages([payloads[at] for at in keep])
+    def _chosen_messages(self, choose: Callable[[list[Any]], list[Any]]) -> Messages:
+        return Messages(choose([] if self.messages is None else self.messages.payloads))
 
 
 class RecordDecoder(Protocol):
