@@ -9,7 +9,14 @@ import pytest
 
 from nsqtools.clock import ManualClock
 from nsqtools.outputs.contract import Feeding
-from nsqtools.pipeline.gather import QUICK_FILL, SLOW_FILL, GatherPolicy, Pace, gather
+from nsqtools.pipeline.gather import (
+    ENOUGH_MESSAGES,
+    QUICK_FILL,
+    SLOW_FILL,
+    GatherPolicy,
+    Pace,
+    gather,
+)
 
 if TYPE_CHECKING:
     from nsqtools.client.batch import Batch
@@ -61,12 +68,22 @@ def test_quick_deliveries_are_small_and_slow_ones_large() -> None:
     assert pace.fill == QUICK_FILL
 
 
+def test_of_a_large_window_no_more_than_enough_is_waited_for() -> None:
+    pace = Pace()
+    assert [pace.wanted(window) for window in (0, 200, 2500, 50_000)] == [QUICK_FILL] * 4
+    pace.fill = SLOW_FILL
+    assert [pace.wanted(window) for window in (0, 200, 2500)] == [SLOW_FILL] * 3
+    assert pace.wanted(2 * ENOUGH_MESSAGES) == 0.5
+    assert pace.wanted(50_000) == QUICK_FILL
+
+
 class ScriptedInbox:
     """What `gather` needs of a consumer; each wait lets time pass, or brings something."""
 
     def __init__(self, clock: ManualClock, *script: float | None) -> None:
         self.waits: list[float | None] = []
         self.messages = self.size_bytes = 0
+        self.window = 1000
         self.fill = self.fullest = 0.0
         self.first_s = self.last_s = 0.0
         self.ended = False

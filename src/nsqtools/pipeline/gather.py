@@ -29,6 +29,9 @@ QUIET_MIN_S = 0.002
 # How much of the window a delivery takes at least, where deliveries are quick, and where they are slow.
 QUICK_FILL = 0.35
 SLOW_FILL = 0.95
+# So many cost hardly more than a smaller part of them would: of a window of many nsqds' messages more are
+# not waited for, while all of those nsqds stand still.
+ENOUGH_MESSAGES = 5000
 # So many deliveries in a row have to say the same before the pace changes.
 CHANGE_AFTER = 3
 # A window that is used to this part is used up.
@@ -49,6 +52,11 @@ class Pace:
     def __init__(self) -> None:
         self.fill = QUICK_FILL
         self._contrary = 0
+
+    def wanted(self, window: int) -> float:
+        """How full a window of so many messages should be."""
+        enough = max(QUICK_FILL, ENOUGH_MESSAGES / max(window, 1))
+        return min(self.fill, enough)
 
     def delivered(self, *, took_s: float, gathered_s: float, used: float) -> None:
         """A delivery ended after `took_s`; it had been gathered for `gathered_s` since the one before,
@@ -99,7 +107,7 @@ async def gather(
     """
     inbox = consumer.inbox
     policy = GatherPolicy(wait_s=feeding.wait_s, quiet_s=min(QUIET_S, feeding.wait_s))
-    wanted = pace.fill
+    wanted = pace.wanted(inbox.window)
     while not consumer.ended and not _is_full(inbox, feeding):
         if not inbox.messages:
             await inbox.wait()
