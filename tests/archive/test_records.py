@@ -14,7 +14,7 @@ from tests.archive.helpers import any_batch, batch_of, payload
 from nsqtools.archive.framed import FramedEncoder
 from nsqtools.archive.groups import GROUP_BYTES_MAX, split
 from nsqtools.archive.header import HeaderError, decode_header, encode_header, looks_damaged
-from nsqtools.archive.jsonl import LINE_END, JsonlEncoder, line_bytes_max
+from nsqtools.archive.jsonl import LINE_END, JsonlEncoder, _escaped_together, line_bytes_max
 from nsqtools.archive.jsonl_reading import (
     JsonlDecoder,
     _Columns,
@@ -52,7 +52,9 @@ def test_lines_written_together_are_lines_written_one_by_one(
     )
     encoder = JsonlEncoder(topic)
     together = bytes(encoder.encode([messages]).content)
-    assert together == b"".join(encoder._by_columns(messages) if bodies else [])
+    if bodies:
+        assert together == b"".join(encoder._by_columns(messages, None))
+        assert together == b"".join(encoder._by_columns(messages, _escaped_together(messages)))
     records = [json.loads(line) for line in together.split(b"\n")[:-1]]
     found = [(record["ts"], record["topic"], record["nsqd"]) for record in records]
     assert found == [(time, topic, nsqd) for time in messages.timestamps]
@@ -61,7 +63,7 @@ def test_lines_written_together_are_lines_written_one_by_one(
 def test_text_without_the_character_between_is_written_together() -> None:
     def alike(bodies: list[bytes]) -> bool:
         messages = Messages([encode_payload(1, 1, b"0" * 16, body) for body in bodies])
-        return JsonlEncoder("topic")._alike(messages) is not None
+        return JsonlEncoder("topic")._alike(messages, _escaped_together(messages)) is not None
 
     assert alike([b"a", b"", b'"%\\'])
     assert not alike([b"a", b"\x7f"])

@@ -32,7 +32,7 @@ DIGITS = 19
 _SHORT_ESCAPES = b'"\\\b\t\n\f\r'
 _LONG_ESCAPES = bytes(set(range(32)) - set(_SHORT_ESCAPES))
 _ESCAPE_BYTES_MAX = 6
-# Formatting stops at each of a body; of more of them to a message, lines one by one cost less.
+# Formatting stops at each percent sign of a body: with more of them a message, columns cost less.
 _PERCENTS_MAX = 64
 # Text of up to this size stays text whatever it holds, so that jq finds what it looks for; of larger
 # bodies, those that escapes would blow up beyond base64 are written as base64.
@@ -69,7 +69,8 @@ class JsonlEncoder:
         parts: list[bytes] = []
         for messages in batches:
             if len(messages):
-                parts += self._alike(messages) or self._by_columns(messages)
+                together = _escaped_together(messages)
+                parts += self._alike(messages, together) or self._by_columns(messages, together)
         return Encoded(b"".join(parts), 0)
 
     def _line(self, messages: Messages, at: int, failure: Failure) -> bytes:
@@ -85,11 +86,10 @@ class JsonlEncoder:
             text,
         )
 
-    def _alike(self, messages: Messages) -> list[bytes] | None:
+    def _alike(self, messages: Messages, together: bytes | None) -> list[bytes] | None:
         """Lines that differ in ts, id and body only, by one formatting: what stands between two bodies
         takes the place of the character between them. None where that cannot be."""
         attempts = messages.same_attempts
-        together = _escaped_together(messages)
         if attempts is None or together is None or not b"".join(messages.ids).isalnum():
             return None
         template = together.replace(b"%", b"%%")
@@ -107,10 +107,12 @@ class JsonlEncoder:
             return None  # a body holds that character, so that there are more places than messages
         return [first, others, b"}\n"]
 
-    def _by_columns(self, messages: Messages) -> list[bytes]:
+    def _by_columns(self, messages: Messages, together: bytes | None) -> list[bytes]:
         """Lines of any kind: the columns with what stands between them."""
         count = len(messages)
-        pairs = [_text(body) for body in messages.bodies]
+        texts = [] if together is None else together[1:-1].split(BETWEEN_BODIES)
+        # Of another number where a body holds the character between them.
+        pairs = [(text, False) for text in texts] if len(texts) == count else _texts(messages)
         parts = [ID_START] * (7 * count)
         parts[::7] = [LINE_START] * count
         parts[1::7] = _digits(messages.timestamps)
@@ -171,6 +173,11 @@ def _escaped_together(messages: Messages) -> bytes | None:
         return orjson.dumps(BETWEEN_BODIES.join(messages.bodies).decode("utf-8"))
     except UnicodeDecodeError:
         return None
+
+
+def _texts(messages: Messages) -> list[tuple[bytes, bool]]:
+    """Every body alone; see `_text`."""
+    return [_text(body) for body in messages.bodies]
 
 
 def _text(body: bytes) -> tuple[bytes, bool]:

@@ -11,7 +11,7 @@ import re
 import secrets
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -178,7 +178,7 @@ class TopicNaming:
         )
 
 
-@cache  # a process has a format or two
+@lru_cache
 def step_of(time_format: str) -> int | None:
     """What such a format says can only change at multiples of so many seconds; None: it never does."""
     directives = {match.group(1) for match in DIRECTIVE.finditer(time_format)}

@@ -26,7 +26,7 @@ READ_BYTES = 256 << 10
 _STRETCH_BYTES = 1 << 20
 # A frame or member of up to this much content is checked whole before any of it is handed out.
 VERIFIED_BYTES_MAX = 32 << 20
-# Verified content is handed on in pieces of this size, so that batches are small by nature.
+# Content is handed on in pieces of up to this size, so that batches are small by nature.
 BLOCK_BYTES_MAX = 1 << 20
 # A client takes no larger body, so none can come; what is written can be read again.
 BODY_BYTES_MAX = BODY_SIZE_MAX_BYTES

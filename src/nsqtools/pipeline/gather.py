@@ -29,8 +29,8 @@ QUIET_MIN_S = 0.002
 # How much of the window a delivery takes at least, where deliveries are quick, and where they are slow.
 QUICK_FILL = 0.35
 SLOW_FILL = 0.95
-# So many cost hardly more than a smaller part of them would: of a window of many nsqds' messages more are
-# not waited for, while all of those nsqds stand still.
+# A delivery of more makes each message hardly cheaper. The window of many nsqds holds several times as
+# many, and while most of it is waited for, all those whose part has come stand still.
 ENOUGH_MESSAGES = 5000
 # So many deliveries in a row have to say the same before the pace changes.
 CHANGE_AFTER = 3
@@ -54,7 +54,8 @@ class Pace:
         self._contrary = 0
 
     def wanted(self, window: int) -> float:
-        """How full a window of so many messages should be."""
+        """How full a window of so many messages should be: with ENOUGH_MESSAGES it is full enough, but
+        QUICK_FILL of it is always waited for."""
         enough = max(QUICK_FILL, ENOUGH_MESSAGES / max(window, 1))
         return min(self.fill, enough)
 
