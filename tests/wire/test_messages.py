@@ -7,13 +7,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nsqtools.wire.frames import MESSAGE, FrameDecoder, encode_frame
-from nsqtools.wire.messages import PAYLOAD_HEADER, Messages, encode_payload
+from nsqtools.wire.messages import Messages, encode_payload
+from nsqtools.wire.payloads import PAYLOAD_HEADER
 
 # Runs of one size are cut as one; 32 of them by one call.
 runs = st.lists(
     st.tuples(st.integers(0, 9), st.integers(1, 80), st.binary(min_size=26, max_size=26)),
     max_size=4,
 )
+COLUMNS = (
+    *("payloads", "bodies", "ids", "times", "timestamps", "attempts", "same_attempts"),
+    *("size_bytes", "body_bytes_max"),
+)
+
+
+def heads_of(payloads: list[bytes]) -> list[bytes]:
+    return [payload[:26] for payload in payloads]
 
 
 @given(runs=runs)
@@ -31,6 +40,13 @@ def test_columns_are_those_of_the_payloads(runs: list[tuple[int, int, bytes]]) -
         assert event.attempts == [attempts for _, attempts, _ in heads]
         assert event.ids == [message_id for _, _, message_id in heads]
         assert event.body_bytes_max == max((len(payload) - 26 for payload in payloads), default=0)
+        apart = Messages(payloads)
+        for column in COLUMNS:
+            assert getattr(event, column) == getattr(apart, column)
+        if payloads:
+            assert event.first_timestamp_ns == apart.first_timestamp_ns
+            assert event.time_range_ns() == apart.time_range_ns()
+            assert event.ends() == apart.ends() == (min(heads_of(payloads)), max(heads_of(payloads)))
         assert [payload for _, run in event.runs() for payload in run] == payloads
         assert all(
             {len(payload) for payload in run} <= {size} for size, run in event.runs() if size

@@ -18,7 +18,8 @@ from nsqtools.archive.groups import Encoded
 from nsqtools.archive.header import HEADER_BYTES_MAX, MAGIC, HeaderError, decode_header
 from nsqtools.archive.stream import Damage, Records
 from nsqtools.wire.cutting import cut, same_in_run
-from nsqtools.wire.messages import PAYLOAD_HEADER_BYTES, Messages
+from nsqtools.wire.messages import Messages
+from nsqtools.wire.payloads import PAYLOAD_HEADER_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

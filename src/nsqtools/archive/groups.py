@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from nsqtools.wire.messages import PAYLOAD_HEADER_BYTES, count_messages
+from nsqtools.wire.messages import count_messages
+from nsqtools.wire.payloads import PAYLOAD_HEADER_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

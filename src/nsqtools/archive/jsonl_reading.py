@@ -27,7 +27,8 @@ from nsqtools.archive.jsonl import (
 from nsqtools.archive.lines import LineSplitter
 from nsqtools.archive.stream import Damage, Records
 from nsqtools.wire.cutting import cut, same_in_run
-from nsqtools.wire.messages import ID_BYTES, Messages
+from nsqtools.wire.messages import Messages
+from nsqtools.wire.payloads import ID_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

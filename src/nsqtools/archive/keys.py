@@ -29,7 +29,7 @@ from zlib_ng.zlib_ng import crc32
 from nsqtools import durable
 from nsqtools.archive.claims import CLAIM_SUFFIX, claim_folders, make_claim_folder
 from nsqtools.errors import DataPathInUse, StorageError
-from nsqtools.wire.messages import ID_BYTES, TIME_BYTES
+from nsqtools.wire.payloads import ID_BYTES, TIME_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

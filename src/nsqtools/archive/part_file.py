@@ -20,7 +20,7 @@ from nsqtools.archive.destination import FileFacts
 from nsqtools.archive.files import PART_SUFFIX
 from nsqtools.archive.object_names import is_open
 from nsqtools.errors import StorageError
-from nsqtools.wire.messages import PAYLOAD_HEADER
+from nsqtools.wire.payloads import PAYLOAD_HEADER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

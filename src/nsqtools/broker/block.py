@@ -23,7 +23,7 @@ from zlib_ng.zlib_ng import crc32
 from nsqtools.wire.commands import FIN_LINE_BYTES, fin
 from nsqtools.wire.cutting import cut, same_in_run
 from nsqtools.wire.frames import MESSAGE
-from nsqtools.wire.messages import ID_BYTES, PAYLOAD_HEADER_BYTES
+from nsqtools.wire.payloads import ID_BYTES, PAYLOAD_HEADER_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from nsqtools.client.memory import MESSAGE_COST_BYTES
 from nsqtools.errors import NotSettled
 from nsqtools.wire import commands
-from nsqtools.wire.messages import PAYLOAD_HEADER_BYTES
+from nsqtools.wire.payloads import PAYLOAD_HEADER_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from nsqtools.client.batch import Part
 from nsqtools.outputs.contract import Again, Answer, Done, Refused, Removed
-from nsqtools.wire.messages import PAYLOAD_HEADER_BYTES, Messages
+from nsqtools.wire.messages import Messages
+from nsqtools.wire.payloads import PAYLOAD_HEADER_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -6,7 +6,8 @@ from functools import cache
 from typing import TYPE_CHECKING, cast
 
 from nsqtools.outputs.contract import Again, Answer, Done, Refused, Removed
-from nsqtools.wire.messages import PAYLOAD_HEADER_BYTES, count_messages
+from nsqtools.wire.messages import count_messages
+from nsqtools.wire.payloads import PAYLOAD_HEADER_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

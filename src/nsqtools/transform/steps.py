@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from zlib import crc32
 
 from nsqtools.transform.search import Search
-from nsqtools.wire.messages import PAYLOAD_HEADER_BYTES, Messages, PartedMessages
+from nsqtools.wire.messages import Messages, PartedMessages
+from nsqtools.wire.payloads import PAYLOAD_HEADER_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

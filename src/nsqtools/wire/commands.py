@@ -11,7 +11,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from nsqtools.wire.cutting import cut
-from nsqtools.wire.messages import ID_BYTES
+from nsqtools.wire.payloads import ID_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

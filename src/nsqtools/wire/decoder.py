@@ -20,9 +20,9 @@ from nsqtools.errors import NsqToolsError, ProtocolError
 from nsqtools.wire.buffering import Tail
 from nsqtools.wire.commands import FIN_LINE_BYTES, MAGIC_V2, SIZE_BYTES, fin
 from nsqtools.wire.cutting import same_in_run
-from nsqtools.wire.messages import ID_BYTES
 from nsqtools.wire.mpub import Batch, MpubWalk, cut_mpub
 from nsqtools.wire.names import NAME_LENGTH_MAX, go_quote, is_valid_name
+from nsqtools.wire.payloads import ID_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -3,29 +3,33 @@
     i32 size = 4 + len(data) | i32 type: 0 response, 1 error, 2 message | data
 
 Theory of operation. Decoding is the consumer's hottest path, so one pass over a read makes parallel
-columns (`Messages`), not an object per message. Neighbouring messages often have one size; then the
-headers of a whole run are compared by strided slices (one C call for each of the eight header bytes)
-and the payloads are cut in one comprehension, three times faster than header by header. The run that
-is tried grows while it holds; after one that did not hold, a number of messages go header by header,
-so that mixed sizes pay next to nothing for it.
+columns (`Messages`), not an object per message, and copies nothing: it notes where messages lie.
+Neighbouring messages often have one size; then the headers of a whole run are compared by strided slices
+(one C call for each of the eight header bytes), ten times faster than header by header. The run that is
+tried grows while it holds; after one that did not hold, a number of messages go header by header, so
+that mixed sizes pay next to nothing for it.
 """
 
 from __future__ import annotations
 
 import re
 import struct
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from nsqtools.errors import ProtocolError, ServerError
 from nsqtools.wire.buffering import Tail
 from nsqtools.wire.cutting import same_in_run
-from nsqtools.wire.messages import (
+from nsqtools.wire.messages import Messages
+from nsqtools.wire.payloads import (
     FRAME_HEADER_BYTES,
     PAYLOAD_HEADER,
     PAYLOAD_HEADER_BYTES,
-    Messages,
+    Mixed,
     Span,
 )
+
+if TYPE_CHECKING:
+    from nsqtools.wire.payloads import Lying
 
 RESPONSE = 0
 ERROR = 1
@@ -65,10 +69,13 @@ _MESSAGE_SIZE_MIN = 4 + PAYLOAD_HEADER_BYTES
 _OVERSIZED_NEEDS = FRAME_HEADER_BYTES + PAYLOAD_HEADER_BYTES
 # Nobody's messages are as large as that: it is a stream gone wrong.
 _PASSED_OVER_MAX = 1 << 30
+# Messages that are tried at a time whether they have one size; more while they do. With fewer than
+# that at hand it is not worth trying.
 _RUN_MIN = 16
 _RUN_MAX = 1024
+_TRIED_MIN = 4
 # Messages that go header by header after a run that did not hold.
-_RUN_PAUSE = 64
+_WALKED_MAX = 128
 
 
 def refused_fin(code: str, description: str) -> bytes | None:
@@ -119,7 +126,6 @@ class FrameDecoder:
         self._frame_size_max = frame_size_max_bytes
         self._tail = Tail()
         self._run = _RUN_MIN
-        self._pause = 0
         self._skip_bytes = 0
         self._failed: ProtocolError | None = None
 
@@ -147,55 +153,91 @@ class FrameDecoder:
 
     def _decode(self, data: bytes) -> list[Event]:
         events: list[Event] = []
-        parts: list[Span | list[bytes]] = []
-        payloads: list[bytes] = []
-        unpack = _HEADER.unpack_from
+        lying: list[Lying] = []
         position, end = 0, len(data)
-        last_size = 0
         while position + FRAME_HEADER_BYTES <= end:
-            size, frame_type = unpack(data, position)
-            following = position + _SIZE_FIELD_BYTES + size
-            if frame_type != MESSAGE or size < _MESSAGE_SIZE_MIN or following > end:
-                self._check(size, frame_type)
-                too_large = size > self._frame_size_max
-                if following > end and not (too_large and end - position >= _OVERSIZED_NEEDS):
+            before = position
+            position = self._take_messages(data, position, lying)
+            if position == before:
+                following = self._frame_end(data, position)
+                if following is None:
                     break
-                _gather(events, parts, payloads)
-                parts, payloads = [], []
-                if too_large:
-                    events.append(_oversized(data, position, size))
-                    self._skip_bytes = max(0, following - end)
-                else:
-                    content = data[position + FRAME_HEADER_BYTES : following]
-                    events.append(_other(frame_type, content))
+                _gather(events, lying)
+                lying = []
+                events.append(self._take_other(data, position, following))
                 position = min(following, end)
-            elif size == last_size and not self._pause:
-                run = self._find_run(data, position, _SIZE_FIELD_BYTES + size)
-                parts += (payloads, run) if payloads else (run,)
-                payloads = []
-                position += run.messages * run.stride
-            else:
-                payloads.append(data[position + FRAME_HEADER_BYTES : following])
-                position = following
-                if size != last_size:
-                    last_size = size
-                elif self._pause:
-                    self._pause -= 1
-        _gather(events, parts, payloads)
+        _gather(events, lying)
         if position < end:
             self._keep(data, position)
         return events
 
-    def _find_run(self, data: bytes, start: int, stride: int) -> Span:
-        """The messages from `start` on that all have the size of the first; at least that one."""
+    def _take_messages(self, data: bytes, position: int, lying: list[Lying]) -> int:
+        """Note the whole messages from `position` on, up to anything else; gives where that is."""
+        starts: list[int] = []
+        while True:
+            run = self._find_run(data, position)
+            if run is not None:
+                _note_mixed(lying, data, starts, position)
+                starts = []
+                lying.append(run)
+                position += run.messages * run.stride
+                continue
+            walked = self._walk(data, position, starts)
+            if walked == position:
+                _note_mixed(lying, data, starts, position)
+                return position
+            position = walked
+
+    def _find_run(self, data: bytes, start: int) -> Span | None:
+        """The messages from `start` on, if they all have the size of the first."""
+        if len(data) - start < _TRIED_MIN * _MESSAGE_SIZE_MIN:
+            return None
+        size, frame_type = _HEADER.unpack_from(data, start)
+        if frame_type != MESSAGE or not _MESSAGE_SIZE_MIN <= size <= self._frame_size_max:
+            return None
+        stride = _SIZE_FIELD_BYTES + size
         count = min((len(data) - start) // stride, self._run)
+        if count < _TRIED_MIN:
+            return None
         # The last byte of the size differs first, so it is compared first.
         columns = (3, 2, 1, 0, 7, 6, 5, 4)
-        if same_in_run(data, start, start + count * stride, stride, columns):
-            self._run = min(_RUN_MAX, self._run << 1)
-            return Span(data, start, stride, count)
-        self._run, self._pause = _RUN_MIN, _RUN_PAUSE
-        return Span(data, start, stride, 1)
+        if not same_in_run(data, start, start + count * stride, stride, columns):
+            self._run = _RUN_MIN
+            return None
+        self._run = min(_RUN_MAX, self._run << 1)
+        return Span(data, start, stride, count)
+
+    def _walk(self, data: bytes, position: int, starts: list[int]) -> int:
+        """Note in `starts` where messages begin, header by header, up to anything else, or one that is
+        not whole; gives where that is."""
+        unpack, note = _HEADER.unpack_from, starts.append
+        smallest, largest = _MESSAGE_SIZE_MIN, self._frame_size_max
+        last = len(data) - FRAME_HEADER_BYTES
+        for _ in range(_WALKED_MAX):
+            if position > last:
+                break
+            size, frame_type = unpack(data, position)
+            if frame_type != MESSAGE or not smallest <= size <= largest:
+                break
+            note(position)
+            position += _SIZE_FIELD_BYTES + size
+        return starts.pop() if position > len(data) else position
+
+    def _frame_end(self, data: bytes, position: int) -> int | None:
+        """Where a frame ends that is no whole message; None when it has not come whole."""
+        size, frame_type = _HEADER.unpack_from(data, position)
+        self._check(size, frame_type)
+        following = position + _SIZE_FIELD_BYTES + size
+        is_known = size > self._frame_size_max and len(data) - position >= _OVERSIZED_NEEDS
+        return following if following <= len(data) or is_known else None
+
+    def _take_other(self, data: bytes, position: int, following: int) -> Event:
+        size, frame_type = _HEADER.unpack_from(data, position)
+        if size > self._frame_size_max:
+            self._skip_bytes = max(0, following - len(data))
+            return _oversized(data, position, size)
+        content = data[position + FRAME_HEADER_BYTES : following]
+        return Response(content) if frame_type == RESPONSE else parse_error(content)
 
     def _check(self, size: int, frame_type: int) -> None:
         largest = self._frame_size_max
@@ -225,19 +267,19 @@ class FrameDecoder:
         self._tail.keep(rest, need)
 
 
-def _gather(events: list[Event], parts: list[Span | list[bytes]], payloads: list[bytes]) -> None:
+def _gather(events: list[Event], lying: list[Lying]) -> None:
     """Make one event of the messages since the last."""
-    if payloads:
-        parts.append(payloads)
-    if parts:
-        events.append(Messages([], parts))
+    if lying:
+        events.append(Messages([], lying))
+
+
+def _note_mixed(lying: list[Lying], data: bytes, starts: list[int], end: int) -> None:
+    """Messages that begin at `starts`, the last of which ends at `end`."""
+    if starts:
+        lying.append(Mixed(data, [*starts, end]))
 
 
 def _oversized(data: bytes, position: int, size: int) -> Oversized:
     _, attempts, message_id = PAYLOAD_HEADER.unpack_from(data, position + FRAME_HEADER_BYTES)
     body_bytes = size - _SIZE_FIELD_BYTES - PAYLOAD_HEADER_BYTES
     return Oversized(message_id, attempts, body_bytes)
-
-
-def _other(frame_type: int, data: bytes) -> Response | ServerError:
-    return Response(data) if frame_type == RESPONSE else parse_error(data)
