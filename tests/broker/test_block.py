@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import struct
 import tracemalloc
+from zlib import crc32
 
 import pytest
 from hypothesis import given
@@ -121,6 +122,43 @@ def test_every_damaged_byte_is_found() -> None:
         damaged[at] ^= 0x41
         parsed = parse_block(bytes(damaged), 0, LENGTH_MAX)
         assert isinstance(parsed, BadBlock | Short), at
+
+
+def reframed(count: int, *sizes: int) -> bytes:
+    """A block with a right checksum that says it holds `count` frames, which say such sizes."""
+    frames = b"".join(struct.pack(">ii", size, 2) + bytes(30) for size in sizes)
+    checked = struct.pack(">QQI", 1, 0, count)
+    length = len(checked) + len(frames)
+    return struct.pack(">II", length, crc32(frames, crc32(checked))) + checked + frames
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"),
+    [
+        (3, (34, 34)),  # a frame too few
+        (1, (34, 34)),  # one too many
+        (3, (34, 72, 34)),  # one that reaches into the next
+        (3, (34, 34, 35)),  # one that ends behind the block
+        (3, (34, -42, 34)),  # one that ends before it begins
+        (3, (34, 33, 34)),
+    ],
+)
+def test_frames_that_do_not_match_their_count_are_told(count: int, sizes: tuple[int, ...]) -> None:
+    found = parse_block(reframed(count, *sizes), 0, LENGTH_MAX)
+    assert isinstance(found, BadBlock)
+    assert "do not match" in found.reason
+
+
+def test_frames_of_many_sizes_are_found() -> None:
+    count = 10_000  # more than are looked at together
+    bodies = [b"x" * (at % 3) for at in range(count)]
+    raw = on_disk(build_block(7, measured(bodies), NOW_NS))
+    found = parse_block(raw, 0, LENGTH_MAX)
+    assert not isinstance(found, BadBlock | Short)
+    block, _ = found
+    (messages,) = FrameDecoder().receive(block.slice(7 + 4095, 7 + 4098))
+    assert isinstance(messages, Messages)
+    assert (len(block), messages.bodies) == (count, bodies[4095:4098])
 
 
 @pytest.mark.parametrize("length", [0, 20, LENGTH_MAX + 1])

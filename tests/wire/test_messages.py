@@ -46,7 +46,9 @@ def test_columns_are_those_of_the_payloads(runs: list[tuple[int, int, bytes]]) -
         if payloads:
             assert event.first_timestamp_ns == apart.first_timestamp_ns
             assert event.time_range_ns() == apart.time_range_ns()
-            assert event.ends() == apart.ends() == (min(heads_of(payloads)), max(heads_of(payloads)))
+            assert (
+                event.ends() == apart.ends() == (min(heads_of(payloads)), max(heads_of(payloads)))
+            )
         assert [payload for _, run in event.runs() for payload in run] == payloads
         assert all(
             {len(payload) for payload in run} <= {size} for size, run in event.runs() if size
@@ -57,6 +59,12 @@ def test_the_largest_body() -> None:
     assert Messages([]).body_bytes_max == 0
     payloads = [encode_payload(1, 1, b"0" * 16, body) for body in (b"", b"abc", b"a")]
     assert Messages(payloads).body_bytes_max == 3
+    assert [Messages(payloads).has_body_of_more(limit) for limit in (0, 2, 3, 4)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 @pytest.mark.parametrize("order", [("ids", "times"), ("same_attempts", "ids"), ("times", "ids")])

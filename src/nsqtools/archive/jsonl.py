@@ -167,7 +167,7 @@ def _digits(timestamps: list[int]) -> list[bytes]:
 
 def _escaped_together(messages: Messages) -> bytes | None:
     """All bodies as one string of JSON; None when any of them is not to be written as text."""
-    if messages.body_bytes_max > ALWAYS_TEXT_BYTES_MAX:
+    if messages.has_body_of_more(ALWAYS_TEXT_BYTES_MAX):
         return None
     try:
         return orjson.dumps(BETWEEN_BODIES.join(messages.bodies).decode("utf-8"))

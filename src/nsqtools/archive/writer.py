@@ -228,8 +228,7 @@ class ArchiveWriter:
             batches = self.once.new_of(batches)
         new = count_messages(batches)
         if new:
-            if (largest := max(each.body_bytes_max for each in batches)) > BODY_BYTES_MAX:
-                raise ArchiveError(f"a body of {largest} bytes is larger than {BODY_BYTES_MAX}")
+            _check_bodies(batches)
             self._seal_if_due()
             self._commit_pieces(self._pieces(batches))
         made = self._settled_commit + Commit(duplicates=delivered - new)
@@ -373,3 +372,10 @@ class ArchiveWriter:
             self._stem = self._naming.stem(now)
             self._stem_second = int(now)
         return self._stem
+
+
+def _check_bodies(batches: Sequence[Messages]) -> None:
+    for each in batches:
+        if each.has_body_of_more(BODY_BYTES_MAX):
+            size = each.body_bytes_max
+            raise ArchiveError(f"a body of {size} bytes is larger than {BODY_BYTES_MAX}")

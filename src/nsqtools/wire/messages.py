@@ -104,6 +104,10 @@ class Messages:
         largest = max([part.payload_bytes_max for part in self._lying], default=0)
         return max(0, largest - PAYLOAD_HEADER_BYTES)
 
+    def has_body_of_more(self, limit_bytes: int) -> bool:
+        """Whether a body has more bytes; most often the size of all says no."""
+        return self.size_bytes > limit_bytes and self.body_bytes_max > limit_bytes
+
     def runs(self) -> Iterator[tuple[int | None, list[bytes]]]:
         """The payloads in order, in runs, each with the size that all of the run are known to have."""
         for part in self._lying:
