@@ -80,6 +80,8 @@ def test_every_figure_is_taken_and_counts_are_exact(tmp_path: Path) -> None:
         assert f"\n{name} " in shown
         assert name == "loopback" or row["ratio"] > 0
     assert rows["lines-none"]["disk_bytes"] == MESSAGES * (data.MESSAGE_BYTES + 1)
+    mixed = sum(map(len, data.messages(MESSAGES, is_mixed=True)))
+    assert rows["mixed-lines-none"]["disk_bytes"] == mixed + MESSAGES
     assert 4 < rows["lines-zstd"]["compression"] < 7
     assert rows["lines-zstd"]["peak_bytes"].keys() == {"broker", "archiver"}
     assert 0 < rows["lines-none"]["start_s"] < 5
@@ -141,6 +143,18 @@ def test_messages_are_what_the_header_says() -> None:
     assert {len(message) for message in made} == {data.MESSAGE_BYTES}
     assert not any(b"\n" in message for message in made)
     assert made == list(data.messages(500))
+
+
+def test_messages_of_many_sizes_are_lines_of_the_same_kind(tmp_path: Path) -> None:
+    made = list(data.messages(500, is_mixed=True))
+    sizes = list(map(len, made))
+    assert len(set(sizes)) > 50
+    assert 0.9 < sum(sizes) / len(sizes) / data.MESSAGE_BYTES < 1.1
+    assert all(json.loads(message)["svc"] == "shop" for message in made)
+    path = tmp_path / "mixed"
+    data.write_messages(path, 500, is_mixed=True)
+    assert data.read_messages(path) == made
+    assert data.size_bytes(path, 1007) == 2 * sum(sizes) + sum(sizes[:7])
 
 
 @pytest.mark.parametrize("count", [1, 199, 200, 401, 1000])

@@ -170,8 +170,9 @@ def measure(plan: Plan, folder: Path) -> None:
     if plan.sizes is not None:
         tell("the broker under load")
         plan.load = load.measure(folder, plan.sizes)
-    messages = folder / "messages"
+    messages, mixed = folder / "messages", folder / "mixed"
     data.write_messages(messages, plan.messages)
+    data.write_messages(mixed, plan.messages, is_mixed=True)
     for number in range(plan.runs):
         for label, argv, wanted in plan.brokers:
             if not wanted:
@@ -186,6 +187,7 @@ def measure(plan: Plan, folder: Path) -> None:
                     children=children,
                     nsqd=Nsqd(children, label, argv),
                     messages=messages,
+                    mixed=mixed,
                     count=plan.messages,
                     loopback=loopback,
                 )
@@ -229,7 +231,7 @@ def targets(plan: Plan, version_s: float) -> list[Target]:
 
 def comparisons(rows: list[Row]) -> Iterator[str]:
     """One rate over another, for what was measured of both: ours over theirs, on the same broker; each
-    record format over `lines`; many nsqds over one, two connections over one."""
+    record format over `lines`; many nsqds over one, two connections over one, many sizes over one."""
     by_name = {row.name: row for row in rows}
 
     def beside(name: str) -> str:
@@ -247,6 +249,7 @@ def comparisons(rows: list[Row]) -> Iterator[str]:
         pairs.append((beside(f"replay-{record_format}"), beside("replay-lines")))
     pairs += [(beside(f"s3-{each}"), beside("lines-zstd")) for each in uploads.SERVERS]
     pairs += [("many-nsqds", "one-nsqd"), ("two-connections", beside("lines-none"))]
+    pairs += [(beside(f"mixed-{each}"), beside(each)) for each in ("ingest", "lines-none")]
     for ours, theirs in pairs:
         if ours in by_name and theirs in by_name:
             yield f"{ours} / {theirs}: {by_name[ours].rate / by_name[theirs].rate:.2f}x"

@@ -56,6 +56,8 @@ class Bench:
     children: Children
     nsqd: Nsqd
     messages: Path
+    mixed: Path
+    """Messages of many sizes."""
     count: int
     loopback: Sample
     archives: dict[str, Path] = field(default_factory=dict)
@@ -67,11 +69,12 @@ class Bench:
         self.nsqd.create(topic, channel)
         return topic
 
-    def new_backlog(self) -> str:
+    def new_backlog(self, *, is_mixed: bool = False) -> str:
         """A topic whose channel holds every message, on disk but for the newest."""
         topic = self.new_topic(CHANNEL)
         port = self.nsqd.tcp_port
-        self.children.traffic("writer", "write", port, topic, self.messages, self.count)
+        messages = self.mixed if is_mixed else self.messages
+        self.children.traffic("writer", "write", port, topic, messages, self.count)
         self.nsqd.wait_for_backlog(topic, CHANNEL, self.count)
         return topic
 
@@ -102,14 +105,15 @@ def _receive_all(peer: socket.socket) -> int:
     return received
 
 
-def ingest(bench: Bench) -> Sample:
+def ingest(bench: Bench, *, is_mixed: bool = False) -> Sample:
     """Two connections publish MPUBs, each waits for its OK."""
+    messages = bench.mixed if is_mixed else bench.messages
     topic = bench.new_topic()
     broker = bench.nsqd.child
     broker.reset_peak()
     before = broker.usage()
     moved, seconds, writer = bench.children.traffic(
-        "writer", "write", bench.nsqd.tcp_port, topic, bench.messages, bench.count
+        "writer", "write", bench.nsqd.tcp_port, topic, messages, bench.count
     )
     used = since(before, broker.usage())
     _expect(bench.nsqd.published(topic), moved, "messages in the topic")
@@ -143,10 +147,17 @@ def delivery(bench: Bench) -> Sample:
     )
 
 
-def archive(bench: Bench, argv: list[str], flags: list[str], *, is_ours: bool = True) -> Sample:
+def archive(
+    bench: Bench,
+    argv: list[str],
+    flags: list[str],
+    *,
+    is_ours: bool = True,
+    is_mixed: bool = False,
+) -> Sample:
     """nsq_to_file empties a channel, from its subscription until the last message is acknowledged; the
     floor is the slower of the network's and the disk's."""
-    topic = bench.new_backlog()
+    topic = bench.new_backlog(is_mixed=is_mixed)
     folder = bench.children.folder / f"archive-{topic}"
     folder.mkdir()
     broker = bench.nsqd.child
@@ -166,7 +177,7 @@ def archive(bench: Bench, argv: list[str], flags: list[str], *, is_ours: bool = 
         start_s=span.start_s,
         floor_per_s=floor and min(floor, bench.loopback.rate),
         usages=(used, usage),
-        body_bytes=bench.count * data.MESSAGE_BYTES,
+        body_bytes=data.size_bytes(bench.mixed if is_mixed else bench.messages, bench.count),
         disk_bytes=sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
     )
     _keep_for_replay(bench, folder, flags)
@@ -375,8 +386,9 @@ def version_s() -> float:
     return statistics.median(times)
 
 
-def _ours(*flags: str) -> Callable[[Bench], Sample]:
-    return lambda bench: archive(bench, our_program("nsq_to_file"), list(flags))
+def _ours(*flags: str, is_mixed: bool = False) -> Callable[[Bench], Sample]:
+    argv = our_program("nsq_to_file")
+    return lambda bench: archive(bench, argv, list(flags), is_mixed=is_mixed)
 
 
 def _archive_of(record_format: str, compression: str, *flags: str) -> Callable[[Bench], Sample]:
@@ -405,6 +417,8 @@ OURS: dict[str, Callable[[Bench], Sample]] = {
         for record_format in FORMATS
         for compression in COMPRESSIONS
     },
+    "mixed-ingest": functools.partial(ingest, is_mixed=True),
+    "mixed-lines-none": _ours("--format=lines", "--compress=none", _FAST, is_mixed=True),
     "two-connections": _archive_of("lines", "none", "--connections-per-nsqd=2"),
     **{f"replay-{each}": functools.partial(replay, record_format=each) for each in FORMATS},
     "http": _delivered(),

@@ -76,17 +76,20 @@ def cut_mpub(data: bytes, at: int, limits: CommandLimits) -> tuple[Bodies, int] 
 
 
 def _cut_mixed(data: bytes, at: int, count: int, limit: int) -> tuple[Bodies, int] | None:
-    bodies = []
-    first = at
-    have = len(data) - SIZE_BYTES
-    for _ in range(count):
-        if at > have:
-            return None
-        following = at + SIZE_BYTES + _I32(data, at)[0]
-        if not at + SIZE_BYTES < following <= min(len(data), at + SIZE_BYTES + limit):
-            return None
-        bodies.append(data[at + SIZE_BYTES : following])
-        at = following
+    """Messages of many sizes; None where one is not all there or not within the limit."""
+    bodies: list[bytes] = []
+    note, read, first = bodies.append, _I32, at
+    try:
+        for _ in range(count):
+            size = read(data, at)[0]
+            if not 0 < size <= limit:
+                return None
+            at += SIZE_BYTES
+            note(data[at : (at := at + size)])
+    except struct.error:  # not even its size
+        return None
+    if at > len(data):
+        return None
     return Bodies(bodies, at - first - count * SIZE_BYTES, 0), at
 
 
@@ -123,14 +126,11 @@ class Batch:
             self._at = stop
             each = cut(data, at, stride, SIZE_BYTES, size, count)
             return Bodies(each, count * size, size)
-        bodies = []
-        first = at
-        for _ in range(count):
-            following = at + SIZE_BYTES + _I32(data, at)[0]
-            bodies.append(data[at + SIZE_BYTES : following])
-            at = following
-        self._at = at
-        return Bodies(bodies, at - first - count * SIZE_BYTES, 0)
+        found = _cut_mixed(data, at, count, len(data))
+        if found is None:
+            raise ValueError("a batch that was not checked")
+        bodies, self._at = found
+        return bodies
 
 
 class Lines:
