@@ -164,9 +164,9 @@ def _mixed_block(first: int, bodies: Bodies, start: bytes, due_ns: int) -> Block
     """The heads are made of one that is repeated, with the columns that differ written into it; bodies
     are copied only once."""
     count = len(bodies.each)
-    strides = list(map(FRAME_OVERHEAD_BYTES.__add__, map(len, bodies.each)))
+    strides = [FRAME_OVERHEAD_BYTES + len(body) for body in bodies.each]
     heads = bytearray(start * count)
-    sizes = struct.pack(f">{count}i", *map((-_SIZE_FIELD_BYTES).__add__, strides))
+    sizes = struct.pack(f">{count}i", *[stride - _SIZE_FIELD_BYTES for stride in strides])
     for byte in range(_SIZE_FIELD_BYTES):
         heads[byte::FRAME_OVERHEAD_BYTES] = sizes[byte::_SIZE_FIELD_BYTES]
     for digit, column in _columns(first, count):
