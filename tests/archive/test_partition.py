@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.archive.failing_os import FailingOs
 from tests.archive.helpers import NSQD, PAIRS, claims, close, finish, read_bodies, spec, visible
-from tests.archive.test_killed import ACKNOWLEDGED, CALLS_MAX, in_child
+from tests.archive.test_killed import ACKNOWLEDGED, CALLS_MAX, at_calls, in_child
 
 from nsqtools.archive.naming import FileNaming
 from nsqtools.archive.partition import ByPublishTime, Periods
@@ -325,13 +325,14 @@ def archive(wanted: ArchiveSpec, delivered: Sequence[Messages], pipe: int) -> No
 
 
 @pytest.mark.slow
+@at_calls
 @pytest.mark.parametrize(
     ("record_format", "compression"),
     [pytest.param("lines", "none", marks=pytest.mark.soak), ("framed", "zstd")],
 )
-def test_killed_at_every_call(record_format: str, compression: str, tmp_path: Path) -> None:
+def test_killed_at_calls(record_format: str, compression: str, step: int, tmp_path: Path) -> None:
     """Two hours in each commit, at most two files open: lost 0, twice 0."""
-    for kill_at in range(CALLS_MAX):
+    for kill_at in range(0, CALLS_MAX, step):
         folder = tmp_path / f"{kill_at}"
         folder.mkdir()
         by = ByPublishTime(lateness_s=LATENESS_S, open_files_max=2)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.archive.helpers import START_S, batch_of, finish, spec, visible
-from tests.archive.test_killed import CALLS_MAX, in_child
+from tests.archive.test_killed import CALLS_MAX, at_calls, in_child
 
 from nsqtools.archive.claims import Claim, claim_paths
 from nsqtools.archive.destination import FolderDestination
@@ -119,9 +119,10 @@ def archive_three_hours(folder: Path, _pipe: int) -> None:
 
 
 @pytest.mark.slow
-def test_killed_at_every_call(tmp_path: Path) -> None:
+@at_calls
+def test_killed_at_calls(step: int, tmp_path: Path) -> None:
     """It says no more than is so, is whole, and the next run leaves nothing beside it."""
-    for kill_at in range(CALLS_MAX):
+    for kill_at in range(0, CALLS_MAX, step):
         folder = tmp_path / f"{kill_at}"
         folder.mkdir()
         done, _ = in_child(kill_at, "links", partial(archive_three_hours, folder))

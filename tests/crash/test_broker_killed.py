@@ -99,7 +99,7 @@ class Ledger:
 @pytest.mark.parametrize(
     ("kills", "messages", "flags"),
     [
-        pytest.param(50, 200_000, (), id="50-kills"),
+        pytest.param(25, 100_000, (), id="written"),
         pytest.param(10, 20_000, ("--durable",), id="durable"),
     ],
 )

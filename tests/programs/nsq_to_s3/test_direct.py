@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,12 @@ __all__ = ["flags", "tool"]
 async def held(nsqd: Nsqd) -> int:
     stats = await channel_stats(nsqd, "t", CHANNEL)
     return 0 if stats is None else int(stats["in_flight_count"])
+
+
+def possible_duplicates(tool: Program) -> int:
+    said = re.search(r" possible_duplicates=(\d+)", tool.told)
+    assert said is not None, tool.told
+    return int(said[1])
 
 
 async def until_held(nsqd: Nsqd, count: int) -> None:
@@ -64,8 +71,11 @@ async def test_an_outage_longer_than_nsqd_waits(
     proxy.heal()
     await until_acknowledged(nsqd, tool)
     assert await tool.end(signal.SIGTERM) == 0, tool.told
-    assert sorted(archive.all_bodies(tmp_path)) == sorted(TEN)
-    assert " possible_duplicates=0" in tool.told
+    bodies = archive.all_bodies(tmp_path)
+    assert sorted(set(bodies)) == sorted(TEN)
+    # What is taken back while it is on its way stands there twice, and that is told: two seconds are
+    # not always enough on a busy machine.
+    assert len(bodies) - len(TEN) <= possible_duplicates(tool)
 
 
 async def test_a_connection_that_is_lost_before_the_upload(
