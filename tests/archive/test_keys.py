@@ -164,6 +164,23 @@ def test_cut_at_every_byte_it_says_nothing_that_is_not_so(tmp_path: Path) -> Non
             assert found(file.path) in (whole, whole[:1], [])
 
 
+def test_how_far_files_are_whole_can_be_noted_of_a_file_that_is_full(tmp_path: Path) -> None:
+    """A writer that was killed with hardly any room left: recovery notes that in its file."""
+    uniques = [f"{number}-00ff" for number in range(100)]
+    file = created(tmp_path)
+    file.begin([])
+    for number, unique in enumerate(uniques):
+        assert file.commit(unique, 0, 50, [keys(number, 1)])
+    last = len(uniques)
+    while file.commit(uniques[0], last, last + 1, [keys(last, 1)]):
+        last += 1
+    file.close()
+    for unique in uniques:
+        assert note_whole([file.path], unique, last) == last
+    known = [one for _, column in found(file.path) or [] for one in column]
+    assert sorted(known) == ids(0, last)
+
+
 def test_what_does_not_fit_is_left_out(tmp_path: Path) -> None:
     file = created(tmp_path)
     file.begin([keys(0, 2), keys(10, 3000), keys(20, 2)])

@@ -51,6 +51,9 @@ _UNIQUE_BYTES_MAX = 255
 # nsqd has delivered by then what a writer that ended has not acknowledged.
 DEAD_KEPT_S = 7 * 86400.0
 _HALF_BYTES_MIN, _HALF_BYTES_MAX = 64 << 10, 64 << 20
+# Commits leave this much of a half free: whoever finishes the files of a dead writer notes there how far
+# each of them is whole.
+_LEFT_FREE_BYTES = 16 << 10
 # How often another process may look at a file in the moment between its creation and its lock.
 _CREATE_TRIES = 8
 
@@ -154,7 +157,7 @@ class KeyFile:
         when this half has no room for it."""
         head = _name(unique) + _COMMIT.pack(self._commit, start, end)
         data = head + b"".join([_group(one) for one in keys])
-        if not self._append(_COMMITTED, data):
+        if not self._append(_COMMITTED, data, leave_bytes=_LEFT_FREE_BYTES):
             return False
         self._commit += 1
         return True
@@ -172,9 +175,9 @@ class KeyFile:
         for `commit`."""
         return self._append(_WHOLE, _name(unique) + _SEALED.pack(end))
 
-    def _append(self, kind: int, data: bytes) -> bool:
+    def _append(self, kind: int, data: bytes, *, leave_bytes: int = 0) -> bool:
         record = _encode(kind, data, self._generation)
-        if self._at + len(record) > self.half_bytes:
+        if self._at + len(record) + leave_bytes > self.half_bytes:
             return False
         offset = self._start(self._generation) + self._at
         durable.write_at(self._fd, record, offset, self.path)
