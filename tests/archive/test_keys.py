@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,16 +10,14 @@ from tests.archive.helpers import batch_of
 
 from nsqtools import durable
 from nsqtools.archive import keys as keys_module
-from nsqtools.archive.keys import (
+from nsqtools.archive.dead_keys import (
     DEAD_KEPT_S,
-    KeyFile,
     KeyFiles,
-    Keys,
-    digest,
     note_whole,
     remove_old,
     taken_over,
 )
+from nsqtools.archive.keys import KeyFile, Keys, digest
 from nsqtools.wire.messages import Messages, encode_payload
 
 if TYPE_CHECKING:
@@ -187,6 +186,42 @@ def test_what_does_not_fit_is_left_out(tmp_path: Path) -> None:
     assert not file.commit(UNIQUE, 0, 100, [keys(0, 3000)])
     file.close()
     assert found(file.path) == [("n:1", ids(0, 2))]
+
+
+def left_by_a_dead_writer(folder: Path) -> Path:
+    file = created(folder)
+    file.begin([keys(0, 3)])
+    file.close()
+    return file.path
+
+
+def test_a_thread_that_looks_at_a_file_is_not_taken_for_its_writer(tmp_path: Path) -> None:
+    """Recovery notes something in it in one thread, while the next writer begins in another."""
+    path = left_by_a_dead_writer(tmp_path)
+    with ThreadPoolExecutor(1) as pool:
+        with taken_over(path):
+            looking = pool.submit(found, path)
+            done, _ = wait([looking], timeout=0.3)
+            assert not done, "it waits for the other thread"
+        assert looking.result(timeout=20) == [("n:1", ids(0, 3))]
+
+
+def test_a_process_that_looks_at_a_file_is_not_taken_for_its_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = left_by_a_dead_writer(tmp_path)
+    fd = durable.open_existing(path)
+    durable.lock_file(fd, path)
+    waited = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 2:
+            durable.close(fd)
+
+    monkeypatch.setattr("nsqtools.archive.dead_keys.time.sleep", sleep)
+    assert found(path) == [("n:1", ids(0, 3))]
+    assert len(waited) == 2
 
 
 def test_names_that_are_none_are_not_looked_at(tmp_path: Path) -> None:

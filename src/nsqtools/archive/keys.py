@@ -20,14 +20,13 @@ import os
 import re
 import secrets
 import struct
-import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from zlib_ng.zlib_ng import crc32
 
 from nsqtools import durable
-from nsqtools.archive.claims import CLAIM_SUFFIX, claim_folders, make_claim_folder
+from nsqtools.archive.claims import make_claim_folder
 from nsqtools.errors import DataPathInUse, StorageError
 from nsqtools.wire.payloads import ID_BYTES, TIME_BYTES
 
@@ -46,10 +45,8 @@ _COMMIT = struct.Struct(">QQQ")  # number of the commit, where it begins and end
 _SEALED = struct.Struct(">Q")
 _GROUP = struct.Struct(">HI")  # bytes of the nsqd's name, messages
 _KNOWN, _COMMITTED, _WHOLE, _END = b"KCWE"
-_NAME = re.compile(r"([0-9a-f]{16})-[0-9]+-[0-9a-f]{16}\.keys", re.ASCII)
+KEY_FILE_NAME = re.compile(r"([0-9a-f]{16})-[0-9]+-[0-9a-f]{16}\.keys", re.ASCII)
 _UNIQUE_BYTES_MAX = 255
-# nsqd has delivered by then what a writer that ended has not acknowledged.
-DEAD_KEPT_S = 7 * 86400.0
 _HALF_BYTES_MIN, _HALF_BYTES_MAX = 64 << 10, 64 << 20
 # Commits leave this much of a half free: whoever finishes the files of a dead writer notes there how far
 # each of them is whole.
@@ -173,7 +170,7 @@ class KeyFile:
     def whole(self, unique: str, end: int) -> bool:
         """Note that a file is whole up to this byte, and that nothing is appended any more. False as
         for `commit`."""
-        return self._append(_WHOLE, _name(unique) + _SEALED.pack(end))
+        return self._append(_WHOLE, _whole(unique, end))
 
     def _append(self, kind: int, data: bytes, *, leave_bytes: int = 0) -> bool:
         record = _encode(kind, data, self._generation)
@@ -196,7 +193,7 @@ class KeyFile:
 
 
 @dataclass(slots=True)
-class _Found:
+class Found:
     """What one half says."""
 
     known: list[Keys] = field(default_factory=list)
@@ -219,156 +216,26 @@ class _Found:
                 self.known.append(keys)
 
 
-class KeyFiles:
-    """Which key files a work directory has, those of living writers among them.
-
-    They are listed when the first topic asks and remembered for the others: thousands begin together.
-    What is made after that is not among them before `look_again`. Any thread may ask.
-    """
-
-    def __init__(self, work_dir: Path) -> None:
-        self._work_dir = work_dir
-        self._listing = threading.Lock()
-        self._by_digest: dict[str, list[Path]] | None = None
-
-    def of(self, topic: str, channel: str) -> Sequence[Path]:
-        """Those of a topic and channel. Raises `StorageError` when they cannot be listed."""
-        with self._listing:
-            if self._by_digest is None:
-                self._by_digest = self._listed()
-            return self._by_digest.get(digest(topic, channel), ())
-
-    def look_again(self) -> None:
-        """List them anew when somebody asks."""
-        with self._listing:
-            self._by_digest = None
-
-    def _listed(self) -> dict[str, list[Path]]:
-        found: dict[str, list[Path]] = {}
-        for path in _all_key_files(self._work_dir):
-            found.setdefault(path.name.partition("-")[0], []).append(path)
-        return found
-
-
-def _all_key_files(work_dir: Path) -> Iterator[Path]:
-    for folder in claim_folders(work_dir):
-        for name in filter(_NAME.fullmatch, durable.names_in(folder)):
-            yield folder / name
-
-
 def digest(topic: str, channel: str) -> str:
     """What the name of a key file begins with."""
     return hashlib.sha256(f"{topic}\n{channel}".encode()).hexdigest()[:16]
 
 
-def note_whole(files: Iterable[Path], unique: str, end: int) -> int:
-    """Tell the key file of a writer that is gone how far a file of its is whole; gives how far whole
-    commits go: one that was cut was not acknowledged, and comes again.
-
-    `unique` names the claim of the file, `files` are the key files of its topic. Raises `StorageError`.
-    """
-    for path in files:
-        with _taken(path) as fd:
-            if fd is not None:
-                end = _note_whole(fd, path, unique, end)
-    return end
-
-
-def is_awaited(files: Iterable[Path], unique: str) -> bool:
-    """Whether the key file of a writer that is gone waits for `note_whole` of this file. Raises
-    `StorageError`."""
-    for path in files:
-        with _taken(path) as fd:
-            if fd is not None:
-                half = _newest(_read_halves(fd, path))
-                if half is not None and half.found.pending.get(unique):
-                    return True
-    return False
-
-
-def _note_whole(fd: int, path: Path, unique: str, end: int) -> int:
-    half = _newest(_read_halves(fd, path))
-    if half is None:
-        return end
-    if (told := half.found.whole.get(unique)) is not None:
-        return min(end, told)  # whoever told it died before the file was cut there
-    if not (commits := half.found.pending.get(unique)):
-        return end
-    for _, start, commit_end, _ in commits:
-        if start < end < commit_end:
-            end = start
-    record = _encode(_WHOLE, _name(unique) + _SEALED.pack(end), half.generation)
-    at = half.found.end
-    if at + len(record) <= half.size_bytes:
-        offset = half.generation % 2 * half.size_bytes + at
-        durable.write_at(fd, record, offset, path)
-    return end
-
-
-class Left(NamedTuple):
-    """What a writer that is gone left: the keys that it has in the archive, and whether it is not known
-    yet how much of a file of its is whole."""
-
-    known: list[Keys]
-    is_awaiting: bool
-
-
-@contextlib.contextmanager
-def taken_over(path: Path) -> Iterator[Left | None]:
-    """None when the writer lives, or the file is gone. Remove the file within: it is locked. Raises
-    `StorageError`."""
-    with _taken(path) as fd:
-        if fd is None:
-            yield None
-            return
-        half = _newest(_read_halves(fd, path))
-        found = half.found if half is not None else _Found()
-        waiting = [unique for unique, commits in found.pending.items() if commits]
-        claims = [path.with_name(f"{unique}{CLAIM_SUFFIX}") for unique in waiting]
-        yield Left(found.known, any(map(durable.is_taken, claims)))
-
-
-def remove_old(work_dir: Path, now_s: float) -> int:
-    """Remove the key files of writers that ended long ago, whose topics nobody archives any more; gives
-    how many. `now_s` is in seconds since the epoch. Raises `StorageError`."""
-    removed = 0
-    for path in _all_key_files(work_dir):
-        with _taken(path) as fd:
-            if fd is not None and now_s - durable.changed_s(fd, path) > DEAD_KEPT_S:
-                durable.unlink(path)
-                removed += 1
-    return removed
-
-
-@contextlib.contextmanager
-def _taken(path: Path) -> Iterator[int | None]:
-    """The locked file; None while its writer has it."""
-    try:
-        fd = durable.open_existing(path)
-    except StorageError:
-        if durable.is_taken(path):
-            raise
-        yield None
-        return
-    try:
-        try:
-            durable.lock_file(fd, path)
-        except DataPathInUse:
-            yield None
-        else:
-            yield fd
-    finally:
-        durable.close(fd)
-
-
 @dataclass(slots=True)
-class _Half:
+class Half:
+    """One half of a file, and what it says."""
+
     generation: int
     size_bytes: int
-    found: _Found
+    found: Found
 
 
-def _read_halves(fd: int, path: Path) -> list[_Half]:
+def read_newest(fd: int, path: Path) -> Half | None:
+    """What counts in a key file: the newest half that is whole. Raises `StorageError`."""
+    return max(_read_halves(fd, path), key=lambda half: half.generation, default=None)
+
+
+def _read_halves(fd: int, path: Path) -> list[Half]:
     data = durable.read_at_most(fd, 2 * _HALF_BYTES_MAX, path)
     halves = []
     for start in _starts(data):
@@ -396,14 +263,14 @@ def _second_starts(data: bytes) -> list[int]:
     return [at] if at > 0 else []
 
 
-def _read_half(data: memoryview) -> _Half | None:
+def _read_half(data: memoryview) -> Half | None:
     """None when its image is not whole."""
     if len(data) < _HEAD.size:
         return None
     magic, generation, half_bytes = _HEAD.unpack_from(data)
     if magic != _MAGIC or not _HALF_BYTES_MIN <= half_bytes <= _HALF_BYTES_MAX:
         return None
-    found, is_whole = _Found(end=_HEAD.size), False
+    found, is_whole = Found(end=_HEAD.size), False
     for kind, content, end in _records(data[:half_bytes], generation):
         found.end = end
         if kind == _END:
@@ -413,11 +280,7 @@ def _read_half(data: memoryview) -> _Half | None:
                 _note(found, kind, content)
             except (ValueError, IndexError, struct.error):
                 break  # not what we write, whatever its checksum says
-    return _Half(generation, half_bytes, found) if is_whole else None
-
-
-def _newest(halves: Sequence[_Half]) -> _Half | None:
-    return max(halves, key=lambda half: half.generation, default=None)
+    return Half(generation, half_bytes, found) if is_whole else None
 
 
 def _records(data: memoryview, generation: int) -> Iterator[tuple[int, memoryview, int]]:
@@ -432,7 +295,7 @@ def _records(data: memoryview, generation: int) -> Iterator[tuple[int, memoryvie
         at = end
 
 
-def _note(found: _Found, kind: int, content: memoryview) -> None:
+def _note(found: Found, kind: int, content: memoryview) -> None:
     if kind == _KNOWN:
         found.known += _groups(content)
         return
@@ -442,6 +305,15 @@ def _note(found: _Found, kind: int, content: memoryview) -> None:
         found.add(unique, _COMMIT.unpack_from(rest), list(_groups(rest[_COMMIT.size :])))
     elif kind == _WHOLE:
         found.settle(unique, _SEALED.unpack_from(rest)[0])
+
+
+def encode_whole(unique: str, end: int, generation: int) -> bytes:
+    """The note of one that recovers a file: it is whole up to byte `end`."""
+    return _encode(_WHOLE, _whole(unique, end), generation)
+
+
+def _whole(unique: str, end: int) -> bytes:
+    return _name(unique) + _SEALED.pack(end)
 
 
 def _encode(kind: int, content: bytes, generation: int) -> bytes:

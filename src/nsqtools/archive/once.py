@@ -18,7 +18,8 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from nsqtools import durable
-from nsqtools.archive.keys import KEY_BYTES, KeyFile, KeyFiles, Keys, taken_over
+from nsqtools.archive.dead_keys import KeyFiles, taken_over
+from nsqtools.archive.keys import KEY_BYTES, KeyFile, Keys
 from nsqtools.errors import StorageError
 from nsqtools.wire.messages import PartedMessages
 

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 
 from nsqtools import durable, publish
 from nsqtools.archive.claims import Claim, Placing, claim_paths, topic_of
+from nsqtools.archive.dead_keys import KeyFiles, is_awaited, note_whole
 from nsqtools.archive.destination import FileFacts, open_destination
 from nsqtools.archive.files import PART_SUFFIX
 from nsqtools.archive.finishing import SealedFile, prepare_placing
 from nsqtools.archive.formats import find_formats
-from nsqtools.archive.keys import KeyFiles, is_awaited, note_whole
 from nsqtools.archive.naming import REVISIONS_MAX, bump, path_of
 from nsqtools.archive.object_names import is_open, name_when_complete
 from nsqtools.archive.stream import Damage

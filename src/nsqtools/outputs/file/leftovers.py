@@ -10,7 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from nsqtools.archive.claims import foreign_folders
-from nsqtools.archive.keys import KeyFiles, remove_old
+from nsqtools.archive.dead_keys import KeyFiles, remove_old
 from nsqtools.archive.recovery import claims_by_topic, recover
 from nsqtools.clock import SystemClock
 from nsqtools.errors import StorageError

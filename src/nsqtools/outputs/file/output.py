@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from nsqtools.archive.dead_keys import KeyFiles
     from nsqtools.archive.destination import Destination
     from nsqtools.archive.finishing import Published
-    from nsqtools.archive.keys import KeyFiles
     from nsqtools.archive.watermark import Watermark
     from nsqtools.archive.writer import ArchiveSpec, Commit
     from nsqtools.outputs.contract import Answer

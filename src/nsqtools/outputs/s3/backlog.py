@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from nsqtools import durable
 from nsqtools.archive.claims import Claim, foreign_folders
-from nsqtools.archive.keys import KeyFiles, remove_old
+from nsqtools.archive.dead_keys import KeyFiles, remove_old
 from nsqtools.archive.recovery import claims_by_topic, recover
 from nsqtools.clock import SystemClock
 from nsqtools.errors import NsqToolsError, StorageError
