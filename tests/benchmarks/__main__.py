@@ -231,7 +231,7 @@ def targets(plan: Plan, version_s: float) -> list[Target]:
 
 def comparisons(rows: list[Row]) -> Iterator[str]:
     """One rate over another, for what was measured of both: ours over theirs, on the same broker; each
-    record format over `lines`; many nsqds over one, two connections over one, many sizes over one."""
+    record format over `lines`; several connections over one, many nsqds over one, many sizes over one."""
     by_name = {row.name: row for row in rows}
 
     def beside(name: str) -> str:
@@ -248,7 +248,8 @@ def comparisons(rows: list[Row]) -> Iterator[str]:
         ]
         pairs.append((beside(f"replay-{record_format}"), beside("replay-lines")))
     pairs += [(beside(f"s3-{each}"), beside("lines-zstd")) for each in uploads.SERVERS]
-    pairs += [("many-nsqds", "one-nsqd"), ("two-connections", beside("lines-none"))]
+    pairs += [(f"{each}-connections", beside("lines-none")) for each in ("two", "four")]
+    pairs.append(("many-nsqds", "one-nsqd"))
     pairs += [(beside(f"mixed-{each}"), beside(each)) for each in ("ingest", "lines-none")]
     for ours, theirs in pairs:
         if ours in by_name and theirs in by_name:

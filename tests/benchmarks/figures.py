@@ -420,6 +420,7 @@ OURS: dict[str, Callable[[Bench], Sample]] = {
     "mixed-ingest": functools.partial(ingest, is_mixed=True),
     "mixed-lines-none": _ours("--format=lines", "--compress=none", _FAST, is_mixed=True),
     "two-connections": _archive_of("lines", "none", "--connections-per-nsqd=2"),
+    "four-connections": _archive_of("lines", "none", "--connections-per-nsqd=4"),
     **{f"replay-{each}": functools.partial(replay, record_format=each) for each in FORMATS},
     "http": _delivered(),
     "http-100": _delivered("--batch-size=100"),
