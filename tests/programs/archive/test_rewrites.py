@@ -167,6 +167,26 @@ def test_small_commits_become_large(
     assert "left alone" in run("compact", "--replace", path).text
 
 
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+@pytest.mark.parametrize("record_format", ["lines", "jsonl", "framed"])
+def test_files_put_together_become_one_of_large_commits(
+    run: Run, tmp_path: Path, record_format: str, compression: str
+) -> None:
+    pieces = [
+        archive_of(tmp_path / str(count), record_format, compression, numbered(count))
+        for count in (1, 40, 3, 200)
+    ]
+    path = tmp_path / pieces[0].name
+    path.write_bytes(b"".join([piece.read_bytes() for piece in pieces]))
+    before, size = run("cat", path).out, path.stat().st_size
+    ran = run("compact", "--replace", path)
+    assert (ran.code, ran.err) == (0, "")
+    assert path.stat().st_size < size * 0.6
+    assert run("verify", path).code == 0
+    assert run("cat", path).out == before
+    assert read_bodies(path) == ([body for piece in pieces for body in read_bodies(piece)[0]], None)
+
+
 def test_what_compact_leaves_alone(run: Run, tmp_path: Path) -> None:
     archive_of(tmp_path, "lines", "none", numbered(30))
     (tmp_path / "x.gz").write_bytes(gzip.compress(b"one\n") * 30)
