@@ -303,7 +303,7 @@ def zstd_groups(source: Source) -> Iterator[Group]:
         content = b"".join([block.data for block, _ in blocks])
         at = bisect_left(index.offsets, offset)
         if at == len(index):
-            raise Damage(offset, "a commit without its note")
+            raise Damage(offset, "a frame that another program wrote")
         entry = index[at]
         yield Group(
             content=content,

@@ -221,6 +221,19 @@ def test_lines_of_which_too_many_were_noted(run: Run, tmp_path: Path) -> None:
     assert run("verify", made).code == 0
 
 
+def test_compact_says_why_it_does_not_rewrite_what_another_program_wrote(
+    run: Run, tmp_path: Path
+) -> None:
+    path = archive_of(tmp_path, "lines", "zstd", numbered(30))
+    path.write_bytes(zstandard.compress(b"one\n" * 100) + path.read_bytes())
+    before = path.read_bytes()
+    assert run("verify", path).code == 0
+    ran = run("compact", "--replace", path)
+    assert ran.code == 4
+    assert "not compacted: a frame that another program wrote" in ran.err
+    assert (path.read_bytes(), names(tmp_path)) == (before, [path.name])
+
+
 def test_what_compact_leaves_alone(run: Run, tmp_path: Path) -> None:
     archive_of(tmp_path, "lines", "none", numbered(30))
     (tmp_path / "x.gz").write_bytes(gzip.compress(b"one\n") * 30)
