@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nsqtools.broker.block import (
+    FRAME_OVERHEAD_BYTES,
     HEADER_BYTES,
     STRETCH_BYTES,
     BadBlock,
@@ -165,6 +166,14 @@ def test_frames_of_many_sizes_are_found() -> None:
 def test_impossible_lengths(length: int) -> None:
     raw = struct.pack(">II", length, 0) + b"\0" * 40
     assert parse_block(raw, 0, LENGTH_MAX) == BadBlock(0, f"impossible block length {length}")
+
+
+@pytest.mark.parametrize("frames_bytes", [1, 3, 4, FRAME_OVERHEAD_BYTES - 1])
+def test_what_has_no_room_for_a_message_is_no_block(frames_bytes: int) -> None:
+    checked = struct.pack(">QQI", 7, 0, 1) + bytes(frames_bytes)
+    raw = struct.pack(">II", len(checked), crc32(checked)) + checked
+    found = parse_block(raw, 0, LENGTH_MAX)
+    assert found == BadBlock(0, f"impossible block length {len(checked)}")
 
 
 @given(message_bodies, st.integers(1, 65535))

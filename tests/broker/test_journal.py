@@ -94,6 +94,13 @@ steps: st.SearchStrategy[list[Callable[[Journal], None]]] = st.lists(
         st.lists(st.tuples(numbers, st.integers(0, 9), st.integers(0, 9))).map(
             lambda entries: lambda journal: journal.queued(entries)
         ),
+        runs.map(
+            lambda run: (
+                lambda journal: journal.queued(
+                    [(number, 0, 9) for number in range(*run)], is_ahead=True
+                )
+            )
+        ),
         runs.map(lambda run: lambda journal: journal.passed(*run)),
         runs.map(lambda run: lambda journal: journal.voided(*run)),
         numbers.map(lambda number: lambda journal: journal.carried(number, b"f")),
@@ -137,6 +144,24 @@ def test_a_torn_tail_is_cut_at_every_offset(journal: Journal, tmp_path: Path) ->
         torn.delivered(200, 201)
         assert reload(torn).cursor == 201
         torn.close(state.frozen())
+
+
+def test_what_is_deferred_ahead_of_the_cursor_is_never_void_alone(
+    journal: Journal, tmp_path: Path
+) -> None:
+    journal.queued([(120, 0, 5_000), (121, 0, 5_000)], is_ahead=True)
+    whole = reload(journal)
+    assert whole == ChannelState(
+        100, pending={at: Pending(0, 5_000) for at in (120, 121)}, voids=Ranges([(120, 122)])
+    )
+    raw = journal.path.read_bytes()
+    for size in range(len(raw)):
+        path = tmp_path / "torn.channel"
+        path.write_bytes(raw[:size])
+        torn = Journal(path, open_files())
+        state, _ = torn.load()
+        assert not state.voids, size
+        torn.remove()
 
 
 def test_what_stands_behind_damage_is_not_believed(journal: Journal) -> None:

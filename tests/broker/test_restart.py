@@ -127,6 +127,27 @@ async def test_a_deferral_goes_on_over_a_restart(tmp_path: Path, kill: bool) -> 
         await nsqd.stop()
 
 
+async def test_a_deferred_message_outlives_a_journal_that_is_cut_anywhere(tmp_path: Path) -> None:
+    """The power goes: the message is in the log, and only a part of what was noted of it."""
+    nsqd = EmbeddedNsqd(tmp_path / "data", {})
+    nsqd.data_path.mkdir()
+    await nsqd.start()
+    async with RawClient(nsqd.tcp_address) as client:
+        await client.subscribe("t", "c", rdy=0)
+        await client.publish("t", b"x")
+        assert await client.ask(commands.dpub("t", b"later", DEFERRED_MS)) == OK
+        await nsqd.restart(kill=True)
+    await nsqd.stop()
+    path = nsqd.data_path / "t.topic" / "c.channel"
+    raw = path.read_bytes()
+    for size in range(len(raw)):
+        path.write_bytes(raw[:size])
+        await nsqd.start()
+        channel = await channel_stats(nsqd, "t", "c")
+        await nsqd.stop()
+        assert channel["depth"] + channel["deferred_count"] == 2, size
+
+
 async def test_channels_and_a_topic_without_one_keep_what_is_theirs(
     ours: tuple[Nsqd, bool],
 ) -> None:

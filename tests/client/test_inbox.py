@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import weakref
 from typing import TYPE_CHECKING, cast
 
 import pytest
@@ -19,6 +20,7 @@ from nsqtools.wire.identify import IdentifyReply
 from nsqtools.wire.messages import Messages, encode_payload
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
     from nsqtools.client.connection import Connection
@@ -37,9 +39,11 @@ class StandInConnection:
         self.sent.append(data)
 
 
-def subscription(number: int = 0, rdy: int = 10) -> Subscription:
+def subscription(
+    number: int = 0, rdy: int = 10, released: Callable[[int], None] = lambda _: None
+) -> Subscription:
     connection = cast("Connection", StandInConnection(f"127.0.0.1:{number}"))
-    made = Subscription(connection, 0.0, settled=lambda _: None, released=lambda _: None)
+    made = Subscription(connection, 0.0, settled=lambda _: None, released=released)
     made.rdy = rdy
     return made
 
@@ -151,3 +155,46 @@ def steps_of_a_read(nsqds: int) -> int:
 @pytest.mark.parametrize("nsqds", [10, 200])
 def test_a_read_costs_the_same_with_any_number_of_nsqds(nsqds: int) -> None:
     assert steps_of_a_read(nsqds) <= steps_of_a_read(1) + 2
+
+
+async def test_a_part_that_is_held_for_long_keeps_nothing_of_the_others() -> None:
+    released: list[int] = []
+    inbox, one = Inbox(), subscription(rdy=100, released=released.append)
+    messages = messages_of(*range(100), size=1000)
+    came = weakref.ref(messages)
+    put(inbox, one, messages)
+    del messages
+    held_bytes = inbox.size_bytes
+    parts = [part for _ in range(10) for part in inbox.take_some(10, held_bytes)]
+    assert came() is None
+    for part in parts[1:] * 2:
+        part.finish()
+    assert sum(released) == held_bytes - parts[0].size_bytes
+    assert one.in_flight == len(parts[0]) == 10
+    parts[0].batch.touch(1.0)
+    assert cast("StandInConnection", one.connection).sent[-1].count(b"TOUCH ") == 10
+    parts[0].requeue()
+    assert (sum(released), one.in_flight) == (held_bytes, 0)
+
+
+@given(st.data())
+def test_what_is_held_is_nothing_in_the_end(data: st.DataObject) -> None:
+    async def hold_and_settle() -> None:
+        released: list[int] = []
+        inbox, one = Inbox(), subscription(rdy=100, released=released.append)
+        for first in range(0, 30, 10):
+            put(inbox, one, messages_of(*range(first, first + 10), size=first))
+        held_bytes = inbox.size_bytes
+        while len(inbox) and data.draw(st.booleans()):
+            for part in inbox.take_some(data.draw(st.integers(1, 15)), held_bytes):
+                how = data.draw(st.sampled_from(["finish", "requeue", "let_go", "hold"]))
+                if how != "hold":
+                    getattr(part, how)()
+                    if data.draw(st.booleans()):
+                        part.finish()
+        one.give_back()
+        assert sum(released) == held_bytes
+        inbox.drop(one)
+        assert sum(released) == held_bytes
+
+    asyncio.run(hold_and_settle())

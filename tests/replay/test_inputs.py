@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from nsqtools.archive.files import STDIN_NAME
+from nsqtools.archive.files import STDIN_NAME, find_files
 from nsqtools.errors import OptionsError, StorageError
 from nsqtools.replay.inputs import Input, find_inputs
 from nsqtools.replay.interrupt import Interrupt
@@ -65,6 +65,20 @@ def test_a_name_that_looks_like_a_glob_is_a_file_when_there_is_one(tmp_path: Pat
 def test_what_is_meant_twice_is_read_once(tmp_path: Path) -> None:
     path = touch(tmp_path / "a.log")
     assert names(str(path), str(tmp_path), str(tmp_path / "*.log")) == [str(path)]
+
+
+def test_what_is_meant_twice_by_other_names_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = touch(tmp_path / "logs" / "a.log")
+    other = touch(tmp_path / "logs" / "b.log")
+    (tmp_path / "link").symlink_to(path)
+    (tmp_path / "old").symlink_to(path.parent)
+    monkeypatch.chdir(path.parent)
+    given = ("a.log", "./a.log", "../logs/a.log", str(path), "../link", "../old/a.log", "../old")
+    assert names(*given) == ["a.log", "../old/b.log"]
+    assert [file.name for file in find_files(given)] == ["a.log", "../old/b.log"]
+    assert names(str(other), ".") == [str(other), "a.log"]
 
 
 def test_every_name_that_is_nothing_is_told(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -171,6 +172,34 @@ def test_only_the_documented_error_escapes(pieces: list[bytes]) -> None:
 def test_violations_are_told_before_their_data_comes(raw: bytes, text: str) -> None:
     with pytest.raises(ProtocolError, match=text):
         FrameDecoder().receive(encode_frame(RESPONSE, b"OK") + raw)
+
+
+@pytest.mark.parametrize("cut", range(1, 8))
+@pytest.mark.parametrize("frame_type", [RESPONSE, ERROR, 3])
+def test_no_size_is_waited_for_that_was_not_checked(cut: int, frame_type: int) -> None:
+    header = struct.pack(">ii", FRAME_SIZE_MAX_BYTES, frame_type)
+    decoder = FrameDecoder()
+    assert decoder.receive(header[:cut]) == []
+    with pytest.raises(ProtocolError):
+        decoder.receive(header[cut:] + bytes(100))
+
+
+def test_few_messages_do_not_keep_a_large_read() -> None:
+    noise = encode_frame(RESPONSE, bytes(50_000)) * 4
+    reads = [noise + encode_frame(MESSAGE, RECORDED) * count + noise for count in (1, 3, 10, 100)]
+    tracemalloc.start()
+    try:
+        held = [
+            event
+            for read in reads * 10
+            for event in FrameDecoder().receive(memoryview(read))
+            if isinstance(event, Messages)
+        ]
+        held_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [len(messages) for messages in held] == [1, 3, 10, 100] * 10
+    assert held_bytes < len(reads[0]), "forty reads of that size"
 
 
 @pytest.mark.parametrize("step", [1, 7, 30, 33, 34, 35, 64, 1 << 20])

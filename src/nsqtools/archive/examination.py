@@ -123,6 +123,8 @@ def open_reader(file: BinaryIO, name: str, *, read_bytes: int = READ_BYTES) -> A
     start = _start_of(file, name, HEADER_BYTES_MAX + START_BYTES)
     record_format, compression = _was(start)
     tells = MAGIC in start[:START_BYTES] and record_format != ""
+    if reader is not None and reader.info.compression not in (NONE.name, compression):
+        tells, record_format = False, ""  # it is the header of another file that was put behind
     if reader is not None and not tells:
         if reader.info.compression == NONE.name or reader.info.record_format != LINES.name:
             return reader  # what it is can be told from what follows
@@ -263,17 +265,14 @@ class _Counter:
 
     def _add_text(self, text: Text) -> None:
         found = self._found
-        lines = text.data.count(NEWLINE)
         self._ends_line = text.data.endswith(NEWLINE)
         if text.entry is None:
-            found.records = (found.records or 0) + lines
+            found.records = (found.records or 0) + text.data.count(NEWLINE)
             return
         found.records = (found.records or 0) + text.entry.records
         found.add_times(text.entry.first_ts_ns, text.entry.last_ts_ns)
-        # A newline within a body makes two lines of it, never fewer.
-        if lines < text.entry.records or not self._ends_line:
-            reason = f"{lines} lines where {text.entry.records} records were noted"
-            found.lose(Lost(start=text.offset, end=text.offset, reason=reason, torn=False))
+        if (lost := text.miscounted()) is not None:
+            found.lose(lost)
 
     def _add_records(self, run: Records) -> None:
         found = self._found

@@ -171,10 +171,15 @@ def find_files(
             problems.append(f"{printable(name)}: {nothing.strerror}")
             continue
         for file in files:
-            found.setdefault(file.name, file)
+            found.setdefault(identity(file.name, file.path), file)
     if problems:
         raise OptionsError(problems)
     return list(found.values())
+
+
+def identity(name: str, path: Path | None) -> str:
+    """What is the same for a file however it is called: `./a`, its whole path, a link to it."""
+    return name if path is None else os.path.realpath(path)
 
 
 def find_remote(name: str, remotes: Remotes, left_out: list[str] | None = None) -> list[FoundFile]:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from nsqtools.archive.stream import Records
+    from nsqtools.archive.zstd_frames import IndexEntry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,9 +146,7 @@ class _Groups:
             elif not isinstance(item, Text):
                 yield self._counted(self._of_records(item))
             elif item.entry is not None:
-                entry = item.entry
-                times = entry.first_ts_ns, entry.last_ts_ns
-                yield self._counted(_group(item.data, entry.records, times))
+                yield self._counted(self._of_commit(item, item.entry))
             else:
                 yield from map(self._counted, self._of_text(item))
         yield from map(self._counted, self._rest())
@@ -167,6 +166,17 @@ class _Groups:
                 content = self._form.header + content
         self._is_first = False
         return _group(content, len(run.bodies), run.messages.time_range_ns())
+
+    def _of_commit(self, text: Text, entry: IndexEntry) -> Group:
+        """What its writer noted, as far as it can be true; what stands before it in its first line, from
+        another file, stays there."""
+        data, records = b"".join((*self._held, text.data)), entry.records
+        self._held, self._held_bytes = [], 0
+        if (lost := text.miscounted()) is not None:
+            self._made.losses.append(lost)
+            data = data if data.endswith(NEWLINE) else data + NEWLINE
+            records = min(records, data.count(NEWLINE))
+        return _group(data, records, (entry.first_ts_ns, entry.last_ts_ns))
 
     def _of_text(self, text: Text) -> Iterator[Group]:
         """Whole lines, of which nobody noted anything."""

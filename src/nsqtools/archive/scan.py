@@ -35,16 +35,6 @@ NOT_SEALED = "no index at the end: the file was cut, or never finished"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Text:
-    """Content of `lines`. With `entry`, what its writer noted of it, it is a whole commit or group;
-    without, it may begin and end within a line."""
-
-    data: bytes
-    offset: int
-    entry: IndexEntry | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Lost:
     """The bytes from `start` up to `end` are not whole; where these are the same, something is wrong
     there that takes no byte of its own with it.
@@ -61,6 +51,27 @@ class Lost:
     @property
     def size_bytes(self) -> int:
         return self.end - self.start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text:
+    """Content of `lines`. With `entry`, what its writer noted of it, it is a whole commit or group;
+    without, it may begin and end within a line."""
+
+    data: bytes
+    offset: int
+    entry: IndexEntry | None = None
+
+    def miscounted(self) -> Lost | None:
+        """What is wrong where it has fewer lines than were noted, or ends within one. A newline within a
+        body makes two lines of it, never fewer."""
+        if self.entry is None:
+            return None
+        lines = self.data.count(NEWLINE)
+        if lines >= self.entry.records and self.data.endswith(NEWLINE):
+            return None
+        reason = f"{lines} lines where {self.entry.records} records were noted"
+        return Lost(start=self.offset, end=self.offset, reason=reason, torn=False)
 
 
 class _Frame:

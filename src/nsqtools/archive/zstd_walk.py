@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -295,11 +296,15 @@ def indexed_blocks(source: Source, entries: Sequence[IndexEntry]) -> Iterator[Bl
 def zstd_groups(source: Source) -> Iterator[Group]:
     """The frames of a file as they were committed."""
     walk = ZstdWalk(source, strict=True)
-    frames = 0
-    for offset, blocks in groupby(walk.blocks(), key=lambda block: block.offset):
-        content = b"".join([block.data for block in blocks])
-        frames = walk.index.offsets.index(offset, frames)
-        entry = walk.index[frames]
+    # With the notes that it belongs to: of files put together each has its own.
+    for (offset, index), blocks in groupby(
+        ((block, walk.index) for block in walk.blocks()), key=lambda one: (one[0].offset, one[1])
+    ):
+        content = b"".join([block.data for block, _ in blocks])
+        at = bisect_left(index.offsets, offset)
+        if at == len(index):
+            raise Damage(offset, "a frame that another program wrote")
+        entry = index[at]
         yield Group(
             content=content,
             records=entry.records,

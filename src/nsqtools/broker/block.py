@@ -37,6 +37,8 @@ _LENGTH_FIELDS_BYTES = 8
 # A frame: i32 size, i32 type, then the payload.
 _FRAME_HEADER_BYTES = 8
 FRAME_OVERHEAD_BYTES = _FRAME_HEADER_BYTES + PAYLOAD_HEADER_BYTES
+# Of a block of one message without a body.
+_LENGTH_MIN = _CHECKED.size + FRAME_OVERHEAD_BYTES
 _FRAME_START = struct.Struct(">iiqH")
 _SIZE_FIELD_BYTES = 4
 _ATTEMPTS_AT = 16
@@ -227,7 +229,7 @@ def parse_block(
     if len(data) - position < HEADER_BYTES:
         return Short(position, HEADER_BYTES)
     length, crc, first, due_ns, count = HEADER.unpack_from(data, position)
-    if not _CHECKED.size < length <= length_max or not count:
+    if not _LENGTH_MIN <= length <= length_max or not count:
         return BadBlock(position, f"impossible block length {length}")
     end = position + _LENGTH_FIELDS_BYTES + length
     if end > len(data):

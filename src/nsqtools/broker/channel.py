@@ -372,12 +372,12 @@ class Channel:
             self._waiting.put_last(number, attempts, position)
         self.journal.queued([(*entry, 0) for entry in entries])
 
-    def _put(self, entries: list[tuple[int, int, int]]) -> None:
+    def _put(self, entries: list[tuple[int, int, int]], *, is_ahead: bool = False) -> None:
         """Before all that is new, or until their time."""
         for entry in entries:
             self._waiting.put(*entry)
         self._set_alarm()
-        self.journal.queued(entries)
+        self.journal.queued(entries, is_ahead=is_ahead)
 
     def _defer_pumped(self, first: int, end: int) -> None:
         """What is deferred is so from now on; what is not in memory is met by the cursor."""
@@ -400,9 +400,8 @@ class Channel:
         if first >= end:
             return
         if is_ahead := first > self.cursor:
-            # What waits is before the cursor, or in a void: the journal needs to know that first.
-            self.void(first, end)
-        self._put([(number, 0, due_ns) for number in range(first, end)])
+            self._cursor.void(first, end)
+        self._put([(number, 0, due_ns) for number in range(first, end)], is_ahead=is_ahead)
         if not is_ahead:
             self._cursor.move_to(end)
 

@@ -13,6 +13,7 @@ it is replaced by one that holds a fresh one.
     F  u64 first, u64 end            acknowledged, a run
     f  n x u64 number                acknowledged, one by one
     Q  n x (u64 number, u16 attempts, u64 due_ns)      back in the queue, at once or when due
+    A  as Q, of neighbours ahead of the cursor, and as N: as two records they could be torn apart
     N  u64 first, u64 end            never to be handed out, once the cursor gets there
     V  u64 first, u64 end            passed over by the cursor
     E  u64 cursor                    emptied
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from nsqtools.broker.files import OpenFiles
+
+    Entries = Sequence[tuple[int, int, int]]
 
 MAGIC = b"NSQTCHN\x01"
 COMPACT_BYTES = 4 << 20
@@ -104,7 +107,7 @@ class NoJournal:
 
     def finished(self, runs: Sequence[tuple[int, int]], numbers: Sequence[int]) -> None: ...
 
-    def queued(self, entries: Sequence[tuple[int, int, int]]) -> None: ...
+    def queued(self, entries: Entries, *, is_ahead: bool = False) -> None: ...
 
     def voided(self, first: int, end: int) -> None: ...
 
@@ -212,10 +215,11 @@ class Journal:
         if numbers:
             self._add(b"f", struct.pack(f">{len(numbers)}Q", *numbers))
 
-    def queued(self, entries: Sequence[tuple[int, int, int]]) -> None:
-        """Messages that wait again: (number, attempts so far, due_ns or 0)."""
+    def queued(self, entries: Entries, *, is_ahead: bool = False) -> None:
+        """Messages that wait again: (number, attempts so far, due_ns or 0); `is_ahead`: and are void."""
         if entries:
-            self._add(b"Q", b"".join([_ENTRY.pack(*entry) for entry in entries]))
+            data = b"".join([_ENTRY.pack(*entry) for entry in entries])
+            self._add(b"A" if is_ahead else b"Q", data)
 
     def voided(self, first: int, end: int) -> None:
         self._add(b"N", _RUN.pack(first, end))
@@ -444,6 +448,10 @@ class _Replay:
             for (number,) in _U64.iter_unpack(data):
                 self._forget(number, number + 1)
         elif kind == b"Q":
+            self._queue(data)
+        elif kind == b"A":
+            (first,) = _U64.unpack_from(data)
+            state.voids.add(first, first + len(data) // _ENTRY.size)
             self._queue(data)
         elif kind == b"N":
             state.voids.add(*_RUN.unpack(data))

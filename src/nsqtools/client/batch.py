@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Protocol
 from nsqtools.client.memory import MESSAGE_COST_BYTES
 from nsqtools.errors import NotSettled
 from nsqtools.wire import commands
+from nsqtools.wire.messages import Messages
 from nsqtools.wire.payloads import PAYLOAD_HEADER_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    from nsqtools.wire.messages import Messages
 
 
 # The part of max_msg_timeout for which a message is kept.
@@ -46,6 +45,9 @@ class Settler(Protocol):
     def release(self, batch: Batch) -> None:
         """Nothing of a batch is unsettled any more: it is held no longer."""
 
+    def release_some(self, size_bytes: int) -> None:
+        """So much of a batch is held no longer."""
+
     def send(self, data: bytes) -> None:
         """Send commands that settle nothing (TOUCH)."""
 
@@ -54,7 +56,8 @@ class Settler(Protocol):
 
 
 class Batch:
-    """Messages of one connection. `received_s` is the loop's time; `size_bytes` what they cost here.
+    """Messages of one connection. `received_s` is the loop's time; `size_bytes` what they cost here,
+    without the parts that were settled.
 
     `open_ids` are the ids that are not settled.
     """
@@ -139,6 +142,13 @@ class Batch:
         """The messages from number `start` up to `stop`, to be settled apart from the others."""
         return Part(self, self.messages.part(start, stop))
 
+    def cut_up(self) -> None:
+        """All messages are in parts now, and each part keeps its own: one that is held for long must not
+        keep the others in memory."""
+        if self._open is None:
+            self._open = Counter(self.messages.ids)
+        self.messages = Messages([], nsqd=self.messages.nsqd)
+
     def count_within(self, start: int, messages_max: int, bytes_max: int) -> int:
         """How many messages from number `start` on are within both bounds."""
         count = 0
@@ -149,19 +159,28 @@ class Batch:
             count += 1
         return count
 
-    def settle_some(self, ids: Sequence[bytes], encode: Encode) -> int:
-        """Settle some of the messages; gives how many could not be settled any more.
+    def settle_some(self, ids: Sequence[bytes], encode: Encode, size_bytes: int = 0) -> int:
+        """Settle some of the messages, which take `size_bytes`; gives how many could not be settled any
+        more.
 
         Those that were settled before are passed over.
         """
         unsettled, count = self._close(ids)
-        return self._send(unsettled, encode, count)
+        lost = self._send(unsettled, encode, count)
+        self._lighten(size_bytes if count else 0)
+        return lost
 
-    def let_go_some(self, ids: Sequence[bytes]) -> None:
+    def let_go_some(self, ids: Sequence[bytes], size_bytes: int) -> None:
         """Forget some of them unsettled, when the connection is gone."""
-        self._close(ids)
+        _, count = self._close(ids)
+        self._lighten(size_bytes if count else 0)
         if not self.unsettled:
             self.subscription.release(self)
+
+    def _lighten(self, size_bytes: int) -> None:
+        if size_bytes and self.unsettled:  # the last of it is released with the batch
+            self.size_bytes -= size_bytes
+            self.subscription.release_some(size_bytes)
 
     def _close(self, ids: Sequence[bytes]) -> tuple[list[bytes], int]:
         """Those of the ids that were open, and how many messages they are."""
@@ -224,11 +243,13 @@ class Part:
         return self.batch.is_lost
 
     def finish(self) -> int:
-        return self.batch.settle_some(self.messages.ids, commands.fin)
+        return self.batch.settle_some(self.messages.ids, commands.fin, self.size_bytes)
 
     def requeue(self, delay_s: float = 0.0) -> int:
         delay_ms = round(delay_s * 1000)
-        return self.batch.settle_some(self.messages.ids, lambda ids: commands.req(ids, delay_ms))
+        return self.batch.settle_some(
+            self.messages.ids, lambda ids: commands.req(ids, delay_ms), self.size_bytes
+        )
 
     def flush(self) -> None:
         """Send the answers now, and not when this turn of the loop ends."""
@@ -236,7 +257,7 @@ class Part:
 
     def let_go(self) -> None:
         """Forget them unsettled, when the connection is gone."""
-        self.batch.let_go_some(self.messages.ids)
+        self.batch.let_go_some(self.messages.ids, self.size_bytes)
 
 
 def cost_bytes(messages: Messages) -> int:

@@ -86,6 +86,7 @@ class Inbox:
             if stop == len(batch):
                 del self.batches[0]
                 self._at = 0
+                batch.cut_up()
         if not self.batches:
             self.fullest = 0.0
         return parts

@@ -145,6 +145,9 @@ class Subscription:
             del self._held[batch]
             self._released(batch.size_bytes)
 
+    def release_some(self, size_bytes: int) -> None:
+        self._released(size_bytes)
+
     def send(self, data: bytes) -> None:
         self.flush()
         self._refusable = min(self._refusable + data.count(b"\n"), REFUSABLE_MAX)

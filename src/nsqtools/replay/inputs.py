@@ -19,6 +19,7 @@ from nsqtools.archive.files import (
     below,
     check_kind,
     find_remote,
+    identity,
     open_file,
     status_of,
 )
@@ -124,8 +125,8 @@ def find_inputs(names: Sequence[str], remotes: Remotes | None = None) -> list[In
     """The files that the names stand for: a file, every finished file of a folder, a glob, `-`, and
     what `remotes` has.
 
-    A file that is meant twice is read once. Raises OptionsError naming every one that is nothing, or
-    that may not be looked at, and StoreError.
+    A file that is meant twice is read once, whatever it is called. Raises OptionsError naming every one
+    that is nothing, or that may not be looked at, and StoreError.
     """
     found: dict[str, Input] = {}
     problems: list[str] = []
@@ -138,7 +139,7 @@ def find_inputs(names: Sequence[str], remotes: Remotes | None = None) -> list[In
             problems.append(f"{where}: {(cause.strerror or str(cause)).lower()}")
             continue
         for source in sources:
-            found.setdefault(source.name, source)
+            found.setdefault(identity(source.name, source.path), source)
         if not sources:
             problems.append(f"{printable(name)}: {_why_nothing(name, is_remote=known is not None)}")
     if problems:

@@ -24,6 +24,7 @@ from nsqtools.wire.payloads import (
     FRAME_HEADER_BYTES,
     PAYLOAD_HEADER,
     PAYLOAD_HEADER_BYTES,
+    Apart,
     Mixed,
     Span,
 )
@@ -76,6 +77,9 @@ _RUN_MAX = 1024
 _TRIED_MIN = 4
 # Messages that go header by header after a run that did not hold.
 _WALKED_MAX = 128
+# Messages keep the bytes that they lie in, those of a whole read. Where they are a smaller part of it,
+# among much that is not kept, they are cut at once: who holds them holds no more than is counted.
+_KEPT_AS_READ_MIN = 0.5
 
 
 def refused_fin(code: str, description: str) -> bytes | None:
@@ -162,11 +166,11 @@ class FrameDecoder:
                 following = self._frame_end(data, position)
                 if following is None:
                     break
-                _gather(events, lying)
+                _gather(events, lying, end)
                 lying = []
                 events.append(self._take_other(data, position, following))
                 position = min(following, end)
-        _gather(events, lying)
+        _gather(events, lying, end)
         if position < end:
             self._keep(data, position)
         return events
@@ -260,17 +264,20 @@ class FrameDecoder:
     def _keep(self, data: bytes, position: int) -> None:
         rest = data[position:]
         need = FRAME_HEADER_BYTES
-        if len(rest) >= _SIZE_FIELD_BYTES:
+        if len(rest) >= FRAME_HEADER_BYTES:  # the size is none to wait for before it was checked
             size = int.from_bytes(rest[:4], "big", signed=True)
             whole = _SIZE_FIELD_BYTES + size
             need = max(need, _OVERSIZED_NEEDS if size > self._frame_size_max else whole)
         self._tail.keep(rest, need)
 
 
-def _gather(events: list[Event], lying: list[Lying]) -> None:
-    """Make one event of the messages since the last."""
-    if lying:
-        events.append(Messages([], lying))
+def _gather(events: list[Event], lying: list[Lying], read_bytes: int) -> None:
+    """Make one event of the messages since the last, out of a read of so many bytes."""
+    if not lying:
+        return
+    if sum([part.payloads_bytes for part in lying]) < read_bytes * _KEPT_AS_READ_MIN:
+        lying = [Apart([payload for part in lying for payload in part.payloads()])]
+    events.append(Messages([], lying))
 
 
 def _note_mixed(lying: list[Lying], data: bytes, starts: list[int], end: int) -> None:

@@ -167,6 +167,73 @@ def test_small_commits_become_large(
     assert "left alone" in run("compact", "--replace", path).text
 
 
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+@pytest.mark.parametrize("record_format", ["lines", "jsonl", "framed"])
+def test_files_put_together_become_one_of_large_commits(
+    run: Run, tmp_path: Path, record_format: str, compression: str
+) -> None:
+    pieces = [
+        archive_of(tmp_path / str(count), record_format, compression, numbered(count))
+        for count in (1, 40, 3, 200)
+    ]
+    path = tmp_path / pieces[0].name
+    path.write_bytes(b"".join([piece.read_bytes() for piece in pieces]))
+    before, size = run("cat", path).out, path.stat().st_size
+    ran = run("compact", "--replace", path)
+    assert (ran.code, ran.err) == (0, "")
+    assert path.stat().st_size < size * 0.6
+    assert run("verify", path).code == 0
+    assert run("cat", path).out == before
+    assert read_bodies(path) == ([body for piece in pieces for body in read_bodies(piece)[0]], None)
+
+
+@pytest.mark.parametrize("first", [b"one\ntwo", random.Random(1).randbytes(300).hex().encode()])
+@pytest.mark.parametrize("record_format", ["lines", "jsonl"])
+def test_behind_a_line_without_an_end_everything_stays_in_its_place(
+    run: Run, tmp_path: Path, record_format: str, first: bytes
+) -> None:
+    """Another program's file with one of ours behind it; both begin with a header of zstd."""
+    path = archive_of(tmp_path, record_format, "zstd", numbered(3))
+    path.write_bytes(zstandard.compress(first) + path.read_bytes())
+    before = run("cat", path)
+    assert before.code == 0
+    assert before.out.startswith(first)
+    assert run("verify", path).code == 0
+    made = tmp_path / "made.log.zst"
+    assert run("index", f"--output={made}", path).code == 0
+    assert run("cat", made).out == before.out
+    assert run("verify", made).code == 0
+
+
+def test_lines_of_which_too_many_were_noted(run: Run, tmp_path: Path) -> None:
+    """Of framed messages behind a file of lines, notes count what are no lines."""
+    parts = [archive_of(tmp_path / name, name, "zstd", numbered(5)) for name in ("lines", "framed")]
+    path = tmp_path / "both.log.zst"
+    path.write_bytes(b"".join([part.read_bytes() for part in parts]))
+    assert run("verify", path).code == 4
+    made = tmp_path / "made.log.zst"
+    ran = run("index", f"--output={made}", path)
+    assert (ran.code, made.exists()) == (4, False)
+    assert "lines where 10 records were noted" in ran.err
+    ran = run("repair", f"--output={made}", path)
+    assert ran.code == 0
+    assert "lines where 10 records were noted" in ran.text
+    assert run("verify", made).code == 0
+
+
+def test_compact_says_why_it_does_not_rewrite_what_another_program_wrote(
+    run: Run, tmp_path: Path
+) -> None:
+    path = archive_of(tmp_path, "lines", "zstd", numbered(30))
+    path.write_bytes(zstandard.compress(b"one\n" * 100) + path.read_bytes())
+    before = path.read_bytes()
+    assert run("verify", path).code == 0
+    ran = run("compact", "--replace", path)
+    assert ran.code == 4
+    assert "not compacted: a frame that another program wrote" in ran.err
+    assert (path.read_bytes(), names(tmp_path)) == (before, [path.name])
+
+
 def test_what_compact_leaves_alone(run: Run, tmp_path: Path) -> None:
     archive_of(tmp_path, "lines", "none", numbered(30))
     (tmp_path / "x.gz").write_bytes(gzip.compress(b"one\n") * 30)
