@@ -302,7 +302,7 @@ def zstd_groups(source: Source) -> Iterator[Group]:
     ):
         content = b"".join([block.data for block, _ in blocks])
         at = bisect_left(index.offsets, offset)
-        if at == len(index):
+        if at == len(index) or index.offsets[at] != offset:
             raise Damage(offset, "a frame that another program wrote")
         entry = index[at]
         yield Group(
