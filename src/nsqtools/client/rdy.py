@@ -11,8 +11,10 @@ Rules
 - The sum never exceeds `max_in_flight`, and no connection gets more than its nsqd allows.
 - With at most `max_in_flight` connections an eighth is shared out evenly, at least 1 each, and the
   rest goes where messages come from, in proportion to what came of late; evenly as long as nothing
-  has come. One that had all of its RDY in flight could not show how much it has: all of those count
-  alike, as the busiest of all. What a small `max_rdy_count` leaves over goes to the others. A
+  has come. One that had all of its RDY in flight could not show how much it has: it counts as HELD_BACK
+  times what came, up to as much as the busiest. So one with much has its part after a few decisions,
+  and one where a message comes now and then, each of them all of its RDY, takes nothing from the busy
+  ones. What a small `max_rdy_count` leaves over goes to the others. A
   connection that goes away leaves its share to the survivors at once (NSQ's own client raises them
   only at the next connect, and shares evenly between busy and idle; spec: client-behaviour, 4.5 and
   part 6).
@@ -52,6 +54,8 @@ STRICT_PLACES_MIN = 4
 EVEN_PART = 8
 # From so many messages a second for each place on, where RDY goes makes a difference.
 RATE_MATTERS = 10
+# How much more may come of one that had all of its RDY in flight.
+HELD_BACK = 4
 # Shares that all stay within this factor are not worth new RDYs.
 CHANGE_MIN = 1.25
 
@@ -173,7 +177,8 @@ def _weights(ready: Sequence[ConnectionRdy], places: int) -> dict[str, int]:
         return dict.fromkeys(rates, 1)
     for connection in ready:
         if connection.was_exhausted:
-            rates[connection.key] = max(busy)
+            shown = max(1, rates[connection.key])
+            rates[connection.key] = min(max(busy), HELD_BACK * shown)
     return {key: max(1, rate) for key, rate in rates.items()}
 
 
