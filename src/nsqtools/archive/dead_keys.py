@@ -7,6 +7,7 @@ locked looks again, because a writer that is taken for a living one has its mess
 from __future__ import annotations
 
 import contextlib
+import errno
 import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
@@ -123,7 +124,7 @@ class Left(NamedTuple):
 @contextlib.contextmanager
 def taken_over(path: Path) -> Iterator[Left | None]:
     """None when the writer lives, or the file is gone. Remove the file within: it is locked. Raises
-    `StorageError`."""
+    `StorageError`, also while another process reads what the writer left, and will tell in a moment."""
     with _taken(path) as fd:
         if fd is None:
             yield None
@@ -132,6 +133,9 @@ def taken_over(path: Path) -> Iterator[Left | None]:
         found = half.found if half is not None else Found()
         waiting = [unique for unique, commits in found.pending.items() if commits]
         claims = [path.with_name(f"{unique}{CLAIM_SUFFIX}") for unique in waiting]
+        if any(map(_is_in_use, claims)):
+            busy = OSError(errno.EBUSY, "another process reads the files of that run for now")
+            raise StorageError("take over what a killed run noted in", path, busy)
         yield Left(found.known, any(map(durable.is_taken, claims)))
 
 
