@@ -224,6 +224,23 @@ def test_a_process_that_looks_at_a_file_is_not_taken_for_its_writer(
     assert len(waited) == 2
 
 
+def test_many_topics_of_a_living_writer_are_waited_for_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes share a work folder: who begins as the second has as many topics as the first."""
+    waited: list[float] = []
+    monkeypatch.setattr("nsqtools.archive.dead_keys.time.sleep", waited.append)
+    dead = left_by_a_dead_writer(tmp_path)
+    living = [created(tmp_path) for _ in range(20)]
+    assert [found(file.path) for file in living] == [None] * len(living)
+    assert 0 < len(waited) < len(living)
+    assert found(dead) == [("n:1", ids(0, 3))]
+    for file in living:
+        file.begin([keys(7, 1)])
+        file.close()
+        assert found(file.path) == [("n:1", ids(7, 1))]
+
+
 def test_names_that_are_none_are_not_looked_at(tmp_path: Path) -> None:
     file = created(tmp_path)
     file.close()

@@ -493,5 +493,30 @@ def test_a_file_that_cannot_be_read_when_the_next_run_begins(
     assert in_next_run(wanted, 1) == [1]
 
 
+def test_a_run_that_begins_while_another_process_reads_what_was_left(tmp_path: Path) -> None:
+    """Of a large file that takes long; the other is `nsqtools spool upload`, or a second archiver."""
+    wanted = replace(spec(tmp_path), keys_max=10)
+    writer, _ = started(wanted)
+    writer.commit([message(1)])
+    killed(writer)
+    begins_meanwhile: list[ArchiveWriter] = []
+
+    def begin(_: object) -> None:
+        next_run = ArchiveWriter(wanted)
+        begins_meanwhile.append(next_run)
+        assert next_run.once is not None
+        with pytest.raises(StorageError, match="another process reads"):
+            next_run.once.open()
+
+    assert [result.failed for result in recover(tmp_path, begun=begin)] == [False]
+    (next_run,) = begins_meanwhile
+    assert next_run.once is not None
+    next_run.once.open()
+    done = next_run.commit([message(1, attempts=2), message(2)])
+    assert (done.messages, done.duplicates) == (1, 1)
+    close(next_run)
+    assert sorted(bodies_in(tmp_path)) == [1, 2]
+
+
 def test_payload_helper_and_messages_agree() -> None:
     assert Messages([payload(3, b"x")]).times == (payload(3, b"x"))[:8]

@@ -177,6 +177,23 @@ async def test_a_part_that_is_held_for_long_keeps_nothing_of_the_others() -> Non
     assert (sum(released), one.in_flight) == (held_bytes, 0)
 
 
+async def test_a_part_with_a_message_that_came_twice_is_settled_as_a_whole() -> None:
+    """We stood still for so long that nsqd sent it again before the first one was read."""
+    released: list[int] = []
+    inbox, one = Inbox(), subscription(released=released.append)
+    put(inbox, one, messages_of(1, 2, 1, 3, 4))
+    held_bytes = inbox.size_bytes
+    first, second = inbox.take_some(4, held_bytes), inbox.take_some(4, held_bytes)
+    assert [len(part) for part in (*first, *second)] == [4, 1]
+    assert first[0].finish() == 0
+    assert one.in_flight == 1
+    one.flush()
+    sent = cast("StandInConnection", one.connection).sent
+    assert sent == [b"".join(b"FIN %b\n" % each for each in ids_of([1, 2, 3]))]
+    second[0].requeue()
+    assert (sum(released), one.in_flight) == (held_bytes, 0)
+
+
 @given(st.data())
 def test_what_is_held_is_nothing_in_the_end(data: st.DataObject) -> None:
     async def hold_and_settle() -> None:

@@ -81,6 +81,18 @@ def test_what_is_meant_twice_by_other_names_is_read_once(
     assert names(str(other), ".") == [str(other), "a.log"]
 
 
+def test_files_that_were_removed_are_not_taken_for_one(tmp_path: Path) -> None:
+    """Two descriptors that a shell passes on: what was removed under one name is not the same file."""
+    with contextlib.ExitStack() as held:
+        given = []
+        for body in (b"one\n", b"two\n"):
+            path = touch(tmp_path / "a.log", body)
+            given.append(f"/dev/fd/{held.enter_context(path.open('rb')).fileno()}")
+            path.unlink()
+        assert names(*given) == given
+        assert [file.name for file in find_files(given)] == given
+
+
 def test_every_name_that_is_nothing_is_told(tmp_path: Path) -> None:
     touch(tmp_path / "empty" / "x.part")
     wanted = [str(tmp_path / name) for name in ("none", "*.gz", "empty")]

@@ -7,6 +7,7 @@ locked looks again, because a writer that is taken for a living one has its mess
 from __future__ import annotations
 
 import contextlib
+import errno
 import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 # nsqd has delivered by then what a writer that ended has not acknowledged.
 DEAD_KEPT_S = 7 * 86400.0
-# How often another process is given time to let go of a file that it only looks at.
+# A file that is locked as often as this, with so much time between, is not only looked at.
 _LOCK_TRIES = 5
 _LOCK_AGAIN_S = 0.02
 
@@ -60,8 +61,12 @@ class KeyFiles:
 
 def _all_key_files(work_dir: Path) -> Iterator[Path]:
     for folder in claim_folders(work_dir):
-        for name in filter(KEY_FILE_NAME.fullmatch, durable.names_in(folder)):
-            yield folder / name
+        yield from _key_files_in(folder)
+
+
+def _key_files_in(folder: Path) -> Iterator[Path]:
+    for name in filter(KEY_FILE_NAME.fullmatch, durable.names_in(folder)):
+        yield folder / name
 
 
 def note_whole(files: Iterable[Path], unique: str, end: int) -> int:
@@ -119,7 +124,7 @@ class Left(NamedTuple):
 @contextlib.contextmanager
 def taken_over(path: Path) -> Iterator[Left | None]:
     """None when the writer lives, or the file is gone. Remove the file within: it is locked. Raises
-    `StorageError`."""
+    `StorageError`, also while another process reads what the writer left, and will tell in a moment."""
     with _taken(path) as fd:
         if fd is None:
             yield None
@@ -128,6 +133,9 @@ def taken_over(path: Path) -> Iterator[Left | None]:
         found = half.found if half is not None else Found()
         waiting = [unique for unique, commits in found.pending.items() if commits]
         claims = [path.with_name(f"{unique}{CLAIM_SUFFIX}") for unique in waiting]
+        if any(map(_is_in_use, claims)):
+            busy = OSError(errno.EBUSY, "another process reads the files of that run for now")
+            raise StorageError("take over what a killed run noted in", path, busy)
         yield Left(found.known, any(map(durable.is_taken, claims)))
 
 
@@ -163,8 +171,56 @@ class _InHand:
                 self._paths.discard(path)
                 self._changed.notify_all()
 
+    def others(self, path: Path) -> set[Path]:
+        """All but this one."""
+        with self._changed:
+            return self._paths - {path}
+
+
+class _Living:
+    """Which files were locked time after time: their writers live. All of a folder are watched at once,
+    because a process beside this one has as many as it has topics."""
+
+    def __init__(self) -> None:
+        self._watching = threading.Lock()
+        self._paths: set[Path] = set()
+
+    def has(self, path: Path) -> bool:
+        """Of one that is locked; takes a moment where that is new. Raises `StorageError`."""
+        with self._watching:
+            if path not in self._paths:
+                self._paths |= self._watched(path)
+            return path in self._paths
+
+    def discard(self, path: Path) -> None:
+        """Its writer is gone."""
+        self._paths.discard(path)
+
+    def _watched(self, path: Path) -> set[Path]:
+        locked = set(_key_files_in(path.parent)) - self._paths
+        for left in reversed(range(_LOCK_TRIES)):
+            locked -= _in_hand.others(path)
+            locked = set(filter(_is_in_use, locked))
+            if left and locked:
+                time.sleep(_LOCK_AGAIN_S)
+        return locked
+
+
+def _is_in_use(path: Path) -> bool:
+    """Whether it is locked by whomever."""
+    with contextlib.suppress(StorageError):  # also of one that is gone
+        fd = durable.open_existing(path)
+        try:
+            durable.lock_file(fd, path)
+        except DataPathInUse:
+            return True
+        finally:
+            durable.close(fd)
+    return False
+
 
 _in_hand = _InHand()
+_living = _Living()
 
 
 @contextlib.contextmanager
@@ -189,8 +245,9 @@ def _is_locked(fd: int, path: Path, tries: int) -> bool:
         try:
             durable.lock_file(fd, path)
         except DataPathInUse:
-            if left:
-                time.sleep(_LOCK_AGAIN_S)
+            if left and _living.has(path):
+                break
         else:
+            _living.discard(path)
             return True
     return False

@@ -179,7 +179,10 @@ def find_files(
 
 def identity(name: str, path: Path | None) -> str:
     """What is the same for a file however it is called: `./a`, its whole path, a link to it."""
-    return name if path is None else os.path.realpath(path)
+    if path is None:
+        return name
+    real = os.path.realpath(path)
+    return real if os.path.lexists(real) else name  # an open file that was removed has no path
 
 
 def find_remote(name: str, remotes: Remotes, left_out: list[str] | None = None) -> list[FoundFile]:

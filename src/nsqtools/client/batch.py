@@ -186,7 +186,7 @@ class Batch:
         """Those of the ids that were open, and how many messages they are."""
         if self._open is None:
             self._open = Counter(self.messages.ids)
-        unsettled = [one for one in ids if one in self._open]
+        unsettled = [one for one in dict.fromkeys(ids) if one in self._open]
         count = sum(self._open.pop(one) for one in unsettled)
         self.unsettled -= count
         return unsettled, count

@@ -14,8 +14,10 @@ from tests.archive.failing_os import FailingOs
 from tests.archive.helpers import batch_of, spec
 
 from nsqtools import durable
+from nsqtools.archive.claims import Claim, claim_paths
 from nsqtools.archive.recovery import recover
 from nsqtools.archive.writer import ArchiveWriter
+from nsqtools.errors import StorageError
 from nsqtools.outputs.contract import DONE
 from nsqtools.outputs.file.leftovers import Leftovers
 from nsqtools.outputs.file.output import FileOutput
@@ -48,6 +50,31 @@ async def test_what_an_output_has_let_go_of_is_found_by_the_next_open(
     assert sorted(path.read_bytes() for path in tmp_path.glob("*.log")) == [b"one\n", b"two\n"]
     assert not list(tmp_path.glob("*.part"))
     assert leftovers.failed_of("topic") == 0
+
+
+async def test_what_another_process_had_in_hand_and_let_go_of_is_finished(
+    tmp_path: Path, workers: Workers
+) -> None:
+    """It was killed while it read a file: that is not to wait for the next start."""
+    wanted = replace(spec(tmp_path), keys_max=10)
+    dead = FileOutput(wanted, workers, sync_interval_s=1.0)
+    await dead.open()
+    assert await dead.deliver([batch_of([b"one"])]) == DONE
+    await dead.abandon()
+    (path,) = claim_paths(tmp_path)
+    in_hand = Claim.adopt(path)
+    assert in_hand is not None
+    leftovers = Leftovers(tmp_path, workers)
+    output = FileOutput(wanted, workers, sync_interval_s=1.0, leftovers=leftovers)
+    with pytest.raises(StorageError, match="another process reads"):
+        await output.open()
+    in_hand.close()
+    await output.open()
+    assert [path.read_bytes() for path in tmp_path.glob("*.log")] == [b"one\n"]
+    assert await output.deliver([batch_of([b"one"])]) == DONE
+    await output.close()
+    assert output.counts()["duplicates"] == 1
+    assert len(list(tmp_path.glob("*.log"))) == 1
 
 
 async def test_a_run_that_lives_is_not_told_of(

@@ -429,3 +429,13 @@ def test_what_ends_it_in_the_first_moment_leaves_nothing(
     with pytest.raises(KeyboardInterrupt), new_file(tmp_path):
         raise AssertionError("not made")
     assert not list(tmp_path.iterdir())
+
+
+def test_repair_tells_how_many_lines_of_a_compressed_file_are_left_out(
+    run: Run, tmp_path: Path
+) -> None:
+    path = archive_of(tmp_path, "jsonl", "gzip", COMMITS)
+    path.write_bytes(gzip.compress(b"no record\n" * 20) + path.read_bytes())
+    ran = run("repair", path)
+    assert ran.code == 0
+    assert ran.text.endswith(f" are {len(BODIES)} records; lost are 0 bytes, 20 records\n")

@@ -153,7 +153,14 @@ class FileOutput:
             await self._leftovers.finish(self._topic)
             key_files = self._leftovers.key_files
         if (once := self._writer.once) is not None:
-            await self._strand.call(lambda: once.open(key_files))
+            try:
+                await self._strand.call(lambda: once.open(key_files))
+            except StorageError:
+                if self._leftovers is not None:
+                    self._leftovers.abandoned(
+                        self._topic
+                    )  # so may be what another process has in hand
+                raise
         await self._mark_now()
 
     async def deliver(self, messages: Sequence[Messages]) -> Answer:

@@ -110,8 +110,10 @@ def _losses(file: FoundFile, made: Rewritten) -> list[str]:
 
 
 def _result(file: FoundFile, target: str, made: Rewritten) -> str:
-    lost = sum(one.size_bytes for one in made.losses)
+    lost = shown.count(sum(one.size_bytes for one in made.losses), "byte")
+    if records := sum(one.records or 0 for one in made.losses):
+        lost += f", {shown.count(records, 'record')}"  # compressed lines take no bytes of their own
     return (
         f"{printable(file.name)}: whole, and now in {printable(target)}, are"
-        f" {shown.count(made.records, 'record')}; lost are {shown.count(lost, 'byte')}"
+        f" {shown.count(made.records, 'record')}; lost are {lost}"
     )
