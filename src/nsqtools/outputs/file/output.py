@@ -156,10 +156,10 @@ class FileOutput:
             try:
                 await self._strand.call(lambda: once.open(key_files))
             except StorageError:
-                if self._leftovers is not None:
-                    self._leftovers.abandoned(
-                        self._topic
-                    )  # so may be what another process has in hand
+                if (
+                    self._leftovers is not None
+                ):  # what another process had in hand may be left to us
+                    self._leftovers.abandoned(self._topic)
                 raise
         await self._mark_now()
 
