@@ -9,6 +9,7 @@ import pytest
 from tests.archive.helpers import batch_of
 
 from nsqtools import durable
+from nsqtools.archive import dead_keys
 from nsqtools.archive import keys as keys_module
 from nsqtools.archive.dead_keys import (
     DEAD_KEPT_S,
@@ -239,6 +240,20 @@ def test_many_topics_of_a_living_writer_are_waited_for_together(
         file.begin([keys(7, 1)])
         file.close()
         assert found(file.path) == [("n:1", ids(7, 1))]
+
+
+def test_writers_whose_files_are_gone_are_forgotten(tmp_path: Path) -> None:
+    """A process that runs for months sees any number of them begin and end."""
+    gone = [created(tmp_path) for _ in range(5)]
+    assert found(gone[0].path) is None
+    for file in gone:
+        file.path.unlink()
+        file.close()
+    living = created(tmp_path)
+    assert found(living.path) is None
+    remembered = {path for path in dead_keys._living._paths if path.is_relative_to(tmp_path)}
+    assert remembered == {living.path}
+    living.close()
 
 
 def test_names_that_are_none_are_not_looked_at(tmp_path: Path) -> None:

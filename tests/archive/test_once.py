@@ -505,7 +505,7 @@ def test_a_run_that_begins_while_another_process_reads_what_was_left(tmp_path: P
         next_run = ArchiveWriter(wanted)
         begins_meanwhile.append(next_run)
         assert next_run.once is not None
-        with pytest.raises(StorageError, match="another process reads"):
+        with pytest.raises(StorageError, match="are being finished"):
             next_run.once.open()
 
     assert [result.failed for result in recover(tmp_path, begun=begin)] == [False]

@@ -140,11 +140,8 @@ class Claim:
         One that was torn while it was written, before its working file was made, is removed.
         Raises `StorageError`, and `ArchiveError` for one that cannot be understood.
         """
-        try:
-            fd = durable.open_existing(path)
-        except StorageError:
-            if durable.is_taken(path):
-                raise
+        fd = open_if_there(path)
+        if fd is None:
             return None
         try:
             claim = cls._adopt(fd, path)
@@ -254,6 +251,17 @@ def claim_paths(work_dir: Path) -> Iterator[Path]:
                 yield folder / name
 
 
+def open_if_there(path: Path) -> int | None:
+    """As `durable.open_existing`, a file that somebody else may have removed; None for one that is gone.
+    Raises `StorageError`."""
+    try:
+        return durable.open_existing(path)
+    except StorageError:
+        if durable.is_taken(path):
+            raise
+        return None
+
+
 def claim_folders(work_dir: Path) -> Iterator[Path]:
     """Every folder of claims that is ours; raises `StorageError`."""
     for folder in _all_folders(work_dir):
@@ -288,11 +296,8 @@ def facts_in(path: Path) -> ClaimFacts | None:
 
     Raises `StorageError`, and `ArchiveError` for one that cannot be understood.
     """
-    try:
-        fd = durable.open_existing(path)
-    except StorageError:
-        if durable.is_taken(path):
-            raise
+    fd = open_if_there(path)
+    if fd is None:
         return None
     try:
         found = _read(fd, path)

@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from nsqtools import durable
-from nsqtools.archive.claims import CLAIM_SUFFIX, claim_folders
+from nsqtools.archive.claims import CLAIM_SUFFIX, claim_folders, open_if_there
 from nsqtools.archive.keys import KEY_FILE_NAME, Found, Keys, digest, encode_whole, read_newest
 from nsqtools.errors import DataPathInUse, StorageError
 
@@ -134,7 +134,9 @@ def taken_over(path: Path) -> Iterator[Left | None]:
         waiting = [unique for unique, commits in found.pending.items() if commits]
         claims = [path.with_name(f"{unique}{CLAIM_SUFFIX}") for unique in waiting]
         if any(map(_is_in_use, claims)):
-            busy = OSError(errno.EBUSY, "another process reads the files of that run for now")
+            busy = OSError(
+                errno.EBUSY, "its files are being finished, by another process; tried again"
+            )
             raise StorageError("take over what a killed run noted in", path, busy)
         yield Left(found.known, any(map(durable.is_taken, claims)))
 
@@ -179,7 +181,7 @@ class _InHand:
 
 class _Living:
     """Which files were locked time after time: their writers live. All of a folder are watched at once,
-    because a process beside this one has as many as it has topics."""
+    because a process beside this one has as many as it has topics. Those that are gone are forgotten."""
 
     def __init__(self) -> None:
         self._watching = threading.Lock()
@@ -189,21 +191,23 @@ class _Living:
         """Of one that is locked; takes a moment where that is new. Raises `StorageError`."""
         with self._watching:
             if path not in self._paths:
-                self._paths |= self._watched(path)
+                self._look_beside(path)
             return path in self._paths
 
     def discard(self, path: Path) -> None:
         """Its writer is gone."""
         self._paths.discard(path)
 
-    def _watched(self, path: Path) -> set[Path]:
-        locked = set(_key_files_in(path.parent)) - self._paths
+    def _look_beside(self, path: Path) -> None:
+        there = set(_key_files_in(path.parent))
+        known = {one for one in self._paths if one.parent != path.parent or one in there}
+        locked = there - known
         for left in reversed(range(_LOCK_TRIES)):
             locked -= _in_hand.others(path)
             locked = set(filter(_is_in_use, locked))
             if left and locked:
                 time.sleep(_LOCK_AGAIN_S)
-        return locked
+        self._paths = known | locked
 
 
 def _is_in_use(path: Path) -> bool:
@@ -227,11 +231,8 @@ _living = _Living()
 def _taken(path: Path, *, tries: int = _LOCK_TRIES) -> Iterator[int | None]:
     """The locked file; None while its writer has it."""
     with _in_hand.only(path):
-        try:
-            fd = durable.open_existing(path)
-        except StorageError:
-            if durable.is_taken(path):
-                raise
+        fd = open_if_there(path)
+        if fd is None:
             yield None
             return
         try:

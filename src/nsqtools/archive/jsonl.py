@@ -111,8 +111,10 @@ class JsonlEncoder:
         """Lines of any kind: the columns with what stands between them."""
         count = len(messages)
         texts = [] if together is None else together[1:-1].split(BETWEEN_BODIES)
-        # Of another number where a body holds the character between them.
-        pairs = [(text, False) for text in texts] if len(texts) == count else _texts(messages)
+        if len(texts) == count:
+            pairs = [(text, False) for text in texts]
+        else:  # a body is no text, or holds the character between them
+            pairs = [_text(body) for body in messages.bodies]
         parts = [ID_START] * (7 * count)
         parts[::7] = [LINE_START] * count
         parts[1::7] = _digits(messages.timestamps)
@@ -173,11 +175,6 @@ def _escaped_together(messages: Messages) -> bytes | None:
         return orjson.dumps(BETWEEN_BODIES.join(messages.bodies).decode("utf-8"))
     except UnicodeDecodeError:
         return None
-
-
-def _texts(messages: Messages) -> list[tuple[bytes, bool]]:
-    """Every body alone; see `_text`."""
-    return [_text(body) for body in messages.bodies]
 
 
 def _text(body: bytes) -> tuple[bytes, bool]:

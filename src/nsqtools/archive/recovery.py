@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from nsqtools import durable, publish
-from nsqtools.archive.claims import Claim, Placing, claim_paths, topic_of
+from nsqtools.archive.claims import Claim, Placing, claim_paths, open_if_there, topic_of
 from nsqtools.archive.dead_keys import KeyFiles, is_awaited, note_whole
 from nsqtools.archive.destination import FileFacts, open_destination
 from nsqtools.archive.files import PART_SUFFIX
@@ -190,11 +190,8 @@ class _Recovery:
 
     def run(self) -> Recovered | None:
         """What became of the file; None when there is nothing to tell."""
-        try:
-            fd = durable.open_existing(self._path)
-        except StorageError:
-            if durable.is_taken(self._path):
-                raise
+        fd = open_if_there(self._path)
+        if fd is None:
             return self._without_working_file()
         try:
             return self._with_working_file(fd)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 32
 # How struct names an unsigned number of so many bytes.
-NUMBER_CODES = {8: "Q", 2: "H"}
+_NUMBER_CODES = {8: "Q", 2: "H"}
 # Shapes of fields that one process cuts at a time; each costs a few KiB.
 _SHAPES_MAX = 256
 
@@ -49,7 +49,7 @@ def cut_numbers(
     """As `cut`, for unsigned numbers of 8 or 2 bytes."""
     numbers: list[int] = []
     chunks, rest = divmod(count, _CHUNK)
-    code = NUMBER_CODES[size]
+    code = _NUMBER_CODES[size]
     if chunks:
         unpack_from = _numbers(offset, code, stride - offset - size)
         for _ in range(chunks):

@@ -30,7 +30,7 @@ from nsqtools.wire.payloads import (
 )
 
 if TYPE_CHECKING:
-    from nsqtools.wire.payloads import Lying
+    from nsqtools.wire.payloads import Payloads
 
 RESPONSE = 0
 ERROR = 1
@@ -157,38 +157,38 @@ class FrameDecoder:
 
     def _decode(self, data: bytes) -> list[Event]:
         events: list[Event] = []
-        lying: list[Lying] = []
+        runs: list[Payloads] = []
         position, end = 0, len(data)
         while position + FRAME_HEADER_BYTES <= end:
             before = position
-            position = self._take_messages(data, position, lying)
+            position = self._take_messages(data, position, runs)
             if position == before:
                 following = self._frame_end(data, position)
                 if following is None:
                     break
-                _gather(events, lying, end)
-                lying = []
+                _gather(events, runs, end)
+                runs = []
                 events.append(self._take_other(data, position, following))
                 position = min(following, end)
-        _gather(events, lying, end)
+        _gather(events, runs, end)
         if position < end:
             self._keep(data, position)
         return events
 
-    def _take_messages(self, data: bytes, position: int, lying: list[Lying]) -> int:
+    def _take_messages(self, data: bytes, position: int, runs: list[Payloads]) -> int:
         """Note the whole messages from `position` on, up to anything else; gives where that is."""
         starts: list[int] = []
         while True:
             run = self._find_run(data, position)
             if run is not None:
-                _note_mixed(lying, data, starts, position)
+                _note_mixed(runs, data, starts, position)
                 starts = []
-                lying.append(run)
+                runs.append(run)
                 position += run.messages * run.stride
                 continue
             walked = self._walk(data, position, starts)
             if walked == position:
-                _note_mixed(lying, data, starts, position)
+                _note_mixed(runs, data, starts, position)
                 return position
             position = walked
 
@@ -271,19 +271,19 @@ class FrameDecoder:
         self._tail.keep(rest, need)
 
 
-def _gather(events: list[Event], lying: list[Lying], read_bytes: int) -> None:
+def _gather(events: list[Event], runs: list[Payloads], read_bytes: int) -> None:
     """Make one event of the messages since the last, out of a read of so many bytes."""
-    if not lying:
+    if not runs:
         return
-    if sum([part.payloads_bytes for part in lying]) < read_bytes * _KEPT_AS_READ_MIN:
-        lying = [Apart([payload for part in lying for payload in part.payloads()])]
-    events.append(Messages([], lying))
+    if sum([part.payloads_bytes for part in runs]) < read_bytes * _KEPT_AS_READ_MIN:
+        runs = [Apart([payload for part in runs for payload in part.payloads()])]
+    events.append(Messages([], runs))
 
 
-def _note_mixed(lying: list[Lying], data: bytes, starts: list[int], end: int) -> None:
+def _note_mixed(runs: list[Payloads], data: bytes, starts: list[int], end: int) -> None:
     """Messages that begin at `starts`, the last of which ends at `end`."""
     if starts:
-        lying.append(Mixed(data, [*starts, end]))
+        runs.append(Mixed(data, [*starts, end]))
 
 
 def _oversized(data: bytes, position: int, size: int) -> Oversized:

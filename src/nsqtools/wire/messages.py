@@ -17,7 +17,7 @@ from nsqtools.wire.payloads import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from nsqtools.wire.payloads import Lying
+    from nsqtools.wire.payloads import Payloads
 
 _ATTEMPTS_AT = TIME_BYTES
 _ID_AT = 10
@@ -34,26 +34,26 @@ class Messages:
     """Which of those that were made of one message each is; empty where none was made."""
 
     def __init__(
-        self, payloads: list[bytes], lying: list[Lying] | None = None, *, nsqd: str = ""
+        self, payloads: list[bytes], runs: list[Payloads] | None = None, *, nsqd: str = ""
     ) -> None:
         self.nsqd = nsqd
-        self._lying: list[Lying] = [Apart(payloads)] if lying is None else lying
-        self._count = sum([part.messages for part in self._lying])
+        self._runs: list[Payloads] = [Apart(payloads)] if runs is None else runs
+        self._count = sum([part.messages for part in self._runs])
 
     def __len__(self) -> int:
         return self._count
 
     @cached_property
     def payloads(self) -> list[bytes]:
-        if len(self._lying) == 1:
-            return self._lying[0].payloads()
-        return [payload for part in self._lying for payload in part.payloads()]
+        if len(self._runs) == 1:
+            return self._runs[0].payloads()
+        return [payload for part in self._runs for payload in part.payloads()]
 
     @cached_property
     def bodies(self) -> list[bytes]:
-        if len(self._lying) == 1:
-            return self._lying[0].bodies()
-        return [body for part in self._lying for body in part.bodies()]
+        if len(self._runs) == 1:
+            return self._runs[0].bodies()
+        return [body for part in self._runs for body in part.bodies()]
 
     @cached_property
     def ids(self) -> list[bytes]:
@@ -67,7 +67,7 @@ class Messages:
     @cached_property
     def times(self) -> bytes:
         """The timestamps as they came, 8 bytes each, one after the other."""
-        return b"".join([part.heads.together(0, TIME_BYTES) for part in self._lying])
+        return b"".join([part.heads.together(0, TIME_BYTES) for part in self._runs])
 
     @cached_property
     def attempts(self) -> list[int]:
@@ -77,7 +77,7 @@ class Messages:
     def same_attempts(self) -> int | None:
         """What all messages have; None when they do not, or when there are none."""
         seen: set[bytes] = set()
-        for part in self._lying:
+        for part in self._runs:
             if not part.messages:
                 continue
             heads = part.heads
@@ -89,19 +89,19 @@ class Messages:
     @cached_property
     def size_bytes(self) -> int:
         """Bytes of all bodies."""
-        payloads_bytes = sum([part.payloads_bytes for part in self._lying])
+        payloads_bytes = sum([part.payloads_bytes for part in self._runs])
         return payloads_bytes - PAYLOAD_HEADER_BYTES * self._count
 
     @property
     def first_timestamp_ns(self) -> int:
         """Publish time of the first message, without a look at the others; there must be one."""
-        part = next(part for part in self._lying if part.messages)
+        part = next(part for part in self._runs if part.messages)
         return int.from_bytes(part.of_first(0, TIME_BYTES), "big")
 
     @cached_property
     def body_bytes_max(self) -> int:
         """Bytes of the largest body; 0 when there is no message."""
-        largest = max([part.payload_bytes_max for part in self._lying], default=0)
+        largest = max([part.payload_bytes_max for part in self._runs], default=0)
         return max(0, largest - PAYLOAD_HEADER_BYTES)
 
     def has_body_of_more(self, limit_bytes: int) -> bool:
@@ -110,7 +110,7 @@ class Messages:
 
     def runs(self) -> Iterator[tuple[int | None, list[bytes]]]:
         """The payloads in order, in runs, each with the size that all of the run are known to have."""
-        for part in self._lying:
+        for part in self._runs:
             size = part.payload_bytes_max if isinstance(part, Span) else None
             yield size, part.payloads()
 
@@ -140,12 +140,12 @@ class Messages:
 
     def _column(self, offset: int, size: int) -> list[bytes]:
         """A field of what stands before the bodies, of every message."""
-        if len(self._lying) == 1:
-            return self._lying[0].heads.column(offset, size)
-        return [field for part in self._lying for field in part.heads.column(offset, size)]
+        if len(self._runs) == 1:
+            return self._runs[0].heads.column(offset, size)
+        return [field for part in self._runs for field in part.heads.column(offset, size)]
 
     def _numbers(self, offset: int, size: int) -> list[int]:
-        return [number for part in self._lying for number in part.heads.numbers(offset, size)]
+        return [number for part in self._runs for number in part.heads.numbers(offset, size)]
 
 
 class PartedMessages(Messages):

@@ -51,9 +51,11 @@ class Span(NamedTuple):
         return self
 
     def payloads(self) -> list[bytes]:
+        """Each whole."""
         return self.column(0, self.payload_bytes_max)
 
     def bodies(self) -> list[bytes]:
+        """What follows the head of each."""
         return self.column(PAYLOAD_HEADER_BYTES, self.stride - _HEAD_BYTES)
 
     def column(self, offset: int, size: int) -> list[bytes]:
@@ -175,4 +177,5 @@ class Apart:
         return self._payloads[0][start:end]
 
 
-Lying = Span | Mixed | Apart
+# What is asked of the one is asked of the others; see `Span`.
+Payloads = Span | Mixed | Apart

@@ -66,7 +66,7 @@ async def test_what_another_process_had_in_hand_and_let_go_of_is_finished(
     assert in_hand is not None
     leftovers = Leftovers(tmp_path, workers)
     output = FileOutput(wanted, workers, sync_interval_s=1.0, leftovers=leftovers)
-    with pytest.raises(StorageError, match="another process reads"):
+    with pytest.raises(StorageError, match="are being finished"):
         await output.open()
     in_hand.close()
     await output.open()
