@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.pipeline.helpers import CHANNEL, publish
@@ -76,6 +77,35 @@ async def test_an_outage_longer_than_nsqd_waits(
     # What is taken back while it is on its way stands there twice, and that is told: two seconds are
     # not always enough on a busy machine.
     assert len(bodies) - len(TEN) <= possible_duplicates(tool)
+
+
+async def test_what_is_taken_back_while_it_is_uploaded_is_told(
+    start_nsqd: StartNsqd,
+    archive: Bucket,
+    proxy: FaultProxy,
+    tool: Program,
+    flags: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It stands in the bucket, and comes again: twice there, and counted."""
+    nsqd = await start_nsqd(msg_timeout="1s", max_msg_timeout="2s")
+    flags[2] = f"--nsqd-tcp-address={nsqd.tcp_address}"
+    pass_on, delays_s = proxy._pass_on, [4.0]
+
+    def late(request: Any, *, is_corrupt: bool) -> bytes:
+        if request.line.startswith("PUT ") and delays_s:
+            time.sleep(delays_s.pop())
+        return pass_on(request, is_corrupt=is_corrupt)
+
+    monkeypatch.setattr(proxy, "_pass_on", late)
+    await publish(nsqd, *TEN)
+    await tool.start(*flags, "--ack=upload", "--rotate-interval=100ms")
+    await until_acknowledged(nsqd, tool)
+    assert await tool.end(signal.SIGTERM) == 0, tool.told
+    bodies = archive.all_bodies(tmp_path)
+    assert sorted(set(bodies)) == sorted(TEN)
+    assert len(TEN) <= len(bodies) - len(TEN) <= possible_duplicates(tool)
 
 
 async def test_a_connection_that_is_lost_before_the_upload(

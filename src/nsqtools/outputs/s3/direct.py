@@ -57,7 +57,7 @@ _QUIET_BYTES = 8 << 20
 _QUIET_S = 1.0
 SCRATCH_PREFIX, SCRATCH_SUFFIX = "nsq_to_s3-", ".object"
 _SCRATCH = re.compile(f"{SCRATCH_PREFIX}[a-z0-9_]{{8}}{re.escape(SCRATCH_SUFFIX)}", re.ASCII)
-_COUNTS = ("disk_bytes", "files", "ambiguous_messages", "failures")
+_COUNTS = ("disk_bytes", "files", "ambiguous_messages", "failures", "unanswered_messages")
 # At the end of a run what stands goes back to nsqd at once.
 _NOT_NOW = Again(1.0, "the run ends", stands=True)
 
@@ -86,7 +86,8 @@ class Making:
     batches: list[Messages] = field(default_factory=list)
     messages: int = 0
     size_bytes: int = 0
-    answers: list[asyncio.Future[Answer]] = field(default_factory=list)
+    answers: dict[asyncio.Future[Answer], int] = field(default_factory=dict)
+    """Who waits for it, and with how many messages."""
     ends: list[asyncio.TimerHandle] = field(default_factory=list)
 
     def add(self, messages: Sequence[Messages]) -> None:
@@ -153,13 +154,14 @@ class DirectOutput:
             making.ends.append(loop.call_later(self._interval_s, self._end, making))
         making.add(messages)
         answer: asyncio.Future[Answer] = loop.create_future()
-        making.answers.append(answer)
+        making.answers[answer] = count_messages(messages)
         self._end_if_large(making, loop)
         try:
             return await answer
         except asyncio.CancelledError:
             if self._making is making:
                 making.take_out(messages)
+                del making.answers[answer]
             raise
 
     def _end_if_large(self, making: Making, loop: asyncio.AbstractEventLoop) -> None:
@@ -196,6 +198,7 @@ class DirectOutput:
                 failure = await self._try_to_place(making)
                 if failure is None:
                     self._trouble.over()
+                    self._count_late(making)
                     answer = DONE
                     break
                 self._counts["failures"] += 1
@@ -214,6 +217,15 @@ class DirectOutput:
             for waiter in making.answers:
                 if not waiter.done():
                     waiter.set_result(answer)
+
+    def _count_late(self, making: Making) -> None:
+        """Nobody waits any more for messages that nsqd has taken back while they were on their way."""
+        late = sum(messages for waiter, messages in making.answers.items() if waiter.done())
+        if late:
+            self._counts["unanswered_messages"] += late
+            self._log.warning(
+                "stored when nsqd had taken the messages back: they come again", messages=late
+            )
 
     async def _try_to_place(self, making: Making) -> NsqToolsError | None:
         """Why it is not there, or None."""
